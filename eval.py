@@ -1,0 +1,201 @@
+"""Measure a backbone:  python eval.py RUN_FOLDER --protocol knn
+
+A run folder, one of its checkpoints, or any timm checkpoint with --backbone. Prints a table and, as the last line, one
+JSON object. `python eval.py --help` lists the flags; evaluation/protocols.py holds the protocols.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not burn shared cores
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation.evaluate import Evaluation, Settings
+from evaluation.protocols import PROTOCOLS, find_protocol
+from evaluation.subject import Subject, open_subject
+from models.backbone import STEMS
+from pipelines.build import EXECUTORS
+from pipelines.data import open_data
+from pipelines.errors import UserError
+from pipelines.sources import Source
+from runs.folder import write_atomically
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 when measured, 2 on bad input."""
+    flags = parser().parse_args(argv)
+    try:
+        check_flags(flags)
+        subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
+        protocol = find_protocol(flags.protocol, subject.image_size)
+        train, test, data = open_both(flags, subject)
+        evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
+        result = evaluation.result()
+        if flags.features_out:
+            save_features(evaluation, Path(flags.features_out))
+        if flags.plot:
+            from evaluation.plot import plot_features
+
+            plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
+    except UserError as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        return 2
+    print_table(result, subject, train, test, protocol.summary, protocol.source)
+    print(json.dumps(result))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {p.name:<15} {p.summary}" for p in PROTOCOLS.values())
+    p = argparse.ArgumentParser(
+        prog="eval.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure the quality of a frozen backbone.",
+        epilog=f"protocols:\n{listed}",
+    )
+    p.add_argument(
+        "path",
+        metavar="RUN_FOLDER_OR_CHECKPOINT",
+        help="a run folder, a file of its checkpoints/, or a .safetensors or .pth file with --backbone",
+    )
+    what = p.add_argument_group("what to measure")
+    what.add_argument("--protocol", default="knn", help="one of those below (default: knn)")
+    what.add_argument(
+        "--data", help="training images: a folder, an .npz, or a name such as cifar10 (default: the run's)"
+    )
+    what.add_argument(
+        "--val-data", help="images to test on (default: the run's, or a val/ or test/ split beside --data)"
+    )
+    what.add_argument("--data-dir", help="where cifar10, cifar100 and stl10 are kept (default: the run's, or data)")
+    model = p.add_argument_group("the model")
+    model.add_argument("--backbone", help="timm name of the model in a checkpoint file")
+    model.add_argument("--stem", default="auto", help=f"stem of that model: auto, {', '.join(STEMS)} (default: auto)")
+    model.add_argument("--image-size", type=int, help="pixels of the test images (default: the run's, or the model's)")
+    change = p.add_argument_group("departures from the protocol (the output says so)")
+    change.add_argument("--epochs", type=int, help="epochs of a linear probe; its schedule is squeezed into them")
+    change.add_argument("--lr", type=float, help="learning rate of a linear probe")
+    change.add_argument("--k", type=int, help="neighbours of kNN")
+    change.add_argument(
+        "--batch-norm-drift",
+        action="store_true",
+        help="rsa-small: the backbone in train mode while the classifier learns, as in RSA's code",
+    )
+    machine = p.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    machine.add_argument(
+        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the backbone (default: fp32)"
+    )
+    machine.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: 256)")
+    machine.add_argument("--pipeline", default="auto", help=f"executor: {', '.join(EXECUTORS)} (default: auto)")
+    machine.add_argument("--workers", type=int, help="decoding processes or threads (default: from the CPUs)")
+    machine.add_argument("--seed", type=int, default=0, help="of a linear probe's start and order (default: 0)")
+    out = p.add_argument_group("also write")
+    out.add_argument("--features-out", metavar="FILE.npz", help="the features and labels of both sets")
+    out.add_argument("--plot", metavar="FILE.png", help="the test features in two dimensions (PCA), coloured by class")
+    return p
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise UserError for values that no data or machine could make right."""
+    find_protocol(flags.protocol)
+    for name in ("epochs", "batch_size", "image_size", "k"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
+    for name in ("workers", "seed"):
+        value = getattr(flags, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name} {value} is negative; give 0 or more.")
+    if flags.lr is not None and not 0 < flags.lr < float("inf"):
+        raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
+    if flags.stem not in ("auto", *STEMS):
+        raise UserError(f"--stem {flags.stem} is unknown; use auto or one of {', '.join(STEMS)}.")
+    if flags.device not in ("auto", "cpu") and not flags.device.startswith("cuda"):
+        raise UserError(f"--device {flags.device} is unknown; use auto, cpu or cuda.")
+    if flags.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {flags.device}: no usable GPU was found here; use --device cpu or leave it out.")
+    for name, ending in (("features_out", ".npz"), ("plot", ".png")):
+        value = getattr(flags, name)
+        if value and (Path(value).suffix != ending or not Path(value).absolute().parent.is_dir()):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: give a file ending in {ending} in a folder that exists."
+            )
+
+
+def settings(flags: argparse.Namespace) -> Settings:
+    device = flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return Settings(
+        device,
+        flags.batch_size,
+        flags.precision,
+        flags.pipeline,
+        flags.workers,
+        flags.seed,
+        flags.epochs,
+        flags.lr,
+        flags.k,
+        flags.batch_norm_drift,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Source, str]:
+    """The training and the test source, and the data set's name in the recipes ("custom" for a folder or an .npz)."""
+    run = subject.run
+    if flags.data is None and run is None:
+        raise UserError(f"{subject.name} does not say on which images to measure it; give --data.")
+    data = flags.data or run.data
+    val_data = flags.val_data or (run.val_data if run and flags.data is None else None)
+    train, test = open_data(data, val_data, flags.data_dir or (run.data_dir if run else "data"), labelled=True)
+    if test is None:
+        raise UserError(f"{data} has no validation split beside it; give the images to test on with --val-data.")
+    return train, test, data if flags.data else run.recipe_data
+
+
+def save_features(evaluation: Evaluation, path: Path) -> None:
+    train, test = evaluation.train_features, evaluation.test_features
+    write_atomically(
+        path,
+        lambda file: np.savez(
+            file,
+            train_features=train.features.numpy(),
+            train_labels=train.labels.numpy(),
+            test_features=test.features.numpy(),
+            test_labels=test.labels.numpy(),
+        ),
+    )
+
+
+def print_table(result: dict, subject: Subject, train: Source, test: Source, summary: str, source: str) -> None:
+    rows = [
+        ("backbone", f"{subject.name}: {result['backbone']}, {result['network']} network"),
+        ("protocol", f"{result['protocol']}: {summary} ({source})"),
+        ("train on", f"{train.name}: {result['n_train']} images, {result['classes']} classes, {result['image_size']} px"),
+        ("test on", f"{test.name}: {result['n_test']} images"),
+        ("features", f"{result['features']}, std {result['feature_std']}, effective rank {result['effective_rank']}"),
+    ]
+    rows += [("departs", text) for text in result["deviations"]] + [("note", text) for text in result["notes"]]
+    scores = [(f"kNN, k = {k}", found["top1"], found["top5"]) for k, found in result.get("knn", {}).items()]
+    if "last_top1" in result:
+        for which, epoch in (("last", result["epochs"]), ("best", result["best_epoch"])):
+            mark = "  <- top1" if which == result["paper_reports"] else ""
+            scores.append((f"linear, {which} epoch ({epoch})", result[f"{which}_top1"], result[f"{which}_top5"], mark))
+    if not scores:
+        scores = [("online classifier", result["top1"], result["top5"])]
+    print("\n".join(f"{name:>10}  {text}" for name, text in rows))
+    print(f"\n{'':>28}{'top-1 %':>9}{'top-5 %':>9}")
+    for name, top1, top5, *mark in scores:
+        print(f"{name:>28}{top1:>9.2f}{top5:>9.2f}" + "".join(mark))
+    print(f"\n{result['seconds']} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

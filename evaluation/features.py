@@ -1,0 +1,136 @@
+"""Images in, frozen features out: what every evaluation starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.build import build_pipeline
+from pipelines.draw import mix64, uniform
+from pipelines.errors import UserError
+from pipelines.order import Order
+from pipelines.pipeline import Pipeline
+from pipelines.recipe import Recipe, evaluation_recipe
+from pipelines.sources import Source
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Features:
+    """features (N, D) float32 and labels (N,) int64 or None; both on the CPU, in the order of the data."""
+
+    features: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class SubsetOrder(Order):
+    """`samples` of `total` images, one at a hashed place in each of as many equal stretches.
+
+    Spread evenly, so a folder sorted by class gives all classes; not in a fixed step, which a set whose labels repeat
+    (0 1 2 .. 9 0 1 ..) would turn into a single class.
+    """
+
+    def __init__(self, total: int, samples: int, batch_size: int) -> None:
+        super().__init__(samples, batch_size, shuffle=False, drop_last=False)
+        self.total = total
+
+    def permutation(self, epoch: int) -> Tensor:
+        stretch = torch.arange(self.samples)
+        start, end = stretch * self.total // self.samples, (stretch + 1) * self.total // self.samples
+        return start + (uniform(mix64(stretch), 0) * (end - start)).long()
+
+
+def extract(
+    backbone: nn.Module,
+    source: Source,
+    image_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    fraction: float = 1.0,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    precision: str = "fp32",
+    executor: str = "auto",
+    workers: int | None = None,
+    augment: Recipe | None = None,
+    interpolation: str = "bilinear",
+    max_images: int | None = None,
+) -> Features:
+    """Features of every image of `source` (or of `max_images` of them), by the backbone in eval mode.
+
+    The images are centre-cropped to `fraction` of their short side and resized to `image_size`; `augment` replaces that
+    by the first view of a recipe. The backbone must be on `device`; each of its modules gets its mode back.
+    """
+    order = Order(len(source), batch_size, shuffle=False, drop_last=False)
+    if max_images is not None and max_images < len(source):
+        order = SubsetOrder(len(source), max_images, batch_size)
+    recipe = augment or _centre_crop(image_size, mean, std, fraction, interpolation)
+    with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
+        features, labels = zip(*forward_batches(backbone, pipeline, precision), strict=True)
+    return Features(
+        torch.cat([f.cpu() for f in features]),
+        None if labels[0] is None else torch.cat([label.cpu() for label in labels]),
+    )
+
+
+def forward_batches(
+    backbone: nn.Module, pipeline: Pipeline, precision: str = "fp32", train_mode: bool = False
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(n, D) float32 features and (n,) labels of each batch of the pipeline's next epoch, on its device, no gradient.
+
+    train_mode: BatchNorm uses, and moves its running statistics by, each batch (RSA's probe does).
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"the precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}.")
+    dtype = PRECISIONS[precision]
+    name = pipeline.recipe.names[0]
+    for batch in pipeline:
+        with (
+            mode(backbone, train_mode),
+            torch.no_grad(),
+            torch.autocast(pipeline.device.type, dtype, dtype is not None),
+        ):
+            features = backbone(batch.views[name])
+        yield features.flatten(1).float(), batch.label
+
+
+def raw_pixels(source: Source, size: int = 32, max_images: int | None = None, workers: int | None = None) -> Features:
+    """The pixels themselves as features, (N, 3 * size * size) in [0, 1]: centre square, bilinear to `size`."""
+    return extract(
+        nn.Flatten(),
+        source,
+        size,
+        (0.0, 0.0, 0.0),
+        (1.0, 1.0, 1.0),
+        batch_size=1024,
+        workers=workers,
+        max_images=max_images,
+    )
+
+
+@contextmanager
+def mode(model: nn.Module, train: bool) -> Iterator[None]:
+    """The model in train or eval mode inside; every module as it was afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _centre_crop(
+    size: int, mean: tuple[float, float, float], std: tuple[float, float, float], fraction: float, interpolation: str
+) -> Recipe:
+    recipe = evaluation_recipe(size, tuple(mean), tuple(std), fraction)
+    view = recipe.views[0]
+    return replace(recipe, views=(replace(view, crop=replace(view.crop, interpolation=interpolation)),))

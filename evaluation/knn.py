@@ -1,0 +1,95 @@
+"""k nearest neighbours on frozen features: one implementation for the online check and every paper's protocol.
+
+Weighted (Wu et al. 2018, as in DINO, ReSA on ImageNet, RSA, CACR-C): cosine similarity s, each of the k nearest votes
+exp(s/T). Uniform (ReSA on CIFAR): Euclidean distance, one vote each. Equal votes go to the smallest class number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluation.accuracy import Accuracy, accuracy_of_ranks, ranks
+from pipelines.errors import UserError
+
+METRICS = ("cosine", "euclidean")
+_ELEMENTS = 2**26  # similarities held at once: 256 MB in float32
+
+
+def knn_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    ks: Sequence[int] = (20,),
+    temperature: float | None = 0.07,
+    metric: str = "cosine",
+    device: torch.device | str = "cpu",
+) -> dict[int, Accuracy]:
+    """k -> accuracy of the test features (M, D), labels (M,), against the train features (N, D), labels (N,).
+
+    temperature: of the weights exp(similarity / temperature); None for one vote each. Features need not be normalised.
+    Raises UserError for k > N, a temperature that is not positive, or features that are not finite.
+    """
+    _check(train, test, ks, temperature, metric)
+    classes = int(train_labels.max()) + 1
+    found: dict[int, list[Tensor]] = {k: [] for k in ks}
+    chunks = neighbours(train, test, max(ks), metric, device)
+    for (similarity, index), labels in zip(chunks, test_labels.split(_rows(len(train))), strict=True):
+        for k in ks:
+            scores = votes(similarity[:, :k], train_labels[index[:, :k]], classes, temperature)
+            found[k].append(ranks(scores, labels))
+    return {k: accuracy_of_ranks(torch.cat(rank)) for k, rank in found.items()}
+
+
+def neighbours(
+    train: Tensor, test: Tensor, k: int, metric: str = "cosine", device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunk by chunk of the test features: similarity (m, k) float64, nearest first, and train index (m, k) (CPU).
+
+    The similarity is the cosine, or minus the squared Euclidean distance. An (M, N) matrix is never held.
+    """
+    train, test = train.float(), test.float()
+    if metric == "cosine":
+        bank = F.normalize(train, dim=1).to(device)
+    else:
+        centre = train.mean(0)  # distances stay the same and |a|^2 + |b|^2 - 2ab loses fewer digits
+        bank, test = (train - centre).to(device), test - centre
+        bank_norm = bank.square().sum(1)
+    for rows in test.split(_rows(len(train))):
+        rows = rows.to(device)
+        if metric == "cosine":
+            similarity = F.normalize(rows, dim=1) @ bank.T
+        else:
+            similarity = torch.addmm(bank_norm, rows, bank.T, beta=-1, alpha=2) - rows.square().sum(1, keepdim=True)
+        best, index = similarity.topk(k, dim=1)
+        yield best.cpu().double(), index.cpu()
+
+
+def votes(similarity: Tensor, labels: Tensor, classes: int, temperature: float | None) -> Tensor:
+    """(m, classes) float64 votes of the neighbours: similarity and labels (m, k)."""
+    weights = torch.ones_like(similarity) if temperature is None else torch.exp(similarity / temperature)
+    return similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels, weights)
+
+
+def _rows(train: int) -> int:
+    return max(1, _ELEMENTS // train)
+
+
+def _check(train: Tensor, test: Tensor, ks: Sequence[int], temperature: float | None, metric: str) -> None:
+    if len(train) == 0 or len(test) == 0:
+        raise UserError(f"kNN needs train and test images; there are {len(train)} and {len(test)}.")
+    if not ks or min(ks) < 1 or max(ks) > len(train):
+        raise UserError(
+            f"k = {', '.join(map(str, ks))}, but there are {len(train)} training images to be neighbours; "
+            f"give k from 1 to {len(train)}."
+        )
+    if temperature is not None and not 0.002 <= temperature < float("inf"):  # exp(1/T) must fit into float64
+        raise UserError(f"the kNN temperature is {temperature}; give a positive number of at least 0.002.")
+    if metric not in METRICS:
+        raise UserError(f"the kNN metric {metric!r} is unknown; use one of {', '.join(METRICS)}.")
+    if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
+        raise UserError("the features are not finite numbers: the backbone has diverged, there is nothing to evaluate.")

@@ -1,0 +1,195 @@
+"""A linear classifier on a frozen backbone: one engine, whose every choice is a value of `Probe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from evaluation.accuracy import Accuracy, accuracy
+from models.heads import linear_classifier
+from models.schedules import schedule
+from pipelines.errors import UserError
+from pipelines.order import Order
+from pipelines.recipe import Crop
+
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # one pass over the training set: features (n, D), labels (n,)
+OPTIMIZERS = ("sgd", "nesterov", "adam")
+PREPARATIONS = ("raw", "standardise", "l2-standardise")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How the classifier is trained. An epoch is one pass, or `steps_per_epoch` steps over as many passes as needed."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_batch: int | None = None  # lr is for this batch size and scales linearly from there; None: it does not scale
+    lr_for: Mapping[str, float] = field(default_factory=dict)  # other rates: "vit", "batch256" (of the pre-training)
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: str = "cosine"  # a kind of models.schedules, and its options
+    schedule_options: Mapping[str, object] = field(default_factory=dict)
+    init: str = "normal"  # weight N(0, 0.01), bias 0; "default": torch's
+    crop: Crop | None = None  # None: cached features; else new random crops and flips every epoch
+    crop_for: Mapping[str, Crop] = field(default_factory=dict)  # data sets with another crop
+    prepare: str = (
+        "raw"  # or "standardise" by the training features' mean and std, "l2-standardise" to unit length before
+    )
+    drop_last: bool = False
+    steps_per_epoch: int | None = None
+    batch_norm_drift: bool = False  # RSA's code: the "frozen" backbone is in train mode while the classifier learns
+    printed: str = "last"  # the epoch whose accuracy the paper printed: "last", or "best" on the test set
+
+    def with_epochs(self, epochs: int) -> Probe:
+        """The same schedule squeezed into, or stretched to, another number of epochs."""
+        options = dict(self.schedule_options)
+        for name in ("milestones", "warmup_epochs"):
+            if name in options:
+                scale = epochs / self.epochs
+                value = options[name]
+                options[name] = tuple(m * scale for m in value) if name == "milestones" else value * scale
+        return replace(self, epochs=epochs, schedule_options=options)
+
+    def peak_lr(self) -> float:
+        return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Test accuracy after every epoch, the mean training loss of each, and the classifier as it ended."""
+
+    history: tuple[Accuracy, ...]
+    losses: tuple[float, ...]
+    classifier: nn.Linear
+
+    @property
+    def last(self) -> Accuracy:
+        return self.history[-1]
+
+    @property
+    def best_epoch(self) -> int:
+        """1-based, the first with the highest top-1."""
+        return 1 + max(range(len(self.history)), key=lambda e: self.history[e].top1)
+
+    @property
+    def best(self) -> Accuracy:
+        return self.history[self.best_epoch - 1]
+
+
+class Preparation:
+    """What is done to features before the classifier, fixed by the whole training set's features (N, D)."""
+
+    def __init__(self, kind: str, train: Tensor | None, device: torch.device | str = "cpu") -> None:
+        if kind not in PREPARATIONS:
+            raise UserError(f"the probe's preparation {kind!r} is unknown; use one of {', '.join(PREPARATIONS)}.")
+        self.unit, self.standard = kind.startswith("l2"), kind.endswith("standardise")
+        if self.standard:
+            train = F.normalize(train, dim=1) if self.unit else train
+            variance, mean = torch.var_mean(train.double(), dim=0, correction=0)
+            self.mean = mean.float().to(device)
+            self.scale = (variance + 1e-5).rsqrt().float().to(device)  # eps of Mean-Shift's code
+
+    def __call__(self, features: Tensor) -> Tensor:
+        if self.unit:
+            features = F.normalize(features, dim=1)
+        if self.standard:
+            features = (features - self.mean) * self.scale
+        return features
+
+
+def cached_batches(features: Tensor, labels: Tensor, probe: Probe, seed: int, device: torch.device | str) -> Batches:
+    """Each pass a new permutation of features (N, D), held on the device."""
+    order = Order(len(features), probe.batch_size, seed, drop_last=probe.drop_last)
+    features, labels = features.to(device), labels.to(device)
+    passes = iter(range(2**31))
+
+    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in order.batches(next(passes)):
+            rows = rows.to(device)
+            yield features[rows], labels[rows]
+
+    return one_pass
+
+
+def train_probe(
+    probe: Probe,
+    batches: Batches,
+    passes_length: int,
+    test: Callable[[], Tensor],
+    test_labels: Tensor,
+    shape: tuple[int, int],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    prepare: Callable[[Tensor], Tensor] = lambda x: x,
+    progress: bool = False,
+) -> ProbeResult:
+    """Train a classifier of shape (D, classes) in float32 and test it after every epoch.
+
+    passes_length: batches in one pass of `batches`; test: the test features (M, D), asked for after every epoch. Same
+    seed, same result. Raises UserError when the loss is no longer finite.
+    """
+    head = _classifier(probe, shape, seed).to(device)
+    optimizer = _optimizer(probe, head)
+    steps = probe.steps_per_epoch or passes_length
+    rate = schedule(
+        probe.schedule,
+        probe.peak_lr(),
+        total_steps=steps * probe.epochs,
+        steps_per_epoch=steps,
+        **probe.schedule_options,
+    )
+    endless, history, losses = _endless(batches), [], []
+    test_labels = test_labels.to(device)
+    for epoch in tqdm(range(probe.epochs), desc="probe", unit="epoch", disable=not progress, leave=False):
+        total = torch.zeros((), device=device)
+        for step in range(epoch * steps, (epoch + 1) * steps):
+            features, labels = next(endless)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            loss = F.cross_entropy(head(prepare(features)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        losses.append(total.item() / steps)
+        if not losses[-1] < float("inf"):
+            raise UserError(
+                f"the linear probe diverged in epoch {epoch + 1} (loss {losses[-1]}): the features are not finite, "
+                f"or its learning rate {probe.peak_lr():g} is too high for them; give a lower --lr."
+            )
+        with torch.no_grad():
+            history.append(accuracy(head(prepare(test().to(device))), test_labels))
+    return ProbeResult(tuple(history), tuple(losses), head)
+
+
+def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from batches()
+
+
+def _classifier(probe: Probe, shape: tuple[int, int], seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return linear_classifier(*shape) if probe.init == "normal" else nn.Linear(*shape)
+
+
+def _optimizer(probe: Probe, head: nn.Linear) -> torch.optim.Optimizer:
+    if probe.optimizer == "adam":
+        return torch.optim.Adam(head.parameters(), probe.peak_lr(), betas=probe.betas, weight_decay=probe.weight_decay)
+    if probe.optimizer in ("sgd", "nesterov"):
+        return torch.optim.SGD(
+            head.parameters(),
+            probe.peak_lr(),
+            momentum=probe.momentum,
+            weight_decay=probe.weight_decay,
+            nesterov=probe.optimizer == "nesterov",
+        )
+    raise UserError(f"the probe's optimizer {probe.optimizer!r} is unknown; use one of {', '.join(OPTIMIZERS)}.")

@@ -1,0 +1,66 @@
+"""kNN while a run trains: raw pixels and the untrained backbone first, then the trained one every few epochs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from accelerate import Accelerator
+
+from evaluation.features import Features, extract, raw_pixels
+from evaluation.knn import knn_accuracy
+from losses.recipe import TrainingRecipe
+from models.learner import Learner
+from pipelines.sources import Source
+
+NEIGHBOURS, TEMPERATURE, MAX_IMAGES = 20, 0.07, 10_000
+
+
+class OnlineKNN:
+    """Cosine-weighted kNN (k=20, T=0.07) of the evaluation set against at most 10,000 training images.
+
+    Runs on the main process; without labels or evaluation data it measures nothing and says so once. `monitor` is given
+    the result and keeps the time out of the training rate.
+    """
+
+    BASELINES: ClassVar = ("raw_pixel_knn_top1", "untrained_knn_top1")
+
+    def __init__(self, accelerator: Accelerator, learner: Learner, recipe: TrainingRecipe, train_data: Source,
+                 val_data: Source | None, monitor, workers: int | None = None) -> None:
+        self._accelerator, self._learner, self._recipe, self._monitor = accelerator, learner, recipe, monitor
+        self._train, self._val, self._workers = train_data, val_data, workers
+        self._why_not = ("there is no evaluation data (--val-data)" if val_data is None else
+                         "the images have no labels" if train_data.labels is None or val_data.labels is None else None)
+
+    def baselines(self) -> dict[str, float]:
+        """Top-1 (%) of raw pixels and of the backbone as it stands, logged as step 0."""
+        if self._why_not:
+            self._monitor.message(f"kNN is not measured: {self._why_not}")
+            return {}
+        if not self._accelerator.is_main_process:
+            return {}
+        with self._monitor.paused():
+            pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in (self._train, self._val)]
+            found = dict(zip(self.BASELINES, (self._top1(*pixels), self._backbone_top1()), strict=True))
+        self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found})
+        return found
+
+    def score(self, step: int, epoch: float) -> None:
+        """Measure the backbone now and log it."""
+        if self._why_not or not self._accelerator.is_main_process:
+            return
+        with self._monitor.paused():
+            self._monitor.knn = self._backbone_top1()
+        self._monitor.log({"step": step, "epoch": round(epoch, 4), "knn_top1": self._monitor.knn})
+
+    def _backbone_top1(self) -> float:
+        recipe = self._recipe
+        fraction = 0.875 if recipe.image_size >= 160 else 1.0  # photos: 224 of 256, as every paper evaluates
+        features = [extract(self._learner.backbone, source, recipe.image_size, recipe.views.mean, recipe.views.std, fraction,
+                            device=self._accelerator.device, workers=self._workers, max_images=MAX_IMAGES)
+                    for source in (self._train, self._val)]
+        return self._top1(*features)
+
+    def _top1(self, train: Features, val: Features) -> float:
+        k = min(NEIGHBOURS, len(train))
+        return knn_accuracy(train.features, train.labels, val.features, val.labels, (k,), TEMPERATURE,
+                            device=self._accelerator.device)[k].top1

@@ -1,0 +1,226 @@
+"""What is evaluated: the backbone of a run, of one of its checkpoints, or of any timm checkpoint file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from losses.registry import methods
+from models.backbone import BackboneSpec, check_backbone, create_backbone, feature_size, load_backbone
+from pipelines.errors import UserError
+from runs.checkpoint import checkpoints
+
+PREFIXES = {"student": "student.backbone.", "teacher": "teacher.network.backbone."}
+CLASSIFIER = "objective.classifier."
+
+
+@dataclass(frozen=True)
+class Run:
+    """What config.json says of a run, as far as evaluating it needs."""
+
+    data: str
+    val_data: str | None
+    data_dir: str
+    method: str
+    recipe_data: str  # the data set whose recipe it followed
+    batch_size: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    backbone: BackboneSpec
+
+    @property
+    def exported(self) -> str:
+        """The network whose backbone the run exports: "teacher" where the method's paper evaluates that."""
+        method = methods().get(self.method)
+        return "teacher" if method and method.objective.evaluate_teacher else "student"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backbone in eval mode on the CPU, and how its images must look. `network`: student, teacher, given (no run)."""
+
+    name: str
+    backbone: nn.Module
+    architecture: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    network: str = "given"
+    run: Run | None = None
+    checkpoint: Path | None = None  # of the run: the newest, or the one that was asked for
+
+    def at(self, image_size: int | None) -> Subject:
+        """The same for images of another size; UserError if the backbone cannot take them."""
+        changed = replace(self, image_size=image_size or self.image_size)
+        try:
+            feature_size(self.backbone, changed.image_size)
+        except AssertionError as error:  # how timm's transformers refuse a size
+            raise UserError(
+                f"{self.architecture} cannot take images of {changed.image_size} pixels ({error})."
+            ) from error
+        return changed
+
+
+def read_run(folder: Path) -> Run:
+    """The one place that knows config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        recipe = config["recipe"]
+        return Run(
+            config["data"],
+            config["val_data"],
+            config["data_dir"],
+            recipe["method"],
+            recipe["data"],
+            recipe["batch_size"],
+            recipe["image_size"],
+            tuple(recipe["views"]["mean"]),
+            tuple(recipe["views"]["std"]),
+            BackboneSpec(**recipe["backbone"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its config.json cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def open_subject(path: Path, backbone: str | None = None, stem: str = "auto", image_size: int | None = None) -> Subject:
+    """From a run folder, a checkpoint below one, or, with a timm name `backbone`, a weights file of that model."""
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or checkpoint.")
+    if path.is_file() and backbone:
+        subject = _timm_checkpoint(path, backbone, stem, image_size)
+    elif path.is_dir():
+        subject = _run_folder(path)
+    elif path.parent.name == "checkpoints" and (path.parent.parent / "config.json").exists():
+        subject = _run_checkpoint(path.parent.parent, path)
+    elif path.name == "backbone.safetensors" and (path.parent / "backbone.json").exists():
+        subject = _run_folder(path.parent)
+    else:
+        raise UserError(f"{path} does not say which model its weights are of; give --backbone with the timm name.")
+    return subject.at(image_size)
+
+
+def with_encoder(subject: Subject, wanted: str) -> tuple[Subject, str | None]:
+    """The subject with the network a protocol asks for, and a sentence where there is none and another is evaluated."""
+    if wanted in ("method", subject.network) or subject.run is None:
+        return subject, None
+    weights = _part(_learner(subject.checkpoint), PREFIXES[wanted]) if subject.checkpoint else {}
+    if not weights:
+        return (
+            subject,
+            f"the protocol evaluates the {wanted}, of which the run holds no weights; this is its {subject.network}",
+        )
+    backbone = create_backbone(subject.run.backbone, subject.run.image_size)
+    _load(backbone, weights, subject.checkpoint)
+    return replace(subject, backbone=backbone.eval(), network=wanted), None
+
+
+def online_classifier(subject: Subject) -> nn.Linear:
+    """The classifier that was trained beside the backbone."""
+    weights = _part(_learner(subject.checkpoint), CLASSIFIER) if subject.checkpoint else {}
+    if not weights:
+        raise UserError(
+            f"{subject.name} has no online classifier in a checkpoint; S-TEC and SimCLR train one when the training "
+            "data has labels. Use --protocol linear or knn instead."
+        )
+    head = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
+    _load(head, weights, subject.checkpoint)
+    return head
+
+
+def _run_folder(folder: Path) -> Subject:
+    run = read_run(folder) if (folder / "config.json").exists() else None
+    newest = (checkpoints(folder) or [None])[-1]
+    if (folder / "backbone.json").exists():
+        backbone, description = load_backbone(folder)
+        try:
+            return Subject(
+                str(folder),
+                backbone,
+                description["architecture"],
+                description["image_size"],
+                tuple(description["mean"]),
+                tuple(description["std"]),
+                run.exported if run else "given",
+                run,
+                newest,
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder / 'backbone.json'} lacks {error}; export the run again.") from error
+    if run and newest:
+        return _run_checkpoint(folder, newest)
+    raise UserError(
+        f"{folder} is no run folder: it needs backbone.safetensors with backbone.json, or config.json with "
+        "checkpoints/."
+    )
+
+
+def _run_checkpoint(folder: Path, checkpoint: Path) -> Subject:
+    """The exported network as it was at a checkpoint."""
+    run = read_run(folder)
+    backbone = create_backbone(run.backbone, run.image_size)
+    _load(backbone, _part(_learner(checkpoint), PREFIXES[run.exported]), checkpoint)
+    return Subject(
+        str(checkpoint),
+        backbone.eval(),
+        run.backbone.name,
+        run.image_size,
+        run.mean,
+        run.std,
+        run.exported,
+        run,
+        checkpoint,
+    )
+
+
+def _timm_checkpoint(path: Path, name: str, stem: str, image_size: int | None) -> Subject:
+    """Weights saved by timm, torchvision-like ResNet training, or us; the classifier, if there is one, is left out."""
+    check_backbone(name)
+    try:
+        weights = load_state_dict(str(path), use_ema=True, weights_only=True)
+        weights = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} cannot be read as weights (.safetensors, or .pth of tensors alone): {type(error).__name__}."
+        ) from error
+    size = image_size or _own_size(name)
+    backbone = create_backbone(BackboneSpec(name, stem), size)
+    own = backbone.pretrained_cfg
+    heads = own.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    _load(backbone, {k: v for k, v in weights.items() if not k.startswith(tuple(f"{head}." for head in heads))}, path)
+    return Subject(str(path), backbone.eval(), name, size, tuple(own["mean"]), tuple(own["std"]))
+
+
+def _own_size(name: str) -> int:
+    config = timm.get_pretrained_cfg(name)
+    return config.input_size[-1] if config else 224
+
+
+def _learner(checkpoint: Path) -> Mapping[str, Tensor]:
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)["learner"]
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{checkpoint} is no checkpoint of a run ({type(error).__name__}).") from error
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor], origin: Path | None) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{origin}: the weights are not those of the model ({first}); check --backbone and --stem."
+        ) from error

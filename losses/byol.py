@@ -1,0 +1,137 @@
+"""BYOL: predict the teacher's embedding of the other view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from losses.functional import full_precision, normalise, paired_distance, require_unit_interval
+from losses.objective import Method, Objective
+from losses.recipe import (
+    NORMALISATION,
+    OptimizerSpec,
+    ScheduleSpec,
+    TrainingRecipe,
+    choose_recipe,
+    embedded_recipe,
+)
+from models.backbone import BackboneSpec
+from models.heads import mlp
+from models.learner import Outputs
+from pipelines.draw import ViewParams
+from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+
+CODE = "deepmind-research/byol, configs/byol.py"
+RSA_CODE = "tmllab/2022_NeurIPS_RSA @f4fa807, its BYOL baseline (mode aa)"
+RSA_NORMALISATION = {**NORMALISATION} | dict.fromkeys(  # RSA's code normalises CIFAR-100 as CIFAR-10
+    ("cifar10", "cifar100"), ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
+
+
+@full_precision
+def byol_loss(q1: Tensor, q2: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
+    """L = mean_i [ d(q1, t2) + d(q2, t1) ],  d(x, y) = 2 - 2 x.y
+
+    q1, q2: (B, D) unit predictions of the student; t1, t2: (B, D) unit projections of the teacher, used without
+    gradient; float32 at least inside. L in [0, 8]. No gather. Source: Grill et al. 2020 (arXiv 2006.07733), Eq. 2, both
+    directions.
+    """
+    return (paired_distance(q1, t2.detach()) + paired_distance(q2, t1.detach())).mean()
+
+
+@dataclass(frozen=True)
+class BYOLOptions:
+    """Hyper-parameters of BYOL; the widths are RSA's for small images."""
+
+    teacher_momentum: float = 0.99  # at the first step, by a cosine to 1
+    projector_hidden: int = 1024
+    projector_dim: int = 128
+    predictor_hidden: int = 1024
+    output_bias: bool = False  # of the last linear layer of both heads
+
+    def __post_init__(self) -> None:
+        require_unit_interval(teacher_momentum=self.teacher_momentum)
+
+
+class BYOL(Objective):
+    """Both networks see both views, each in a forward of its own."""
+
+    student_views = teacher_views = ("view_1", "view_2")
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.momentum = self._schedule("cosine", self.options.teacher_momentum, final=1.0)
+
+    def projector(self) -> nn.Module:
+        o = self.options
+        return mlp(self.features, [o.projector_hidden], o.projector_dim, out_bias=o.output_bias)
+
+    def predictor(self) -> nn.Module:
+        o = self.options
+        return mlp(o.projector_dim, [o.predictor_hidden], o.projector_dim, out_bias=o.output_bias)
+
+    def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
+        return {"loss": byol_loss(*self._unit(outputs))}
+
+    def _unit(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q1, q2, t1, t2: the student's predictions and the teacher's projections at unit length."""
+        return (*(normalise(outputs.student[view].prediction) for view in self.student_views),
+                *(normalise(outputs.teacher[view].projection) for view in self.teacher_views))
+
+
+def _rsa_baseline(data: str, size: int, arch: str, stem: str, protocol: str, options: BYOLOptions,
+                  optimizer: OptimizerSpec, schedule: ScheduleSpec, precision: str, result: str) -> TrainingRecipe:
+    view = View("view_1", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5))
+    return TrainingRecipe(
+        method="byol", data=data, image_size=size,
+        views=Recipe((view, replace(view, name="view_2")), *RSA_NORMALISATION[data]),
+        backbone=BackboneSpec(arch, stem, zero_init_last=True), options=options, optimizer=optimizer, schedule=schedule,
+        epochs=200, batch_size=256, precision=precision, protocol=protocol,
+        sources={"options": f"{RSA_CODE}: momentum from 0.99, no bias in the last layers", "views": RSA_CODE,
+                 "optimizer": RSA_CODE, "epochs": f"RSA's Tables 2 and 3: {result}"})
+
+
+def _small(data: str, size: int, result: str) -> TrainingRecipe:
+    return _rsa_baseline(data, size, "resnet18", "cifar", "rsa-small", BYOLOptions(),
+                         OptimizerSpec("sgd", 0.1, 256, weight_decay=5e-4), ScheduleSpec("epoch_cosine"), "fp32",
+                         result)
+
+
+def _imagenet(variant: str, epochs: int, lr: float, weight_decay: float, momentum: float) -> TrainingRecipe:
+    first = View("view_1", 224, Crop((0.08, 1.0), interpolation="bicubic"), jitter=Jitter(0.4, 0.4, 0.2, 0.1),
+                 grey=0.2, blur=Blur(1.0, kernel_size=23))
+    second = replace(first, name="view_2", blur=Blur(0.1, kernel_size=23), solarise=0.2)
+    return TrainingRecipe(
+        method="byol", data="imagenet", variant=variant, image_size=224,
+        views=Recipe((first, second), *NORMALISATION["imagenet"]),
+        backbone=BackboneSpec("resnet50", "plain", zero_init_last=True), options=BYOLOptions(momentum, 4096, 256, 4096),
+        optimizer=OptimizerSpec("lars", lr, 256, weight_decay, rule="ndim", lars_norm="decayed"),
+        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 10}), epochs=epochs, batch_size=4096,
+        batch_norm="sync", protocol="linear-aug",
+        sources={"optimizer": CODE, "options.teacher_momentum": CODE, "batch_norm": CODE, "schedule": CODE,
+                 "views": "arXiv 2006.07733, App. B", "options.output_bias": "arXiv 2006.07733: the output has neither "
+                 "bias nor BatchNorm", "epochs": "arXiv 2006.07733: 1000 epochs linear 74.3"},
+        proposals={"protocol": "the paper sweeps the rate of its linear classifier; ours is fixed"})
+
+
+RECIPES = {r.name: r for r in (
+    _small("cifar10", 32, "200 epochs linear 90.3, 800 epochs 92.5"),
+    _small("cifar100", 32, "200 epochs linear 64.7, 800 epochs 69.5"),
+    _small("stl10", 64, "200 epochs linear 91.6, 800 epochs 93.6"),
+    _small("tiny-imagenet", 64, "200 epochs linear 49.7, 800 epochs 53.4"),
+    _rsa_baseline("imagenet100", 224, "resnet50", "plain", "rsa-imagenet", BYOLOptions(0.99, 4096, 256, 4096),
+                  OptimizerSpec("sgd", 0.2, 256, weight_decay=1e-4), ScheduleSpec("warmup_cosine"), "fp16",
+                  "200 epochs linear 83.6, 100 epochs 80.9"),
+    _imagenet("", 1000, 0.2, 1.5e-6, 0.996), _imagenet("300ep", 300, 0.3, 1e-6, 0.99),
+    _imagenet("100ep", 100, 0.45, 1e-6, 0.99),
+)}
+PUBLISHED = tuple(RECIPES)
+RECIPES["textures"] = embedded_recipe(RECIPES["cifar10"], BYOLOptions(projector_hidden=512, predictor_hidden=512))
+
+
+def byol_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+    """BYOL as its authors train it on ImageNet, as RSA's authors do elsewhere, or a marked proposal."""
+    return choose_recipe(RECIPES, data, image_size)
+
+
+METHODS = (Method("byol", "predict a teacher's embedding of the other view", BYOL, byol_recipe, PUBLISHED),)

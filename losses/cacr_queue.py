@@ -1,0 +1,224 @@
+"""CACR on top of MoCo v2: K+1 views, negatives from a queue and from the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from losses.cacr import CODE
+from losses.functional import (
+    attraction_weights,
+    drop_diagonal,
+    full_precision,
+    normalise,
+    own_candidates,
+    repulsion_weights,
+    require_positive,
+    require_unit_interval,
+    squared_distance,
+)
+from losses.gather import all_gather
+from losses.moco_recipes import SMALL, V2_RECIPES, on_textures, small_v2, v2_views
+from losses.objective import Method, QueueObjective
+from losses.recipe import TrainingRecipe, choose_recipe
+from models.heads import mlp
+from models.learner import Outputs
+from pipelines.draw import ViewParams
+from pipelines.errors import UserError
+
+
+@full_precision
+def cacr_queue_loss(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    queue: Tensor,
+    t_pos: float = 1.0,
+    t_neg: float = 2.0,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    *,
+    intra_batch: bool = True,
+    gather: bool = False,
+    detach_weights: bool = True,
+    queue_cache_quirk: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = mean_x [ alpha mean_i sum_v w c  -  beta mean_i sum_j u s ],  w = softmax(+t_pos c), u = softmax(-t_neg s)
+
+    queries: V >= 2 views' (N, D) unit rows of the student, with gradient; keys: the same views' unit rows of the
+    teacher, without; queue: (D, Kq) unit columns, not yet holding `keys` (enqueue the last view's keys after backward).
+    c = |q_x - k_v|^2, v != x; s = 2 - 2 q_x.Q and, with `intra_batch`, |q_x[i] - q_x[j]|^2, j != i, of this process, or
+    with `gather` of all, with gradient.
+    Weights are detached but for the intra-batch part of u, as in the original; `detach_weights=False` detaches none.
+    `queue_cache_quirk`: every view uses view 0's queue distances (a defect of the original, for comparison). float32 at
+    least inside. Returns L and, without gradient, "attraction", "repulsion", "effective_negatives": mean 1 / sum_j u^2.
+    Source: Zheng et al. 2023 (arXiv 2105.03746), JegZheng/CACR-SSL imagenet (MoCo v2).
+    """
+    q, k = torch.stack(tuple(queries)), torch.stack(tuple(keys)).detach()  # V x N x D
+    if q.shape != k.shape or len(q) < 2:
+        raise UserError(
+            f"CACR needs the same 2 or more views as queries and keys, not {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    positives = drop_diagonal(squared_distance(q.transpose(0, 1), k.transpose(0, 1)))  # N x V x V-1
+    w = attraction_weights(positives, t_pos, detach=detach_weights)
+    attraction = alpha * (w * positives).sum(-1).mean()
+
+    to_queue = 2 - 2 * (q[:1].expand_as(q) if queue_cache_quirk else q) @ queue.detach()  # V x N x Kq
+    blocks, weighing = [to_queue], [to_queue.detach() if detach_weights else to_queue]
+    if intra_batch:
+        to_batch = (
+            _to_all(q) if gather else drop_diagonal(squared_distance(q, q))
+        )  # V x N x N-1, over all ranks if gathered
+        blocks.append(to_batch)
+        weighing.append(to_batch)
+    u = repulsion_weights(torch.cat(weighing, -1), t_neg, detach=False)
+    repulsion = -beta * (u * torch.cat(blocks, -1)).sum(-1).mean()
+    effective = (1 / u.detach().square().sum(-1)).mean()
+    parts = {"attraction": attraction.detach(), "repulsion": repulsion.detach(), "effective_negatives": effective}
+    return attraction + repulsion, parts
+
+
+def _to_all(q: Tensor) -> Tensor:
+    """Squared distances to the other samples of the same view on all ranks: (V, N, D) -> (V, N, M-1)."""
+    candidates = all_gather(q.transpose(0, 1).contiguous()).transpose(0, 1)  # V x M x D
+    distances = squared_distance(q, candidates)
+    others = torch.ones(distances.shape[1:], dtype=torch.bool, device=q.device)
+    others.scatter_(1, own_candidates(q.shape[1], q.device)[:, None], False)
+    return distances[:, others].unflatten(1, (q.shape[1], -1))
+
+
+def block_size(intra_batch: str) -> int | None:
+    """32 of "block-32"; None, the whole forward pass, of "none" and "batch"."""
+    if intra_batch in ("none", "batch"):
+        return None
+    name, _, size = intra_batch.partition("-")
+    if name != "block" or not size.isdecimal() or int(size) < 2:
+        raise UserError(f"intra_batch={intra_batch} is unknown; use none, batch or, for groups of images, block-32.")
+    return int(size)
+
+
+@dataclass(frozen=True)
+class CACRQueueOptions:
+    """Hyper-parameters of `cacr_queue_loss` and of its MoCo v2; K is the number of the recipe's views less one."""
+
+    t_pos: float = 1.0
+    t_neg: float = 2.0
+    alpha: float = 1.0
+    beta: float = 1.0
+    intra_batch: str = "batch"  # negatives beside the queue: none, batch (all processes), block-32 (of as many images)
+    detach_weights: bool = True
+    queue_cache_quirk: bool = False
+    teacher_momentum: float = 0.999  # constant
+    queue_size: int = 65536
+    projector_hidden: tuple[int, ...] = (2048,)  # the width of the features
+    projector_dim: int = 128
+
+    def __post_init__(self) -> None:
+        require_positive(t_pos=self.t_pos, t_neg=self.t_neg)
+        require_unit_interval(teacher_momentum=self.teacher_momentum)
+        block_size(self.intra_batch)
+
+
+class CACRQueue(QueueObjective):
+    """All K+1 views through student and teacher (shuffle-BN); the last view's keys enter the queue after the step."""
+
+    shuffle_teacher = True
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._block = block_size(self.options.intra_batch)
+
+    def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if len(views) < 2:
+            raise UserError(
+                f"cacr-queue compares an image's views with each other and needs 2 or more, not {len(views)}."
+            )
+        return views, views
+
+    def projector(self) -> nn.Module:
+        return mlp(self.features, self.options.projector_hidden, self.options.projector_dim, hidden_norm=False)
+
+    def momentum(self, step: int) -> float:
+        return self.options.teacher_momentum
+
+    def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
+        o = self.options
+        queries = torch.stack([normalise(outputs.student[name].projection) for name in self.student_views])
+        keys = torch.stack([normalise(outputs.teacher[name].projection) for name in self.teacher_views])
+        self.remember(keys[-1])
+        n = queries.shape[1]
+        if n % (self._block or n):
+            raise UserError(
+                f"intra_batch={o.intra_batch} does not divide the {n} images of a forward pass; change it or "
+                "give --set options.intra_batch=batch."
+            )
+        blocks = zip(queries.split(self._block or n, 1), keys.split(self._block or n, 1), strict=True)
+        results = [
+            cacr_queue_loss(
+                q,
+                k,
+                self.queue.columns,
+                o.t_pos,
+                o.t_neg,
+                o.alpha,
+                o.beta,
+                intra_batch=o.intra_batch != "none",
+                gather=o.intra_batch == "batch",
+                detach_weights=o.detach_weights,
+                queue_cache_quirk=o.queue_cache_quirk,
+            )
+            for q, k in blocks
+        ]
+        parts = {name: sum(found[name] for _, found in results) / len(results) for name in results[0][1]}
+        return {"loss": sum(loss for loss, _ in results) / len(results), **parts}
+
+
+def cacr_queue_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+    """The authors' recipe on ImageNet and ImageNet-100, else ours."""
+    return choose_recipe(RECIPES, data, image_size)
+
+
+def _recipe(data: str, views: int = 5) -> TrainingRecipe:
+    base = V2_RECIPES["imagenet"]
+    names = tuple(f"view_{i}" for i in range(views))
+    return replace(
+        base,
+        method="cacr-queue",
+        data=data,
+        views=v2_views(data, 224, names),
+        options=CACRQueueOptions(intra_batch="block-32"),
+        sources={
+            "options": f"{CODE}, sub-README commands; the CLI's defaults are alpha = beta = 3, t_neg 1",
+            "options.intra_batch": f"{CODE}: 256 images on 8 GPUs, negatives of the same GPU",
+            "options.queue_cache_quirk": f"{CODE}: one cache for all views, a defect; true does as the original",
+            "optimizer": f"{CODE}, sub-README",
+            "schedule": f"{CODE}: by whole epochs, no warm-up",
+            "views": f"{CODE} --aug-plus",
+            "batch_norm": f"{CODE}: 32 images a GPU, keys shuffled over the GPUs",
+        },
+    )
+
+
+def _small(recipe: TrainingRecipe) -> TrainingRecipe:
+    return replace(recipe, options=replace(recipe.options, intra_batch="batch"))
+
+
+_AUTHORS = (_recipe("imagenet"), _recipe("imagenet100"))
+_WHY = "no authors' recipe for {} with a queue; MoCo v2's of ours with K = 4"
+_OURS = (
+    *(replace(_small(small_v2(_AUTHORS[0], data, _WHY.format(data))), epochs=200) for data in SMALL),
+    _small(on_textures(_recipe("textures", 2), teacher_momentum=0.99, queue_size=2048, projector_hidden=(512,))),
+)
+RECIPES = {recipe.name: recipe for recipe in (*_AUTHORS, *_OURS)}
+
+METHODS = (
+    Method(
+        "cacr-queue",
+        "CACR on MoCo v2: K+1 views, negatives from a queue and the batch",
+        CACRQueue,
+        cacr_queue_recipe,
+        tuple(r.name for r in _AUTHORS),
+    ),
+)

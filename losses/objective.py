@@ -1,0 +1,111 @@
+"""What a method is: the views it needs, who sees them, its heads, its loss, and its published recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from losses.recipe import TrainingRecipe
+from models.learner import Outputs
+from models.queue import KeyQueue
+from models.schedules import Schedule, schedule
+from pipelines.draw import ViewParams
+from pipelines.errors import UserError
+
+
+class Objective(nn.Module):
+    """Base of every method. A subclass names its views and heads and computes the loss; queues and centres are buffers.
+
+    student_views, teacher_views: names of the recipe's views; joint_forward: the student's views go through the network
+    as one batch (SimCLR, S-TEC), else each on its own with its own BatchNorm statistics; shuffle_teacher: the teacher's
+    batches are shuffled over all processes (shuffle-BN); evaluate_teacher: the paper evaluates the momentum encoder.
+    """
+
+    student_views: tuple[str, ...] = ()
+    teacher_views: tuple[str, ...] = ()
+    joint_forward = False
+    shuffle_teacher = False
+    evaluate_teacher = False
+
+    def __init__(self, recipe: TrainingRecipe, features: int, classes: int | None, steps_per_epoch: int,
+                 total_steps: int) -> None:
+        super().__init__()
+        self.recipe, self.options = recipe, recipe.options
+        self.features, self.classes = features, classes
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+        self.student_views, self.teacher_views = self.wiring(recipe.views.names)
+
+    def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The views of student and teacher among the recipe's: those the class names. Override for a free number."""
+        needed = dict.fromkeys((*self.student_views, *self.teacher_views))
+        if missing := [name for name in needed if name not in views]:
+            raise UserError(f"{self.recipe.method} needs the views {', '.join(needed)}; the recipe has "
+                            f"{', '.join(views)} and lacks {', '.join(missing)}.")
+        return self.student_views, self.teacher_views
+
+    def projector(self) -> nn.Module:
+        """A new projector, (N, features) -> (N, D)."""
+        raise NotImplementedError
+
+    def predictor(self) -> nn.Module | None:
+        """A new predictor on top of the projector, for the student only; None without one."""
+        return None
+
+    def momentum(self, step: int) -> float:
+        """The teacher's momentum at this optimizer step: teacher <- m teacher + (1 - m) student."""
+        raise NotImplementedError
+
+    def begin_step(self, step: int) -> None:
+        """Set what changes with the optimizer step (0-based): loss weights, temperatures."""
+
+    def end_step(self) -> None:
+        """After the optimizer step: fill queues, move centres."""
+
+    def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
+        """The loss and its parts, scalars; "loss" is the one that is minimised."""
+        raise NotImplementedError
+
+    def _schedule(self, kind: str, value: float, **options) -> Schedule:
+        return schedule(kind, value, total_steps=self._total_steps, steps_per_epoch=self._steps_per_epoch, **options)
+
+
+class QueueObjective(Objective):
+    """An objective that compares with past keys of the teacher: options.queue_size of options.projector_dim numbers.
+
+    `forward` calls `remember`; the keys of all micro-batches enter the queue after backward, as one batch, in order.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        size, batch = self.options.queue_size, self.recipe.batch_size
+        if size % batch:
+            fitting = max(b for b in range(1, batch + 1) if size % b == 0)
+            raise UserError(f"a queue of {size} keys does not hold whole batches of {batch}; give --batch-size "
+                            f"{fitting} or --set options.queue_size={max(1, round(size / batch)) * batch}.")
+        self.queue = KeyQueue(self.options.projector_dim, size)
+        self._fresh: list[Tensor] = []
+
+    def begin_step(self, step: int) -> None:
+        self._fresh = []
+
+    def remember(self, keys: Tensor) -> None:
+        """Queue these (n, D) unit keys of a forward pass when the step is over."""
+        self._fresh.append(keys.detach())
+
+    def end_step(self) -> None:
+        self.queue.enqueue(torch.cat(self._fresh))
+        self._fresh = []
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table of methods. `recipe(data, image_size)` gives the published recipe, or a marked proposal."""
+
+    name: str
+    summary: str
+    objective: type[Objective]
+    recipe: Callable[[str, int | None], TrainingRecipe]
+    published: tuple[str, ...]  # recipes of the authors: data sets, and variants of them such as imagenet-5crop

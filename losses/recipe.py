@@ -1,0 +1,108 @@
+"""A training recipe: everything a method's paper fixes for a data set, with where each value was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from models.backbone import BackboneSpec
+from pipelines.recipe import Recipe
+
+NORMALISATION = {  # data set: mean, std of the RGB channels in [0, 1]
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "stl10": ((0.4408, 0.4279, 0.3867), (0.2682, 0.2610, 0.2686)),
+    "tiny-imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+    "imagenet100": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+IMAGE_SIZE = {"textures": 32, "cifar10": 32, "cifar100": 32, "stl10": 96, "tiny-imagenet": 64, "imagenet100": 224,
+              "imagenet": 224}
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """name: lars, sgd or adamw; lr is the peak at a global batch of `lr_batch` and is scaled linearly from there."""
+
+    name: str
+    lr: float
+    lr_batch: int
+    weight_decay: float
+    momentum: float = 0.9
+    rule: str = "all"  # which parameters decay: models.optimizers.parameter_groups
+    nesterov: bool = False
+    trust_coefficient: float = 0.001  # LARS
+    lars_norm: str = "separate"  # LARS, the denominator: models.optimizers.LARS
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW
+    clip_norm: float | None = None  # clip the gradient's global norm
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """The learning rate over steps: a kind of models.schedules and its options."""
+
+    kind: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """One method on one data set. `sources` and `proposals` map a field's name to where, or why, its value is from."""
+
+    method: str
+    data: str
+    image_size: int
+    views: Recipe
+    backbone: BackboneSpec
+    options: object  # the method's own frozen dataclass of hyper-parameters
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    epochs: int
+    batch_size: int
+    precision: str = "fp32"
+    batch_norm: str = "local"  # "sync": statistics over all processes; "split-8": over eighths of a process's batch
+    protocol: str = "knn"
+    sources: Mapping[str, str] = field(default_factory=dict)
+    proposals: Mapping[str, str] = field(default_factory=dict)
+    companion: Recipe | None = None  # the view `labelled` of labelled images that go beside unlabelled ones
+    variant: str = ""  # of several on one data set, e.g. 5crop
+
+    @property
+    def name(self) -> str:
+        """What --recipe calls it."""
+        return f"{self.data}-{self.variant}" if self.variant else self.data
+
+
+def choose_recipe(recipes: Mapping[str, TrainingRecipe], data: str, image_size: int | None = None) -> TrainingRecipe:
+    """The recipe called `data`, else the one of the nearest image size, marked as a proposal; at `image_size` if given.
+    """
+    chosen = recipes.get(data)
+    if chosen is None:
+        size = image_size or IMAGE_SIZE.get(data, 224)
+        served = [r for r in recipes.values() if not r.variant and r.data != "textures"]
+        nearest = min(served, key=lambda r: abs(r.image_size - size))
+        why = f"no recipe for {data}; that of {nearest.name}, {nearest.image_size} px, serves"
+        chosen = replace(nearest, data=data, proposals={**nearest.proposals, "data": why})
+    if image_size in (None, chosen.image_size):
+        return chosen
+    why = f"{chosen.image_size} px in the recipe; every view is scaled with it"
+    return replace(chosen, image_size=image_size, views=_scaled(chosen.views, image_size / chosen.image_size),
+                   proposals={**chosen.proposals, "image_size": why})
+
+
+def embedded_recipe(recipe: TrainingRecipe, options: object) -> TrainingRecipe:
+    """A proposal for the embedded set: timm's smallest ResNet, a quarter of the resolution, plain SGD, eight epochs.
+
+    Its classes differ in fine detail, which a blur at 32 pixels wipes out: the views are without.
+    """
+    why = "ours, to be seen working in two minutes on two CPU cores; the loss and, but for blur, the views are theirs"
+    views = tuple(replace(view, blur=None) for view in recipe.views)
+    return replace(recipe, data="textures", options=options, views=replace(recipe.views, views=views),
+                   backbone=BackboneSpec("test_resnet", "plain", True),
+                   optimizer=OptimizerSpec("sgd", 0.05, 128, weight_decay=5e-4, rule="ndim"),
+                   schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 0.8}), epochs=8, batch_size=128,
+                   precision="fp32", protocol="knn", sources={}, proposals={"all": why})
+
+
+def _scaled(views: Recipe, factor: float) -> Recipe:
+    return replace(views, views=tuple(replace(view, size=max(1, round(view.size * factor))) for view in views))

@@ -1,0 +1,159 @@
+"""ReSSL: the student's similarities to past keys follow the teacher's sharper ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.functional import full_precision, normalise, require_positive, require_unit_interval, soft_cross_entropy
+from losses.objective import Method, QueueObjective
+from losses.recipe import (
+    NORMALISATION,
+    OptimizerSpec,
+    ScheduleSpec,
+    TrainingRecipe,
+    choose_recipe,
+    embedded_recipe,
+)
+from models.backbone import BackboneSpec
+from models.heads import mlp
+from models.learner import Outputs
+from pipelines.draw import ViewParams
+from pipelines.errors import UserError
+from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+
+CODE = "KyleZheng1997/ReSSL @4d67daa"
+SMALL_CODE = "re-upload of the authors' small-data code (cywinski/ressl_audio), unverified"
+SMALL_NORMALISATION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "stl10": NORMALISATION["stl10"],
+    "tiny-imagenet": NORMALISATION["tiny-imagenet"],
+}
+
+
+@full_precision
+def ressl_loss(
+    student: Sequence[Tensor], teacher: Tensor, queue: Tensor, t_student: float = 0.1, t_teacher: float = 0.04
+) -> Tensor:
+    """L = mean over crops c of -(1/B) sum_i sum_j softmax_j(k_i.Q_j / t_teacher) log_softmax_j(q_ci.Q_j / t_student)
+
+    student: one (B, D) of unit rows per crop, with gradient; teacher: (B, D) unit rows of the weak view, without;
+    queue: (D, K) unit columns that do not yet hold the teacher's keys. Backward reads the queue: enqueue after it, and
+    no copy is needed. float32 at least inside. No positive, mask, centre or T^2. Source: Zheng et al. 2021 (arXiv
+    2107.09282), KyleZheng1997/ReSSL.
+    """
+    require_positive(t_student=t_student, t_teacher=t_teacher)
+    queue = queue.detach()
+    targets = F.softmax((teacher.detach() / t_teacher) @ queue, dim=1)  # divided before: one (B, K) less
+    return sum(soft_cross_entropy((q / t_student) @ queue, targets) for q in student) / len(student)
+
+
+@dataclass(frozen=True)
+class ReSSLOptions:
+    """Hyper-parameters of ReSSL; the defaults are CIFAR's."""
+
+    t_student: float = 0.1
+    t_teacher: float = 0.04
+    teacher_momentum: float = 0.99  # constant
+    projector_hidden: int = 2048
+    projector_dim: int = 128
+    queue_size: int = 4096
+
+    def __post_init__(self) -> None:
+        require_positive(t_student=self.t_student, t_teacher=self.t_teacher)
+        require_unit_interval(teacher_momentum=self.teacher_momentum)
+
+
+class ReSSL(QueueObjective):
+    """The view "weak" goes to the teacher, shuffled over all processes; every other view is a crop for the student."""
+
+    shuffle_teacher = True
+
+    def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        crops = tuple(name for name in views if name != "weak")
+        if len(crops) == len(views) or not crops:
+            raise UserError(f"ressl needs the view weak and one or more others; the recipe has {', '.join(views)}.")
+        return crops, ("weak",)
+
+    def projector(self) -> nn.Module:
+        return mlp(self.features, [self.options.projector_hidden], self.options.projector_dim, hidden_norm=False)
+
+    def momentum(self, step: int) -> float:
+        return self.options.teacher_momentum
+
+    def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
+        crops = [normalise(outputs.student[view].projection) for view in self.student_views]
+        keys = normalise(outputs.teacher["weak"].projection)
+        self.remember(keys)
+        return {"loss": ressl_loss(crops, keys, self.queue.columns, self.options.t_student, self.options.t_teacher)}
+
+
+def _views(size: int, normalisation: tuple) -> Recipe:
+    crop = Crop((0.2, 1.0))
+    contrastive = View("contrastive", size, crop, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5))
+    return Recipe((View("weak", size, crop), contrastive), *normalisation)
+
+
+def _five_crops(base: Recipe) -> Recipe:
+    scales = {224: (0.2, 1.0), 192: (0.172, 0.86), 160: (0.143, 0.715), 128: (0.114, 0.571), 96: (0.086, 0.429)}
+    weak, crop = base
+    crops = (replace(crop, name=f"crop_{size}", size=size, crop=Crop(scale)) for size, scale in scales.items())
+    return replace(base, views=(weak, *crops))
+
+
+def _small(data: str, size: int, stem: str, queue_size: int, momentum: float) -> TrainingRecipe:
+    return TrainingRecipe(
+        method="ressl", data=data, image_size=size, views=_views(size, SMALL_NORMALISATION[data]),
+        backbone=BackboneSpec("resnet18", stem, zero_init_last=False),
+        options=ReSSLOptions(queue_size=queue_size, teacher_momentum=momentum),
+        optimizer=OptimizerSpec("sgd", 0.06, 256, weight_decay=5e-4),
+        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 5}),
+        epochs=800, batch_size=256, batch_norm="split-8", protocol="ressl",
+        sources={"optimizer.weight_decay": "the author in issue 11 of KyleZheng1997/ReSSL, on everything",
+                 "optimizer.lr": SMALL_CODE, "options": SMALL_CODE, "views": SMALL_CODE,
+                 "batch_norm": f"{SMALL_CODE}: 8 splits in student and teacher, the teacher's batch shuffled",
+                 "backbone.stem": SMALL_CODE},
+        proposals={"epochs": "the re-upload's default; the paper's is not known"})
+
+
+def _imagenet(data: str = "imagenet") -> TrainingRecipe:
+    return TrainingRecipe(
+        method="ressl", data=data, image_size=224, views=_views(224, NORMALISATION[data]),
+        backbone=BackboneSpec("resnet50", "plain", zero_init_last=False),
+        options=ReSSLOptions(teacher_momentum=0.999, projector_hidden=4096, projector_dim=512, queue_size=131072),
+        optimizer=OptimizerSpec("sgd", 0.05, 256, weight_decay=1e-4, rule="name"),
+        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 5}),
+        epochs=200, batch_size=256, protocol="ressl-imagenet",
+        sources={"optimizer.rule": f"{CODE}: names with bn or bias, which leaves the four downsample gammas decayed",
+                 "batch_norm": f"{CODE}: 32 images on each of 8 GPUs, the teacher's shuffled; on one GPU "
+                               "--set batch_norm=split-8 is the nearest",
+                 "options": CODE, "views": CODE,
+                 "epochs": "README: 200 epochs linear 69.9; 74.7 with five crops (--recipe imagenet-5crop)"})
+
+
+_IMAGENET = _imagenet()
+_IMAGENET100 = _imagenet("imagenet100")
+RECIPES = {r.name: r for r in (
+    _small("cifar10", 32, "cifar", 4096, 0.99), _small("cifar100", 32, "cifar", 4096, 0.99),
+    _small("stl10", 64, "cifar-maxpool", 16384, 0.996), _small("tiny-imagenet", 64, "cifar-maxpool", 16384, 0.996),
+    replace(_IMAGENET100, options=replace(_IMAGENET100.options, queue_size=16384, teacher_momentum=0.996),
+            proposals={"all": "the authors give no recipe: that of ImageNet with the queue and momentum of their "
+                              "middle-sized sets"}),
+    _IMAGENET, replace(_IMAGENET, variant="5crop", views=_five_crops(_IMAGENET.views)),
+)}
+RECIPES["textures"] = embedded_recipe(replace(RECIPES["cifar10"], batch_norm="local"),
+                                       ReSSLOptions(queue_size=2048, projector_hidden=512))
+PUBLISHED = tuple(name for name, recipe in RECIPES.items() if "all" not in recipe.proposals)
+
+
+def ressl_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+    """ReSSL as its authors train it on `data`, or a marked proposal."""
+    return choose_recipe(RECIPES, data, image_size)
+
+
+METHODS = (Method("ressl", "similarities to past images: a student's follow a teacher's", ReSSL, ressl_recipe,
+                  PUBLISHED),)

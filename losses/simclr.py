@@ -1,0 +1,207 @@
+"""SimCLR: two views of an image attract, all other images repel. The baseline of S-TEC, and its first half.
+
+Chen et al., ICML 2020 (arXiv 2002.05709), in the form of NeuromorphicComputing/S-TEC:
+BatchNorm after the projector, an online classifier on detached features, LARS, no normalisation of the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.functional import full_precision, normalise
+from losses.ntxent import nt_xent
+from losses.objective import Method, Objective
+from losses.recipe import OptimizerSpec, ScheduleSpec, TrainingRecipe, choose_recipe
+from models.backbone import BackboneSpec
+from models.heads import linear_classifier, mlp
+from models.learner import Outputs
+from pipelines.draw import ViewParams
+from pipelines.recipe import Crop, Jitter, Recipe, View, stec_blur
+
+CODE = "NeuromorphicComputing/S-TEC @ee2acfc"
+
+
+@dataclass(frozen=True)
+class SimCLROptions:
+    """Hyper-parameters of SimCLR as S-TEC's code has them."""
+
+    temperature: float = 0.5
+    contrast_weight: float = 2.0  # --discrimination_lambda
+    classifier_weight: float = 1.0  # --supervised_lambda; 0 or no labels: no online classifier
+    projector_hidden: int = 512
+    projector_dim: int = 64
+
+
+class SimCLR(Objective):
+    """L = 2 NT-Xent(z_1, z_2) + CE(classifier(stopgrad h)); one forward of both views shares BatchNorm statistics.
+
+    The classifier learns from both views, or, where labelled images come beside the data (STL-10), from those alone.
+    """
+
+    student_views = ("view_1", "view_2")
+    joint_forward = True
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        wanted = self.classes is not None and self.options.classifier_weight > 0
+        self.classifier = linear_classifier(self.features, self.classes) if wanted else None
+
+    def projector(self) -> nn.Module:
+        return mlp(
+            self.features, [self.options.projector_hidden], self.options.projector_dim, out_bias=False, out_norm="gamma"
+        )
+
+    def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
+        first, second = (outputs.student[name] for name in self.student_views)
+        contrast, metrics = nt_xent(normalise(first.projection), normalise(second.projection), self.options.temperature)
+        parts = {"contrast": contrast, "contrast_top1": metrics["accuracy"]}
+        loss = self.options.contrast_weight * contrast
+        features, labels = torch.cat([first.features, second.features]), label
+        if outputs.labelled is not None:
+            features, labels = outputs.labelled.features, outputs.labelled.label
+        elif label is not None:
+            labels = torch.cat([label, label])
+        if self.classifier is not None and labels is not None:
+            logits = self.classifier(features.detach())
+            parts["classifier"] = full_precision(F.cross_entropy)(logits, labels)
+            parts["classifier_top1"] = (logits.argmax(1) == labels).float().mean()
+            loss = loss + self.options.classifier_weight * parts["classifier"]
+        return {"loss": loss, **parts}
+
+
+def simclr_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+    """SimCLR as S-TEC's code trains it on `data`, or the nearest of its recipes, marked as a proposal."""
+    recipe = choose_recipe(_RECIPES, data, image_size)
+    if recipe is _RECIPES.get(data):
+        return recipe
+    views = replace(recipe.views, views=tuple(replace(v, blur=v.blur and stec_blur(v.size)) for v in recipe.views))
+    return replace(recipe, views=views, companion=_labelled(views))
+
+
+def _views(base: str, size: int) -> Recipe:
+    strength = 0.5 if base.startswith("cifar") else 1.0
+    on_device = not base.startswith("cifar")  # blur and solarise: STL-10 and ImageNet
+    view = View(
+        "view",
+        size,
+        Crop((0.08, 1.0)),
+        jitter=Jitter(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength),
+        grey=0.2,
+        blur=stec_blur(size) if on_device else None,
+        solarise=0.2 if on_device else 0.0,
+    )
+    return Recipe((replace(view, name="view_1"), replace(view, name="view_2")))
+
+
+def _labelled(views: Recipe) -> Recipe:
+    """View i of a labelled image, without what the original adds on the device: blur and solarise."""
+    return replace(views, views=(replace(views["view_1"], name="labelled", blur=None, solarise=0.0),))
+
+
+def _published(
+    data: str, size: int, arch: str, stem: str, lr: float, lr_batch: int, batch: int, epochs: int, **options
+) -> TrainingRecipe:
+    sources = {
+        "optimizer": f"{CODE}, LARS + SGD groups",
+        "schedule": f"{CODE}, 10 warm-up epochs from 0, cosine to 0",
+        "options.contrast_weight": f"{CODE}, CLI default",
+        "options.projector_dim": f"{CODE}, README",
+        "optimizer.lr": f"{CODE}, README",
+        "views": f"{CODE}, no mean/std normalisation",
+    }
+    return TrainingRecipe(
+        method="simclr",
+        data=data,
+        image_size=size,
+        views=_views(data, size),
+        backbone=BackboneSpec(arch, stem, zero_init_last=arch != "resnet18", conv_init="fan_in_half"),
+        options=SimCLROptions(**options),
+        optimizer=OptimizerSpec("lars", lr, lr_batch, weight_decay=1e-6, rule="name"),
+        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 10}),
+        epochs=epochs,
+        batch_size=batch,
+        precision="fp16",
+        batch_norm="sync",
+        protocol="stec-online",
+        sources=sources,
+        companion=_labelled(_views(data, size)),
+    )
+
+
+def _resnet50(recipe: TrainingRecipe, projector_hidden: int) -> TrainingRecipe:
+    return replace(
+        recipe,
+        variant="resnet50",
+        backbone=replace(recipe.backbone, name="resnet50", zero_init_last=True),
+        options=replace(recipe.options, projector_hidden=projector_hidden),
+    )
+
+
+def _textures(recipe: TrainingRecipe) -> TrainingRecipe:
+    """The embedded set in two minutes on two cores: timm's smallest ResNet, a quarter of the resolution."""
+    return replace(
+        recipe,
+        data="textures",
+        backbone=BackboneSpec("test_resnet", "plain", zero_init_last=True, conv_init="fan_in_half"),
+        options=replace(recipe.options, temperature=0.2),
+        optimizer=OptimizerSpec("sgd", 0.05, 128, weight_decay=5e-4, rule="ndim"),
+        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 0.8}),
+        epochs=8,
+        batch_size=128,
+        precision="fp32",
+        protocol="knn",
+        proposals={
+            "all": "ours, to be seen working in two minutes on two CPU cores; LARS at the published rate learns "
+            "nothing in so few steps"
+        },
+    )
+
+
+_CIFAR10, _CIFAR100 = (
+    _published(data, 32, "resnet18", "cifar", 4.0, 1024, 1024, 1000) for data in ("cifar10", "cifar100")
+)
+_STL10 = replace(
+    _published("stl10", 96, "resnet18", "no-maxpool", 1.2, 1024, 1024, 1000, temperature=0.2, projector_dim=128),
+    protocol="stec-stl10",
+)
+_IMAGENET = _published(
+    "imagenet",
+    224,
+    "resnet50",
+    "plain",
+    1.97,
+    1680,
+    1680,
+    100,
+    temperature=0.1,
+    projector_hidden=2048,
+    projector_dim=128,
+)
+_AUTHORS = (
+    _CIFAR10,
+    _CIFAR100,
+    _STL10,
+    _IMAGENET,
+    _resnet50(_CIFAR10, 1024),
+    _resnet50(_CIFAR100, 1024),
+    _resnet50(_STL10, 2048),
+)
+_IMAGENET100 = replace(
+    _IMAGENET, data="imagenet100", epochs=200, proposals={"data": "no authors' recipe; ImageNet-1K's, 200 epochs"}
+)
+_TINY = replace(
+    _CIFAR10,
+    data="tiny-imagenet",
+    image_size=64,
+    views=_views("cifar10", 64),
+    companion=_labelled(_views("cifar10", 64)),
+    proposals={"data": "no authors' recipe; CIFAR-10's at 64 px"},
+)
+_RECIPES = {r.name: r for r in (*_AUTHORS, _TINY, _IMAGENET100, _textures(_CIFAR10))}
+PUBLISHED = tuple(r.name for r in _AUTHORS)
+
+METHODS = (Method("simclr", "two views attract, other images repel", SimCLR, simclr_recipe, PUBLISHED),)

@@ -1,0 +1,123 @@
+"""S-TEC: SimCLR plus an inverse model that tells from two views how one crop lies to the other (the efference copy).
+
+Scherr, Guo, Moraitis, NeurIPS 2022 (arXiv 2210.09224); code NeuromorphicComputing/S-TEC. The targets are read from
+the drawn `ViewParams`: nothing is recorded on the side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from losses.byol import BYOL, BYOLOptions, byol_recipe
+from losses.objective import Method, Objective
+from losses.recipe import TrainingRecipe
+from losses.simclr import CODE, PUBLISHED, SimCLR, SimCLROptions, simclr_recipe
+from losses.stec_targets import BINS, manipulation_loss, relative_transform, view_to_source
+from models.heads import mlp
+from models.learner import Outputs
+from pipelines.draw import ViewParams
+from pipelines.errors import UserError
+
+MANIPULATION_WEIGHT = {"cifar10": 1.0, "cifar100": 1.0, "stl10": 0.3, "imagenet": 0.6}  # --manip_lambda, README
+
+
+@dataclass(frozen=True)
+class InverseModelOptions:
+    """Hyper-parameters of the inverse model."""
+
+    manipulation_weight: float = 1.0
+    manipulation_hidden: tuple[int, ...] = (512,)  # one width for each hidden layer; () is a linear head
+    true_translation: bool = False  # the exact relative translation in place of the original's product
+
+
+@dataclass(frozen=True)
+class STECOptions(InverseModelOptions, SimCLROptions):
+    """SimCLR's, and the inverse model's."""
+
+
+@dataclass(frozen=True)
+class STECBYOLOptions(InverseModelOptions, BYOLOptions):
+    """BYOL's, and the inverse model's."""
+
+
+class InverseModel(Objective):
+    """Mixed into a two-view objective: + lambda_m CE(inverse model(h_1, h_2), bins of the relative transform), with
+    h the student's backbone features.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if any(width < 1 for width in self.options.manipulation_hidden):
+            raise UserError(
+                f"manipulation_hidden={self.options.manipulation_hidden}: a hidden layer has 1 unit or more; () is a "
+                "linear head."
+            )
+        self.manipulation = mlp(2 * self.features, self.options.manipulation_hidden, BINS * 6)
+
+    def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
+        parts = super().forward(outputs, params, label)
+        first, second = self.student_views
+        logits = self.manipulation(
+            torch.cat([outputs.student[first].features, outputs.student[second].features], dim=1)
+        )
+        values, valid = efference_copy(params[first], params[second], self.options.true_translation)
+        parts["manipulation"], metrics = manipulation_loss(logits, values, valid)
+        parts["manipulation_top1"] = metrics["manipulation_accuracy"]
+        return parts | {"loss": parts["loss"] + self.options.manipulation_weight * parts["manipulation"]}
+
+
+class STEC(InverseModel, SimCLR):
+    """L = 2 NT-Xent + lambda_m CE(inverse model) + CE(classifier(stopgrad h))."""
+
+
+class STECBYOL(InverseModel, BYOL):
+    """L = BYOL + lambda_m CE(inverse model). Our extension: the authors released S-TEC on SimCLR alone."""
+
+
+def efference_copy(a: ViewParams, b: ViewParams, true_translation: bool = False) -> tuple[Tensor, Tensor]:
+    """The inverse model's targets: (B, 2, 3) float32 relative transforms of view a -> view b, and (B,) bool, pairs that
+    count (neither view solarised)."""
+    matrices = [view_to_source(*p.box.unbind(1), p.flip, *p.source.unbind(1)) for p in (a, b)]
+    return relative_transform(*matrices, true_translation), ~(a.solarise | b.solarise)
+
+
+def stec_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+    """SimCLR's recipe for `data` with the inverse model's weight."""
+    base = simclr_recipe(data, image_size)
+    weight = MANIPULATION_WEIGHT.get(base.data, 0.6 if base.image_size > 96 else 1.0)
+    return replace(
+        base,
+        method="stec",
+        options=STECOptions(**asdict(base.options), manipulation_weight=weight),
+        sources={
+            **base.sources,
+            "options.manipulation_weight": f"{CODE}, README",
+            "options.true_translation": f"{CODE}: a product that is no true composition; true gives the exact one",
+        },
+    )
+
+
+def stec_byol_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+    """BYOL's recipe for `data` with the inverse model at half the weight of BYOL's loss, S-TEC's ratio on CIFAR."""
+    base = byol_recipe(data, image_size)
+    return replace(
+        base,
+        method="stec-byol",
+        options=STECBYOLOptions(**asdict(base.options), manipulation_weight=0.5),
+        proposals={**base.proposals, "method": "ours: no code of S-TEC on BYOL was released"},
+    )
+
+
+METHODS = (
+    Method("stec", "SimCLR and an inverse model of the crop (efference copy)", STEC, stec_recipe, PUBLISHED),
+    Method(
+        "stec-byol",
+        "S-TEC's inverse model on BYOL: our extension, also --method stec --stec-base byol",
+        STECBYOL,
+        stec_byol_recipe,
+        (),
+    ),
+)

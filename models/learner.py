@@ -1,0 +1,133 @@
+"""The network that is trained: student, its momentum teacher, and the objective that compares their outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.gather import world_size
+from models.momentum import MomentumTeacher
+from models.norm import batch_permutation, shuffle, unshuffle
+
+
+@dataclass
+class Branch:
+    """What one network says of one view, each (N, D): backbone features, and the head outputs there are."""
+
+    features: Tensor
+    projection: Tensor
+    prediction: Tensor | None = None  # with a predictor only
+
+    @property
+    def embedding(self) -> Tensor:
+        """What the last head says: the prediction where there is a predictor, else the projection."""
+        return self.projection if self.prediction is None else self.prediction
+
+    def split(self, sizes: list[int]) -> list[Branch]:
+        parts = [t.split(sizes) if t is not None else [None] * len(sizes)
+                 for t in (self.features, self.projection, self.prediction)]
+        return [Branch(*part) for part in zip(*parts, strict=True)]
+
+
+@dataclass
+class Labelled:
+    """The student's backbone features (N, D) of labelled images beside the data, no gradient, and their classes."""
+
+    features: Tensor
+    label: Tensor
+
+
+@dataclass
+class Outputs:
+    """What an objective is given: the outputs of each network by view name; `labelled` if the run has such images."""
+
+    student: dict[str, Branch]
+    teacher: dict[str, Branch] = field(default_factory=dict)
+    labelled: Labelled | None = None
+
+
+class Student(nn.Module):
+    """backbone -> projector -> predictor (optional)."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module, predictor: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone, self.projector, self.predictor = backbone, projector, predictor
+
+    def forward(self, images: Tensor) -> Branch:
+        features = self.backbone(images)
+        projection = self.projector(features)
+        return Branch(features, projection, self.predictor(projection) if self.predictor else None)
+
+
+class Learner(nn.Module):
+    """One call is one forward of everything: `learner(views, params, label)` -> {"loss": ..., parts}.
+
+    `objective` (losses/objective.py) says which views the student and the teacher see and whether the student's views
+    share one forward and so their BatchNorm statistics. `begin_step` and `end_step` bracket an optimizer step: the teacher
+    moves in the first, queues are filled in the second, so gradient accumulation changes neither.
+    """
+
+    def __init__(self, backbone: nn.Module, objective: nn.Module, seed: int = 0) -> None:
+        super().__init__()
+        self._seed, self._step = seed, 0
+        self.student = Student(backbone, objective.projector(), objective.predictor())
+        self.objective = objective
+        self.teacher = MomentumTeacher(Student(backbone, self.student.projector)) if objective.teacher_views else None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone the method evaluates: the teacher's where its paper does, else the student's."""
+        return self.teacher.network.backbone if self.objective.evaluate_teacher else self.student.backbone
+
+    def begin_step(self, step: int) -> None:
+        """Set the objective's schedules for this optimizer step (0-based) and move the teacher."""
+        self._step = step
+        self.objective.begin_step(step)
+        if self.teacher is not None:
+            self.teacher.update(Student(self.student.backbone, self.student.projector), self.objective.momentum(step))
+
+    def end_step(self) -> None:
+        self.objective.end_step()
+
+    def forward(self, views: dict[str, Tensor], params: dict[str, Any], label: Tensor | None = None,
+                companion: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+        """views, params: by name; label: (N,) classes; companion: images and classes for `Outputs.labelled`."""
+        names = self.objective.student_views
+        student = self._together(views, names) if self.objective.joint_forward else {n: self.student(views[n]) for n in names}
+        teacher = {}
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher = {name: self._teach(views[name]) for name in self.objective.teacher_views}
+        return self.objective(Outputs(student, teacher, self._labelled(companion)), params, label)
+
+    def _together(self, views: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Branch]:
+        """Views of one size go through the student as one batch."""
+        of_size: dict[int, list[str]] = {}
+        for name in names:
+            of_size.setdefault(views[name].shape[-1], []).append(name)
+        student = {}
+        for same in of_size.values():
+            branch = self.student(torch.cat([views[name] for name in same]) if len(same) > 1 else views[same[0]])
+            student.update(zip(same, branch.split([len(views[name]) for name in same]), strict=True))
+        return {name: student[name] for name in names}
+
+    @torch.no_grad()
+    def _labelled(self, companion: tuple[Tensor, Tensor] | None) -> Labelled | None:
+        """A second backbone pass, in train mode: these images too move the running statistics (S-TEC on STL-10)."""
+        return companion and Labelled(self.student.backbone(companion[0]), companion[1])
+
+    def _teach(self, images: Tensor) -> Branch:
+        if not self.objective.shuffle_teacher:
+            return self.teacher(images)
+        order = batch_permutation(len(images) * world_size(), self._seed, self._step)
+        taught = self.teacher(shuffle(images, order))
+        return Branch(unshuffle(taught.features, order), unshuffle(taught.projection, order))
+
+    def compile_networks(self) -> None:
+        """Compile student and teacher in place (parameter names stay); the first step of each shape is slow."""
+        self.student.compile(dynamic=False)  # as many compilations as view sizes, each as fast as it gets
+        if self.teacher is not None:
+            self.teacher.compile(dynamic=False)

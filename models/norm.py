@@ -1,0 +1,172 @@
+"""Batch norms over more (all ranks) or less (splits) than a process's batch, and the shuffle that blinds them."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.gather import all_gather_no_grad, all_reduce_sum_with_grad, rank, world_size
+from pipelines.errors import UserError
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over all ranks: torch's kernels on CUDA, the same by differentiable all-reduce elsewhere (gloo).
+
+    No subclass of nn.SyncBatchNorm, which DistributedDataParallel refuses on a CPU; its forward is borrowed instead.
+    """
+
+    process_group = None  # all ranks
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            return nn.SyncBatchNorm.forward(self, x)
+        if self.training and world_size() > 1:
+            return self._forward_without_cuda(x)
+        # nn.SyncBatchNorm's own refuses the CPU, even in a group of one.
+        return super().forward(x)
+
+    def _forward_without_cuda(self, x: Tensor) -> Tensor:
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        wide = x if x.dtype == torch.float64 else x.float()
+        count = all_reduce_sum_with_grad(wide.new_tensor(x.numel() / x.shape[1]))
+        mean = all_reduce_sum_with_grad(wide.sum(dims)) / count
+        centred = wide - mean.view(shape)
+        variance = all_reduce_sum_with_grad(centred.square().sum(dims)) / count
+        if self.training and self.track_running_stats:
+            self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        y = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), weight)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var), weight)
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm of `splits` groups apart, sample i in group i mod splits: many small GPUs' batch norm on one.
+
+    Running statistics are the mean over groups of each group's update; evaluation is ordinary batch norm. Source:
+    ReSSL's small-data code. Raises UserError where the batch is not a multiple of `splits`.
+    """
+
+    def __init__(self, num_features: int, splits: int, **kwargs) -> None:
+        super().__init__(num_features, **kwargs)
+        if splits < 1:
+            raise UserError(f"batch norm in {splits} splits cannot be; use 1 or more")
+        self.splits = splits
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.track_running_stats:
+            return super().forward(x)
+        n, c, h, w = x.shape
+        if n % self.splits:
+            raise UserError(f"a batch of {n} does not fall into {self.splits} equal splits; change either")
+        mean = var = None
+        momentum = 0.0
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked += 1
+            mean, var = self.running_mean.repeat(self.splits), self.running_var.repeat(self.splits)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        weight, bias = (p.repeat(self.splits) if self.affine else None for p in (self.weight, self.bias))
+        grouped = x.reshape(n // self.splits, self.splits * c, h, w)
+        y = F.batch_norm(grouped, mean, var, weight, bias, True, momentum, self.eps).reshape(n, c, h, w)
+        if mean is not None:
+            self.running_mean.copy_(mean.view(self.splits, c).mean(0))
+            self.running_var.copy_(var.view(self.splits, c).mean(0))
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+
+
+def _activate(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return module.act(module.drop(output))
+
+
+def _converted(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """`module` with every child for which `make` gives one replaced by it, parameters, buffers and names kept."""
+    new = make(module)
+    if new is not None:
+        if module.affine:
+            new.weight, new.bias = module.weight, module.bias
+        for name, buffer in module.named_buffers(recurse=False):
+            new.register_buffer(name, buffer)
+        if hasattr(module, "act"):  # timm's BatchNormAct2d
+            new.drop, new.act = module.drop, module.act
+            new.register_forward_hook(_activate)
+        return new.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, _converted(child, make))
+    return module
+
+
+def _settings(norm: nn.Module) -> dict:
+    return {k: getattr(norm, k) for k in ("eps", "momentum", "affine", "track_running_stats")}
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    """Every batch norm of `module` as SyncBatchNorm, in place where it has children; returns the module."""
+
+    def make(norm: nn.Module) -> nn.Module | None:
+        is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SyncBatchNorm)
+        return SyncBatchNorm(norm.num_features, **_settings(norm)) if is_batch_norm else None
+
+    return _converted(module, make)
+
+
+def convert_split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
+    """Every BatchNorm2d of `module` in `splits` groups, in place where it has children; returns the module."""
+
+    def make(norm: nn.Module) -> nn.Module | None:
+        is_2d = isinstance(norm, nn.BatchNorm2d) and not isinstance(norm, SplitBatchNorm2d)
+        return SplitBatchNorm2d(norm.num_features, splits, **_settings(norm)) if is_2d else None
+
+    return _converted(module, make)
+
+
+def batch_norm_splits(kind: str) -> int:
+    """8 of "split-8", 1 of "local" and "sync"; UserError for anything else."""
+    if kind in ("local", "sync"):
+        return 1
+    name, _, splits = kind.partition("-")
+    if name != "split" or not splits.isdecimal() or int(splits) < 1:
+        raise UserError(f"batch_norm={kind} is unknown; use local, sync or, for groups of a process's batch, split-8.")
+    return int(splits)
+
+
+def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
+    """Give `module` the batch norm of a recipe, in place: "local" as it is, "sync" over all processes, "split-8"."""
+    splits = batch_norm_splits(kind)
+    if splits > 1:
+        return convert_split_batchnorm(module, splits)
+    return convert_sync_batchnorm(module) if kind == "sync" and world_size() > 1 else module
+
+
+def batch_permutation(count: int, seed: int, step: int) -> Tensor:
+    """A permutation of `count` samples that is the same on every rank: a function of (seed, step) alone, on the CPU."""
+    mixed = (seed * 2654435761 + step) % 2**32  # the CPU generator reads 32 bits of its seed only
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+
+
+def _own_rows(gathered: Tensor, order: Tensor) -> Tensor:
+    rows = len(order) // world_size()
+    return gathered[order[rank() * rows : (rank() + 1) * rows].to(gathered.device)]
+
+
+def shuffle(x: Tensor, permutation: Tensor) -> Tensor:
+    """This rank's (n, ...) of the permuted global batch: batch statistics no longer give a partner away (MoCo)."""
+    rows = _own_rows(all_gather_no_grad(x), permutation)
+    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return rows.contiguous(memory_format=torch.channels_last) if channels_last else rows
+
+
+def unshuffle(x: Tensor, permutation: Tensor) -> Tensor:
+    """Undo `shuffle`: (n, ...) rows of shuffled samples -> those of this rank's own samples, without gradient."""
+    return _own_rows(all_gather_no_grad(x), torch.argsort(permutation))

@@ -1,0 +1,168 @@
+"""Chooses the executor: by source, size, device and what is installed. Says what it picked and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from pipelines.beton import BetonSource
+from pipelines.errors import UserError
+from pipelines.order import Order, ShardedOrder
+from pipelines.pipeline import Pipeline
+from pipelines.recipe import Recipe
+from pipelines.reference import ReferencePipeline
+from pipelines.resident import ResidentPipeline, UnequalSizes
+from pipelines.shards import ShardSource
+from pipelines.sources import ArraySource, BadImage, Source
+
+EXECUTORS = ("auto", "resident", "dali", "ffcv", "reference")
+_SMALL = 128  # pixels: sets of smaller images are kept in memory
+_PROBED = 64  # headers looked at to tell whether a set's images are small and of one size
+_INSTALL_DALI = "pip install nvidia-dali-cuda130"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The executor picked, the reason, and what would be faster; as text one line of print."""
+
+    executor: str
+    why: str
+    gain: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.executor} ({self.why}{'; ' + self.gain if self.gain else ''})"
+
+
+def choose_executor(executor: str, source: Source, device: torch.device | str = "cpu") -> Choice:
+    """Resolve "auto"; check that the wanted executor can read the source."""
+    if executor not in EXECUTORS:
+        raise UserError(f"--pipeline {executor} is unknown; use one of {', '.join(EXECUTORS)}.")
+    if executor != "auto":
+        _check(executor, source, torch.device(device))
+        return Choice(executor, "as asked")
+    if isinstance(source, ArraySource):
+        height, width = source.images.shape[1:3]
+        return Choice("resident", f"{len(source)} images of {width}x{height} fit in memory")
+    if isinstance(source, BetonSource):
+        return Choice("ffcv", "a .beton file")
+    size = _common_size(source)
+    if size and max(size) <= _SMALL and _fits(source, size, torch.device(device)):
+        return Choice("resident", f"{len(source)} images of {size[1]}x{size[0]} fit in memory")
+    return _for_photos()
+
+
+def _for_photos() -> Choice:
+    photos = "image files of any size, each decoded once"
+    if dali_installed():
+        return Choice("dali", photos)
+    return Choice("reference", "image files of any size", f"{_INSTALL_DALI} makes this about three times as fast on a CPU "
+                  "and decodes on a GPU; or python -m tools.convert to .beton")
+
+
+def build_pipeline(source: Source, recipe: Recipe, order: Order, executor: str = "auto",
+                   device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+                   workers: int | None = None) -> Pipeline:
+    """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
+
+    Its `choice` says which executor it is and why.
+    """
+    choice = choose_executor(executor, source, device)
+    try:
+        pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers)
+    except UnequalSizes:
+        if executor != "auto":
+            raise
+        choice = _for_photos()
+        pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers)
+    pipeline.choice = str(choice)
+    return pipeline
+
+
+def _build(executor: str, source: Source, recipe: Recipe, order: Order, device: torch.device | str, dtype: torch.dtype,
+           workers: int | None) -> Pipeline:
+    if executor == "resident":
+        return ResidentPipeline(source, recipe, order, device, dtype)
+    workers = available_cpus() if workers is None else workers
+    if executor == "dali":
+        from pipelines.dali import DaliPipeline  # here: importing DALI takes a second, and it may not be installed
+
+        return DaliPipeline(source, recipe, order, device, dtype, threads=workers)
+    if executor == "ffcv":
+        from pipelines.ffcv import FfcvPipeline
+
+        return FfcvPipeline(source, recipe, order, device, dtype, workers=workers)
+    return ReferencePipeline(source, recipe, order, device, dtype, workers=workers)
+
+
+def create_order(source: Source, shard_group: int, *args, **kwargs) -> Order:
+    """The order of the training samples; shard_group: 0, or how many tar shards are shuffled together."""
+    if not shard_group:
+        return Order(len(source), *args, **kwargs)
+    if not isinstance(source, ShardSource):
+        raise UserError(f"--shard-group {shard_group} is for tar shards, {source.name} has none; leave it out.")
+    return ShardedOrder(source.shard, shard_group, *args, **kwargs)
+
+
+def _check(executor: str, source: Source, device: torch.device) -> None:
+    """UserError where this executor cannot work on this source."""
+    if executor == "dali":
+        if not dali_installed():
+            raise UserError(f"--pipeline dali: NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use "
+                            "--pipeline reference.")
+        if type(source).encoded is Source.encoded:
+            instead = "ffcv" if isinstance(source, BetonSource) else "resident"
+            raise UserError(f"--pipeline dali decodes image files and tar shards, {source.name} holds decoded images or is a "
+                            f".beton; use --pipeline {instead} or auto.")
+    if executor == "ffcv" and not isinstance(source, BetonSource):
+        raise UserError(f"--pipeline ffcv reads .beton files, {source.name} is none; convert it with "
+                        "python -m tools.convert SRC DST.beton, or use --pipeline auto.")
+    if executor == "resident" and not isinstance(source, ArraySource):
+        size = _common_size(source)
+        if size and not _fits(source, size, device):
+            raise UserError(f"--pipeline resident: {len(source)} images of {size[1]}x{size[0]} do not fit into the memory of "
+                            f"{device}; use --pipeline auto.")
+
+
+def _common_size(source: Source) -> tuple[int, int] | None:
+    """(height, width) if a sample of the images, evenly spread, is of one size; else None."""
+    sizes = set()
+    for i in np.unique(np.linspace(0, len(source) - 1, _PROBED).astype(int)):
+        try:
+            sizes.add(source.size(int(i)))
+        except BadImage:
+            continue  # met again, and counted, when it is read
+        if len(sizes) > 1:
+            return None
+    return sizes.pop() if sizes else None
+
+
+def _fits(source: Source, size: tuple[int, int], device: torch.device) -> bool:
+    """Whether the whole set as uint8 takes at most half of the memory that is free."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return len(source) * size[0] * size[1] * 3 <= free / 2
+
+
+def dali_installed() -> bool:
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even `nvidia`
+        return False
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: affinity and the cgroup's quota, not what the machine has."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = open("/sys/fs/cgroup/cpu.max").read().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2: the affinity is what counts
+    return cpus

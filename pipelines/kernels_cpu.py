@@ -1,0 +1,383 @@
+"""The whole renderer as one compiled pass per sample, for CPUs: the meaning is `pipelines/ops.py`, to float32 rounding.
+
+A sample stays in the cache from its source bytes to its normalised channels-last output, and work it does not need is
+skipped. Written for LLVM's vectoriser: flat float32 planes, inner loops without branches over neighbouring elements,
+and unsigned indices (a signed one may be negative in Python; testing for that keeps a loop scalar, 8 times slower).
+Nothing here checks bounds; `pipelines/render_cpu.py`, the only caller, does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# Serial: the caller brings its threads. No "nnan" and "ninf": a NaN in somebody's image must come out as a NaN.
+_OPTIONS = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+
+
+def compiled(function):
+    """A piece of the kernel: compiled with, and kept in the cache file of, the kernel that calls it."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
+def cached(function):
+    """Compiled on the first call and kept on disk: beside this module, or under the user's cache directory where that
+    is read-only, or in NUMBA_CACHE_DIR. Where none can be written, every process compiles anew."""
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # numba's "cannot cache function: no locator available"
+        return njit(**_OPTIONS)(function)
+
+
+BANDS = 32  # output rows resized together: one band's columns are transposed once, and stay in the L2 cache
+SHARED_FILTERS = 128  # crops up to this long, in source pixels, share their filters
+_LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
+_ZERO, _ONE, _TWO, _FOUR, _SIX, _BYTE = (np.float32(x) for x in (0, 1, 2, 4, 6, 1 / 255))
+_u = np.uint64
+
+
+@cached
+def render_samples(start, stop, pixels, floats, offset, row_stride, column_stride, channel_stride, box, flip, size,
+                   cubic, resized, factors, order, grey, solarise, taps, mean, inverse_std, out):
+    """Samples start..stop of one family of views (a geometry and the F views that show it).
+
+    pixels: uint8 (bytes,) and floats: float32 (elements,), one of them holding the sources: sample n begins at
+    offset[n], its rows row_stride[n] apart. resized: cut `box` and resize, else sources are size x size already.
+    factors: (F, N, 5) float32 brightness, contrast, saturation, hue, sigma; order: (F, N, 4) uint8; grey, solarise:
+    (F, N) bool; taps: (F,) int64 blur taps; mean, inverse_std: (3,) float32;
+    out: (F, N, size, size, 3) float32, flattened; it is written.
+    """
+    views, plane = len(taps), size * size
+    cut, image = np.empty(3 * plane, np.float32), np.empty(3 * plane, np.float32)
+    widest, longest = 1, 1
+    if resized:
+        for n in range(start, stop):
+            widest = max(widest, box[n, 3])
+            longest = max(longest, box[n, 2], box[n, 3])
+    # Filters depend on the crop's length alone: small ones are computed once for all samples, large ones each time.
+    shared = longest <= SHARED_FILTERS
+    slots = longest + 1 if shared else 2
+    bound = size * _taps_bound(longest, size, cubic)
+    source, weight = np.empty((slots, bound), np.int64), np.empty((slots, bound), np.float32)
+    taps_of, length_of = np.empty((slots, size), np.int64), np.zeros(slots, np.int64)
+    band, turned = np.empty(3 * widest * BANDS, np.float32), np.empty(3 * widest * BANDS, np.float32)
+    strip = np.empty(3 * size * BANDS, np.float32)
+    reach = 0
+    for f in range(views):
+        reach = max(reach, _reach(taps[f] // 2))
+    padded = np.empty((size + 2 * reach) ** 2, np.float32)
+    smooth = np.empty((size + 2 * reach) ** 2, np.float32)
+    gauss = np.empty(reach + 4, np.float32)
+    for n in range(start, stop):
+        if resized:
+            height, width = box[n, 2], box[n, 3]
+            row_slot, column_slot = (height, width) if shared else (0, 1)
+            for axis in range(2):
+                slot, length = (column_slot, width) if axis else (row_slot, height)
+                if length_of[slot] != length:
+                    _filter(length, size, cubic, source[slot], weight[slot], taps_of[slot])
+                    length_of[slot] = length
+            first = offset[n] + box[n, 0] * row_stride[n] + box[n, 1] * column_stride
+            _resize(pixels, first, row_stride[n], column_stride, channel_stride, width, size, flip[n],
+                    source[row_slot], weight[row_slot], taps_of[row_slot],
+                    source[column_slot], weight[column_slot], taps_of[column_slot], band, turned, strip, cut)
+            if cubic:
+                _clamp(cut)
+        else:
+            if len(floats) > 0:
+                _load(floats, offset[n], row_stride[n], column_stride, channel_stride, size, _ONE, cut)
+            else:
+                _load(pixels, offset[n], row_stride[n], column_stride, channel_stride, size, _BYTE, cut)
+        for f in range(views):
+            if f + 1 < views:
+                for i in range(_u(3 * plane)):
+                    image[i] = cut[i]
+            else:
+                image, cut = cut, image  # the last view may spoil the shared pixels
+            for position in range(4):
+                operation = order[f, n, position]
+                factor = factors[f, n, operation]
+                if operation == 3 and factor != _ZERO:
+                    _shift_hue(image, plane, factor)
+                elif operation != 3 and factor != _ONE:
+                    _blend(image, plane, operation, factor)
+            if grey[f, n]:
+                _grey(image, plane)
+            if taps[f] > 0 and factors[f, n, 4] > _ZERO:
+                _blur(image, size, factors[f, n, 4], taps[f] // 2, gauss, padded, smooth)
+            if solarise[f, n]:
+                _solarise(image)
+            _write(image, plane, mean, inverse_std, out[(f * len(offset) + n) * 3 * plane:])
+            if f + 1 == views:
+                image, cut = cut, image
+
+
+@compiled
+def _taps_bound(length, size, cubic):
+    support = max(length / size, 1.0) * (2 if cubic else 1)
+    return int(2 * support) + 3
+
+
+@compiled
+def _filter(length, size, cubic, source, weight, count):
+    """Source positions, weights and their number for each output position: `ops._filter_matrix` without its zeros.
+
+    In float64, so that crops of large photos are placed exactly; the number is made even with a weight of zero.
+    """
+    bound = len(source) // size
+    scale = length / size
+    inverse = 1.0 / max(scale, 1.0)
+    support = max(scale, 1.0) * (2.0 if cubic else 1.0)
+    for o in range(size):
+        centre = (o + 0.5) * scale
+        first, last = max(0, int(centre - support + 0.5)), min(length, int(centre + support + 0.5))
+        at, total, number = o * bound, 0.0, 0
+        for i in range(first, last):
+            x = abs((i + 0.5 - centre) * inverse)
+            if not cubic:
+                value = max(1.0 - x, 0.0)
+            elif x < 1.0:
+                value = (1.5 * x - 2.5) * x * x + 1.0
+            else:
+                value = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
+            if value != 0.0:
+                source[at + number], weight[at + number] = i, value
+                total += value
+                number += 1
+        normalise = 1.0 / total
+        for k in range(number):
+            weight[at + k] *= normalise
+        if number % 2:
+            source[at + number], weight[at + number] = source[at + number - 1], 0.0
+            number += 1
+        count[o] = number
+
+
+@compiled
+def _resize(pixels, first, row_stride, column_stride, channel_stride, width, size, mirrored, rows, row_weight,
+            row_count, columns, column_weight, column_count, band, turned, strip, image):
+    """Planar image (3, size, size) of one crop. A band of rows is turned before its columns are filtered, and back
+    after, so that both filters add up neighbouring elements."""
+    interleaved = column_stride == 3
+    segments, length, line = (1, 3 * width, 3 * width) if interleaved else (3, width, 3 * width)
+    for top in range(0, size, BANDS):
+        height = min(BANDS, size - top)
+        for segment in range(segments):
+            _filter_rows(pixels, first + segment * channel_stride, row_stride, length, size, top, height, rows,
+                         row_weight, row_count, band, segment * length, line)
+        for x in range(width):  # column by column, its three channels together, whatever the source's layout
+            for c in range(3):
+                source, to = _u(3 * x + c if interleaved else c * width + x), _u((3 * x + c) * BANDS)
+                for y in range(_u(height)):
+                    turned[to + y] = band[y * _u(line) + source]
+        _filter_columns(turned, size, mirrored, columns, column_weight, column_count, strip)
+        for c in range(3):
+            for y in range(height):
+                source, to = _u(c * BANDS + y), _u((c * size + top + y) * size)
+                for x in range(_u(size)):
+                    image[to + x] = strip[source + x * _u(3 * BANDS)]
+
+
+@compiled
+def _filter_rows(pixels, first, row_stride, length, size, top, height, rows, weight, count, band, start, line):
+    bound = len(rows) // size
+    for y in range(height):
+        at, to = (top + y) * bound, _u(start + y * line)
+        for k in range(0, count[top + y], 2):
+            a, b = _u(first + rows[at + k] * row_stride), _u(first + rows[at + k + 1] * row_stride)
+            wa, wb = weight[at + k] * _BYTE, weight[at + k + 1] * _BYTE
+            if k == 0:
+                for i in range(_u(length)):
+                    band[to + i] = wa * np.float32(pixels[a + i]) + wb * np.float32(pixels[b + i])
+            else:
+                for i in range(_u(length)):
+                    band[to + i] += wa * np.float32(pixels[a + i]) + wb * np.float32(pixels[b + i])
+
+
+@compiled
+def _filter_columns(turned, size, mirrored, columns, weight, count, strip):
+    bound, step = len(columns) // size, 3 * BANDS  # step: a whole band of one column, three channels
+    for x in range(size):
+        at, to = x * bound, _u((size - 1 - x if mirrored else x) * step)
+        for k in range(0, count[x], 2):
+            a, b = _u(columns[at + k] * step), _u(columns[at + k + 1] * step)
+            wa, wb = weight[at + k], weight[at + k + 1]
+            if k == 0:
+                for i in range(_u(step)):
+                    strip[to + i] = wa * turned[a + i] + wb * turned[b + i]
+            else:
+                for i in range(_u(step)):
+                    strip[to + i] += wa * turned[a + i] + wb * turned[b + i]
+
+
+@compiled
+def _load(source, first, row_stride, column_stride, channel_stride, size, scale, image):
+    """Planar image of one sample that is size x size already."""
+    plane = size * size
+    for y in range(size):
+        start, n = first + y * row_stride, _u(size)
+        red, green, blue = _u(y * size), _u(plane + y * size), _u(2 * plane + y * size)
+        if column_stride == 3:
+            at = _u(start)
+            for x in range(n):
+                image[red + x] = np.float32(source[at + _u(3) * x]) * scale
+                image[green + x] = np.float32(source[at + _u(3) * x + _u(1)]) * scale
+                image[blue + x] = np.float32(source[at + _u(3) * x + _u(2)]) * scale
+        else:
+            a, b, c = _u(start), _u(start + channel_stride), _u(start + 2 * channel_stride)
+            for x in range(n):
+                image[red + x] = np.float32(source[a + x]) * scale
+                image[green + x] = np.float32(source[b + x]) * scale
+                image[blue + x] = np.float32(source[c + x]) * scale
+
+
+@compiled
+def _clamp(image):
+    for i in range(_u(len(image))):
+        image[i] = min(max(image[i], _ZERO), _ONE)
+
+
+@compiled
+def _blend(image, plane, operation, factor):
+    """factor x + (1 - factor) g with g black (0), the mean luminance (1) or the luminance (2), cut to [0, 1]."""
+    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    rest = _ONE - factor
+    if operation == 2:
+        for i in range(_u(plane)):
+            r, g, b = red[i], green[i], blue[i]
+            luma = rest * (_LUMA_RED * r + _LUMA_GREEN * g + _LUMA_BLUE * b)
+            red[i] = min(max(factor * r + luma, _ZERO), _ONE)
+            green[i] = min(max(factor * g + luma, _ZERO), _ONE)
+            blue[i] = min(max(factor * b + luma, _ZERO), _ONE)
+        return
+    grey = _ZERO
+    if operation == 1:
+        total = 0.0  # blocks in float32, their sum in float64: as exact as torch's pairwise sum
+        for begin in range(0, plane, 512):
+            part = _ZERO
+            for i in range(_u(begin), _u(min(begin + 512, plane))):
+                part += _LUMA_RED * red[i] + _LUMA_GREEN * green[i] + _LUMA_BLUE * blue[i]
+            total += part
+        grey = rest * np.float32(total / plane)
+    for i in range(_u(3 * plane)):
+        image[i] = min(max(factor * image[i] + grey, _ZERO), _ONE)
+
+
+@compiled
+def _shift_hue(image, plane, shift):
+    """`ops.shift_hue`; the sextant's remainder by 6 is taken with floor."""
+    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    turn = _SIX * shift
+    for i in range(_u(plane)):
+        r, g, b = red[i], green[i], blue[i]
+        value = max(r, max(g, b))
+        chroma = value - min(r, min(g, b))
+        per = _ONE / (chroma if chroma > _ZERO else _ONE)
+        from_red, from_green, from_blue = (g - b) * per, _TWO + (b - r) * per, _FOUR + (r - g) * per
+        sextant = turn + (from_red if value == r else (from_green if value == g else from_blue))
+        red[i] = value - chroma * _fade(sextant + np.float32(5))
+        green[i] = value - chroma * _fade(sextant + np.float32(3))
+        blue[i] = value - chroma * _fade(sextant + _ONE)
+
+
+@compiled
+def _fade(k):
+    k -= _SIX * np.floor(k * np.float32(1 / 6))
+    return min(max(min(k, _FOUR - k), _ZERO), _ONE)
+
+
+@compiled
+def _grey(image, plane):
+    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    for i in range(_u(plane)):
+        luma = _LUMA_RED * red[i] + _LUMA_GREEN * green[i] + _LUMA_BLUE * blue[i]
+        red[i] = luma
+        green[i] = luma
+        blue[i] = luma
+
+
+@compiled
+def _blur(image, size, sigma, radius, gauss, padded, smooth):
+    """Separable, with reflected borders. Taps below float32's resolution (beyond 6 sigma) are left out.
+
+    The padded plane is convolved as one long line, in both directions: what its borders then hold is never read.
+    """
+    total = 0.0
+    for k in range(radius + 1):
+        gauss[k] = np.exp(-0.5 * (k / sigma) ** 2)
+        total += gauss[k] if k == 0 else 2.0 * gauss[k]
+    for k in range(radius + 1):
+        gauss[k] /= total
+    radius = min(radius, int(6.0 * sigma))
+    if radius == 0:
+        return
+    for k in range(radius + 1, len(gauss)):
+        gauss[k] = _ZERO
+    reach = _reach(radius)
+    wide = size + 2 * reach
+    inner = reach * wide
+    for c in range(3):
+        for y in range(size):
+            at, to = _u((c * size + y) * size), _u(inner + y * wide + reach)
+            for x in range(_u(size)):
+                padded[to + x] = image[at + x]
+            end = to + _u(size - 1)
+            for k in range(1, reach + 1):  # beyond the radius weights are zero: any values of this image will do
+                inward = _u(min(k, size - 1))
+                padded[to - _u(k)] = padded[to + inward]
+                padded[end + _u(k)] = padded[end - inward]
+        _convolve(padded, inner + reach, np.int64(1), smooth, size * wide - 2 * reach, gauss, radius)
+        for k in range(1, reach + 1):
+            inward = min(k, size - 1)
+            low, high = _u(inner - k * wide), _u(inner + inward * wide)
+            bottom, top = _u(inner + (size - 1 + k) * wide), _u(inner + (size - 1 - inward) * wide)
+            for x in range(_u(wide)):
+                smooth[low + x] = smooth[high + x]
+                smooth[bottom + x] = smooth[top + x]
+        _convolve(smooth, inner + reach, wide, padded, size * wide - 2 * reach, gauss, radius)
+        for y in range(size):
+            at, to = _u((c * size + y) * size), _u(inner + y * wide + reach)
+            for x in range(_u(size)):
+                image[at + x] = padded[to + x]
+
+
+@compiled
+def _reach(radius):
+    """The radius `_convolve` reads: whole groups of three."""
+    return (radius + 2) // 3 * 3
+
+
+@compiled
+def _convolve(source, at, step, target, length, gauss, radius):
+    """target[at + i] = sum over k of gauss[|k|] source[at + i + k step]: three pairs of taps in a pass."""
+    out = target[at:at + length]
+    for k in range(1, radius + 1, 3):
+        a, before_a, after_a = gauss[k], source[at - k * step:], source[at + k * step:]
+        b, before_b, after_b = gauss[k + 1], source[at - (k + 1) * step:], source[at + (k + 1) * step:]
+        c, before_c, after_c = gauss[k + 2], source[at - (k + 2) * step:], source[at + (k + 2) * step:]
+        if k == 1:
+            centre, middle = gauss[0], source[at:]
+            for i in range(length):
+                out[i] = (centre * middle[i] + a * (before_a[i] + after_a[i]) + b * (before_b[i] + after_b[i])
+                          + c * (before_c[i] + after_c[i]))
+        else:
+            for i in range(length):
+                out[i] += (a * (before_a[i] + after_a[i]) + b * (before_b[i] + after_b[i])
+                           + c * (before_c[i] + after_c[i]))
+
+
+@compiled
+def _solarise(image):
+    for i in range(_u(len(image))):
+        image[i] = min(image[i], _ONE - image[i])  # for x in [0, 1]: x -> 1 - x where x >= 0.5
+
+
+@compiled
+def _write(image, plane, mean, inverse_std, out):
+    """Normalised and interleaved."""
+    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    for i in range(_u(plane)):
+        out[_u(3) * i] = (red[i] - mean[0]) * inverse_std[0]
+        out[_u(3) * i + _u(1)] = (green[i] - mean[1]) * inverse_std[1]
+        out[_u(3) * i + _u(2)] = (blue[i] - mean[2]) * inverse_std[2]
+

@@ -1,0 +1,88 @@
+"""The contract of every executor: the batches of an epoch, counted, and a position that can be saved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.draw import ViewParams
+from pipelines.errors import UserError
+from pipelines.order import Order
+from pipelines.recipe import Recipe
+from pipelines.sources import Source
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data. views: name -> (n, 3, S, S) on the device, channels-last; params: name -> ViewParams of n."""
+
+    views: dict[str, Tensor]
+    params: dict[str, ViewParams]
+    index: Tensor  # (n,) int64 sample numbers
+    label: Tensor | None  # (n,) int64; None without labels
+    companion: Batch | None = None  # n labelled images of another source: pipelines.companion
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """These rows of everything."""
+        return Batch({name: view[rows] for name, view in self.views.items()},
+                     {name: params[rows] for name, params in self.params.items()}, self.index[rows],
+                     None if self.label is None else self.label[rows], self.companion and self.companion[rows])
+
+
+class Pipeline(ABC):
+    """Iterating gives the rest of the current epoch; the next iteration is the next epoch.
+
+    `len()` is the number of steps of a whole epoch and is asserted at the end of each. An executor implements
+    `_batches` and, where it holds threads or processes, `close`.
+    """
+
+    choice = ""  # which executor this is and why it was chosen, for print
+
+    def __init__(self, source: Source, recipe: Recipe, order: Order, device: torch.device | str = "cpu",
+                 dtype: torch.dtype = torch.float32) -> None:
+        self.source, self.recipe, self.order = source, recipe, order
+        self.device, self.dtype = torch.device(device), dtype
+        self.epoch, self.seen = 0, 0  # seen: samples of this epoch already handed out, over all processes
+
+    @abstractmethod
+    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+        """Render the given shards of `epoch`, in this order."""
+
+    def close(self) -> None:
+        """Stop threads and processes. The pipeline may be iterated again afterwards."""
+
+    def __len__(self) -> int:
+        return self.order.steps()
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, steps, made = self.epoch, self.order.steps(self.seen), 0
+        for batch in self._batches(epoch, self.order.batches(epoch, self.seen)):
+            made += 1
+            self.seen += min(self.order.batch_size, self.order.samples - self.seen)
+            if made == steps:  # the position moves on before the last batch is used: a checkpoint there is at the epoch's end
+                self.epoch, self.seen = epoch + 1, 0
+            yield batch
+        if made != steps:
+            raise RuntimeError(f"{type(self).__name__} made {made} of {steps} batches of epoch {epoch}; please report it.")
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "seen": self.seen, "samples": self.order.samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if state["samples"] != self.order.samples:
+            raise UserError(f"the checkpoint was made on {state['samples']} images, {self.source.name} has "
+                            f"{self.order.samples}; give the same data to resume.")
+        self.epoch, self.seen = state["epoch"], state["seen"]
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _labels(self, numbers: Tensor) -> Tensor | None:
+        return None if self.source.labels is None else torch.from_numpy(self.source.labels[numbers.numpy()])

@@ -1,0 +1,107 @@
+"""The `reference` executor: the meaning of every parameter, one image at a time, by torchvision's functional operations.
+
+Slow on purpose and correct on purpose. The other executors are judged against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torchvision.transforms.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from pipelines.errors import UserError
+from pipelines.pipeline import Batch, Pipeline
+from pipelines.recipe import Recipe, View
+from pipelines.sources import Source
+
+_ADJUST = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "saturation": F.adjust_saturation,
+           "hue": F.adjust_hue}
+
+
+def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Recipe) -> Tensor:
+    """One view of one image: pixels (3, H, W) uint8, params of one sample -> (3, S, S) float32.
+
+    Computed in float32 from start to end; rounding to uint8 between operations, as PIL does, is not part of the meaning
+    (tests/pipelines measure that difference).
+    """
+    top, left, height, width = params.box[0].tolist()
+    interpolation = F.InterpolationMode(recipe.geometry_of(view).crop.interpolation)
+    image = F.resized_crop(pixels.float() / 255, top, left, height, width, [view.size, view.size], interpolation,
+                           antialias=True).clamp(0, 1)
+    if params.flip:
+        image = F.hflip(image)
+    if params.jittered:
+        for operation in params.jitter_order[0].tolist():
+            name = JITTER_OPERATIONS[operation]
+            image = _ADJUST[name](image, getattr(params, name).item())
+    if params.grey:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if view.blur and params.sigma > 0:
+        image = F.gaussian_blur(image, [view.blur.kernel_size] * 2, [params.sigma.item()] * 2)
+    if params.solarise:
+        image = F.solarize(image, 0.5)
+    return F.normalize(image, list(recipe.mean), list(recipe.std))
+
+
+class ReferencePipeline(Pipeline):
+    """Any source, a torch DataLoader whose workers each make whole batches."""
+
+    def __init__(self, *args, workers: int = 0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._plan: list[tuple[int, Tensor]] = []
+        self._workers = workers
+        self._loader = None
+
+    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+        self._plan[:] = [(epoch, shard) for shard in shards]
+        if self._loader is None:
+            dataset = _RenderedBatches(self.source, self.recipe, self.order.seed)
+            self._loader = DataLoader(dataset, batch_size=None, sampler=self._plan, num_workers=self._workers,
+                                      persistent_workers=self._workers > 0, worker_init_fn=_one_thread,
+                                      pin_memory=self.device.type == "cuda")
+        for item in self._loader:
+            if isinstance(item, UserError):
+                raise item
+            views, params, index, used, bad = item
+            self.source.report_bad(bad)
+            views = {name: view.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
+                     for name, view in views.items()}
+            params = {name: ViewParams(*fields).to(self.device, non_blocking=True) for name, fields in params.items()}
+            label = self._labels(used)
+            yield Batch(views, params, index, None if label is None else label.to(self.device, non_blocking=True))
+
+    def close(self) -> None:
+        self._loader = None  # drops the persistent workers
+
+
+class _RenderedBatches(Dataset):
+    """Item (epoch, indices) is a whole rendered batch, as plain tensors that travel between processes."""
+
+    def __init__(self, source: Source, recipe: Recipe, seed: int) -> None:
+        self.source, self.recipe, self.seed = source, recipe, seed
+
+    def __getitem__(self, item: tuple[int, Tensor]):
+        try:
+            return self._render(*item)
+        except UserError as error:  # handed over as a value: the loader would wrap it in the worker's stack trace
+            return error
+
+    def _render(self, epoch: int, index: Tensor):
+        before = set(self.source.known_bad)
+        pixels, used = zip(*(self.source.read_or_replace(int(i)) for i in index), strict=True)
+        pixels = [torch.tensor(p).permute(2, 0, 1) for p in pixels]
+        sizes = torch.tensor([p.shape[1:] for p in pixels])
+        params = draw(self.recipe, self.seed, epoch, index, sizes)
+        views = {view.name: torch.stack([render_one(p, view, params[view.name][i:i + 1], self.recipe)
+                                         for i, p in enumerate(pixels)]) for view in self.recipe}
+        bad = {name: why for name, why in self.source.known_bad.items() if name not in before}
+        fields = {name: tuple(vars(p).values()) for name, p in params.items()}
+        return views, fields, index, torch.tensor(used), bad
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

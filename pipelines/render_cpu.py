@@ -1,0 +1,174 @@
+"""Hands drawn parameters to the compiled CPU kernel: packs them, checks them, splits the batch over threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.draw import ViewParams
+from pipelines.recipe import Recipe, View
+
+_SHARES = 4  # pieces of work for each thread: samples differ in cost, and a thread may lose its core for a while
+_IDENTITY = (1.0, 1.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the samples lie: a flat buffer, and for each sample its first element and its strides, in elements.
+
+    Bounds are checked on a CPU only: on CUDA the host would have to wait for the answer.
+    """
+
+    buffer: Tensor  # (elements,) uint8 or float32
+    offset: Tensor  # (N,) int64
+    row_stride: Tensor  # (N,) int64
+    column_stride: int
+    channel_stride: int
+    size: Tensor  # (N, 2) int64 height and width
+
+    @staticmethod
+    def of_batch(pixels: Tensor, index: Tensor | None = None) -> Sources:
+        """Samples `index` (all by default) of (M, 3, H, W) pixels, planar or channels-last, which are not copied."""
+        pixels = _strided(pixels)
+        index = torch.arange(len(pixels), device=pixels.device) if index is None else index
+        if pixels.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(pixels):
+            raise IndexError(f"sample {int(index.min())}..{int(index.max())} of a set of {len(pixels)} images")
+        sample, channel, row, column = pixels.stride()
+        length = 1 + sum((n - 1) * s for n, s in zip(pixels.shape, pixels.stride())) if pixels.numel() else 0
+        size = torch.tensor(pixels.shape[2:]).expand(len(index), 2)
+        flat = pixels.as_strided((length,), (1,))
+        return Sources(flat, index * sample, torch.full_like(index, row), column, channel, size)
+
+    @staticmethod
+    def of_photos(buffer: Tensor, offset: Tensor, size: Tensor) -> Sources:
+        """Decoded photos of any sizes, (H, W, 3) uint8 each, photo n at offset[n] of the flat buffer."""
+        if buffer.device.type == "cpu" and len(offset):
+            begin, end = int(offset.min()), int((offset + 3 * size.prod(dim=1)).max())
+            if begin < 0 or end > len(buffer):
+                raise IndexError(f"photos from byte {begin} to {end} in a buffer of {len(buffer)}")
+        return Sources(buffer.contiguous(), offset.contiguous(), 3 * size[:, 1], 3, 1, size)
+
+
+def render_family(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Recipe,
+                  resized: bool = True, threads: int | None = None) -> Tensor:
+    """(F, N, S, S, 3) float32, normalised: F views that show one crop and flip, those of the first.
+
+    resized: False where the sources are S x S views already, which get colour and blur only.
+    threads: None for as many as torch uses.
+    """
+    arguments, out = _arguments(sources, views, params, recipe, resized)
+    count = len(params[0])
+    if count:
+        _in_threads(_kernel(arguments), count, threads or torch.get_num_threads(), arguments)
+    return out
+
+
+def _arguments(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Recipe,
+               resized: bool) -> tuple[tuple, Tensor]:
+    size, count = views[0].size, len(params[0])
+    if resized:
+        _check_boxes(params[0].box, sources.size)
+    elif count and not bool((sources.size == size).all()):
+        raise ValueError(f"view {views[0].name!r} is {size} px, the image given is {tuple(sources.size[0].tolist())}")
+    factors = torch.stack([torch.stack([*_jitter(v, p), p.sigma], dim=1) for v, p in zip(views, params)])
+    out = torch.empty(len(views), count, size, size, 3)
+    empty = torch.empty(0, dtype=torch.uint8 if sources.buffer.is_floating_point() else torch.float32)
+    pixels, floats = (empty, sources.buffer) if sources.buffer.is_floating_point() else (sources.buffer, empty)
+    tensors = (
+        factors,
+        torch.stack([p.jitter_order for p in params]),
+        torch.stack([p.grey & (v.grey > 0) for v, p in zip(views, params)]),
+        torch.stack([p.solarise & (v.solarise > 0) for v, p in zip(views, params)]),
+        torch.tensor([v.blur.kernel_size if v.blur else 0 for v in views]),
+        torch.tensor(recipe.mean, dtype=torch.float32),
+        1 / torch.tensor(recipe.std, dtype=torch.float32),
+        out.view(-1),
+    )
+    crop = (params[0].box.contiguous(), params[0].flip.contiguous())
+    return (pixels.numpy(), floats.numpy(), sources.offset.numpy(), sources.row_stride.numpy(), sources.column_stride,
+            sources.channel_stride, *(t.numpy() for t in crop), size, views[0].crop.interpolation == "bicubic", resized,
+            *(t.numpy() for t in tensors)), out
+
+
+def _jitter(view: View, params: ViewParams) -> tuple[Tensor, ...]:
+    drawn = params.brightness, params.contrast, params.saturation, params.hue
+    return drawn if view.jitter else tuple(torch.full_like(d, i) for d, i in zip(drawn, _IDENTITY))
+
+
+def _check_boxes(box: Tensor, size: Tensor) -> None:
+    """The kernel trusts its boxes; a wrong one would read another image, or memory that is not ours."""
+    inside = (box[:, :2] >= 0) & (box[:, 2:] >= 1) & (box[:, :2] + box[:, 2:] <= size)
+    if not bool(inside.all()):
+        n = int((~inside.all(dim=1)).nonzero()[0])
+        raise ValueError(f"sample {n}: the crop (top, left, height, width) {tuple(box[n].tolist())} leaves its image, "
+                         f"which is {tuple(size[n].tolist())} pixels high and wide")
+
+
+def _strided(pixels: Tensor) -> Tensor:
+    """The pixels themselves where the kernel can walk them (planar rows, or interleaved channels), else a copy."""
+    if pixels.is_floating_point():
+        pixels = pixels.float()
+    _, channel, _, column = pixels.stride()
+    walkable = column == 1 or (channel == 1 and column == 3)
+    return pixels if walkable else pixels.contiguous()
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+# Our own, and a serial kernel that leaves the GIL, not numba's `prange`: of numba's layers the one that is always there
+# (workqueue) aborts the process when two Python threads call at once, and the OpenMP one when a DataLoader worker is
+# forked after the first call. Plain threads do neither, cost 0.1 ms a batch, and compile in half the time.
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="render")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked worker has the pool, but not its threads
+
+
+def _in_threads(kernel, count: int, threads: int, arguments: tuple) -> None:
+    """Samples 0..count in pieces, on `threads` threads, this one among them."""
+    threads = max(1, min(threads, count))
+    edges = np.linspace(0, count, 1 + (threads * min(_SHARES, -(-count // threads)) if threads > 1 else 1)).astype(int)
+    pieces = iter(list(zip(edges[:-1].tolist(), edges[1:].tolist())))
+
+    def work() -> None:
+        for start, stop in pieces:  # a list's iterator hands each piece to one thread: `next` holds the GIL
+            kernel(start, stop, *arguments)
+
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)] if threads > 1 else []
+    work()
+    for other in others:
+        other.result()
+
+
+# --- compilation -----------------------------------------------------------------------------------------------------
+
+_loading, _loaded = threading.Lock(), []
+
+
+def _kernel(arguments: tuple):
+    """The compiled kernel. A process's first call loads it; a machine's first call compiles it, and says so."""
+    with _loading:
+        if not _loaded:
+            from pipelines.kernels_cpu import render_samples  # here: importing numba takes half a second
+
+            notice = threading.Timer(2.0, print, ["compiling the CPU renderer, once for this machine ..."],
+                                     {"file": sys.stderr, "flush": True})  # loading what is compiled takes 0.3 s
+            notice.daemon = True
+            notice.start()
+            try:
+                render_samples(0, 0, *arguments)  # no sample: only compiled
+            finally:
+                notice.cancel()
+            _loaded.append(render_samples)
+        return _loaded[0]

@@ -1,0 +1,73 @@
+"""The `resident` executor: the whole set lives on the device as uint8, views are cut by batched kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.draw import ViewParams, draw
+from pipelines.errors import UserError
+from pipelines.pipeline import Batch, Pipeline
+from pipelines.prefetch import prefetched
+from pipelines.render import render
+from pipelines.sources import ArraySource, Source
+
+_DRAWN_AT_ONCE = {"cpu": 4096, "cuda": 65536}  # samples; a CPU must not wait long for its first batch
+
+
+class UnequalSizes(UserError):
+    """The images are of different sizes, so they cannot be held as one array."""
+
+
+class ResidentPipeline(Pipeline):
+    """For sets of equally sized images that fit into the device's memory: CIFAR, STL-10, Tiny-ImageNet, .npz."""
+
+    def __init__(self, source: Source, *args, **kwargs) -> None:
+        super().__init__(source, *args, **kwargs)
+        images, self._used = load_images(source)
+        self._images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)  # N x 3 x H x W uint8
+        self._size = torch.tensor(images.shape[1:3], device=self.device)
+
+    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+        return prefetched(self._rendered(epoch, shards), self.device)
+
+    def _rendered(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+        for index, on_device, params in self._drawn(epoch, shards):
+            views = render(self._images, self.recipe, params, self.dtype, index=on_device)
+            label = self._labels(self._used[index])
+            yield Batch(views, params, index, None if label is None else label.to(self.device, non_blocking=True))
+
+    def _drawn(self, epoch: int, shards: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, dict[str, ViewParams]]]:
+        """Each shard, the same on the device, and its parameters: drawn for many shards at once, which changes none of
+        them and costs a quarter on a CPU, and on a GPU a few hundred launches and ten waits in all."""
+        together = max(1, _DRAWN_AT_ONCE[self.device.type] // max(1, len(shards[0]))) if shards else 1
+        for first in range(0, len(shards), together):
+            block = shards[first:first + together]
+            index = torch.cat(block).to(self.device, non_blocking=True)
+            drawn = draw(self.recipe, self.order.seed, epoch, index, self._size.expand(len(index), 2))
+            start = 0
+            for shard in block:
+                rows = slice(start, start := start + len(shard))
+                yield shard, index[rows], {name: params[rows] for name, params in drawn.items()}
+
+
+def load_images(source: Source) -> tuple[np.ndarray, Tensor]:
+    """(N, H, W, 3) uint8 of a whole source, and (N,) the sample each one shows: unreadable ones are replaced and counted.
+
+    Unequal sizes are an error.
+    """
+    if isinstance(source, ArraySource):
+        return source.images, torch.arange(len(source))
+    images, numbers = [], []
+    for i in range(len(source)):
+        pixels, used = source.read_or_replace(i)
+        if images and pixels.shape != images[0].shape:
+            raise UnequalSizes(f"--pipeline resident needs images of one size, but {source.name_of(used)} is "
+                               f"{pixels.shape[1]}x{pixels.shape[0]} and {source.name_of(0)} is {images[0].shape[1]}x"
+                               f"{images[0].shape[0]}; use --pipeline auto.")
+        images.append(pixels)
+        numbers.append(used)
+    return np.stack(images), torch.tensor(numbers)

@@ -1,0 +1,104 @@
+"""Watches the loop: time spent waiting for data, images per second, the metrics file, the progress bar, the trackers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from pipelines.pipeline import Batch, Pipeline
+from runs.folder import RunFolder
+
+
+class Monitor:
+    """Counts only training time: evaluation and checkpoints happen inside `paused()`.
+
+    Losses stay on the device until a line is due, so a GPU is not made to wait at every step.
+    """
+
+    def __init__(self, folder: RunFolder, accelerator: Accelerator, total_steps: int, step: int, log_every: int,
+                 done: dict[str, float] | None = None) -> None:
+        self._folder, self._accelerator = folder, accelerator
+        self._total_steps, self._log_every, self._first = total_steps, log_every, step + 1
+        self.totals = dict(done or {"seconds": 0.0, "images": 0, "waited": 0.0})  # over the whole run, resumed parts included
+        self._logged = dict(self.totals)  # the totals at the last line written
+        self._mark = time.perf_counter()
+        self.knn: float | None = None
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", file=sys.stderr, dynamic_ncols=True,
+                         disable=not accelerator.is_main_process, mininterval=0.5)
+
+    def batches(self, pipeline: Pipeline) -> Iterator[Batch]:
+        """The pipeline's batches, the time spent waiting for each counted."""
+        iterator = iter(pipeline)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.totals["waited"] += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not training time."""
+        self._lap()
+        yield
+        self._mark = time.perf_counter()
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Around the first step of a compiled run, which is not training time: says how long compiling took."""
+        self.message("compiling the networks for the first step; later runs with the same shapes take it from the cache ...")
+        start = time.perf_counter()
+        with self.paused():
+            yield
+            if self._accelerator.device.type == "cuda":
+                torch.cuda.synchronize(self._accelerator.device)
+        self.message(f"compiled in {time.perf_counter() - start:.0f} s")
+
+    def step(self, step: int, epoch: float, losses: dict[str, torch.Tensor], lr: float, images: int) -> None:
+        """Count a finished optimizer step; on the first, the last and every `log_every`-th write a line."""
+        self.totals["images"] += images
+        self._bar.update(1)
+        if step % self._log_every and step not in (self._first, self._total_steps):
+            return
+        values = torch.stack([v.detach().float() for v in losses.values()])
+        if self._accelerator.num_processes > 1:
+            values = self._accelerator.reduce(values, "mean")
+        named = dict(zip(losses, values.tolist(), strict=True))  # the one synchronisation with the device
+        self._lap()
+        spent = {name: self.totals[name] - self._logged[name] for name in self.totals}
+        self._logged = dict(self.totals)
+        rate = spent["images"] / max(spent["seconds"], 1e-9)
+        wait = min(1.0, spent["waited"] / max(spent["seconds"], 1e-9))
+        self.log({"step": step, "epoch": round(epoch, 4), **named, "lr": lr, "images_per_second": round(rate, 1),
+                  "data_wait": round(wait, 4)})
+        shown = {"loss": f"{named['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{wait:.0%}"}
+        self._bar.set_postfix(shown | ({"kNN": f"{self.knn:.1f}%"} if self.knn is not None else {}))
+        if not named["loss"] == named["loss"]:
+            self.message(f"warning: the loss is not a number at step {step}")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """One line of metrics.jsonl and of the trackers."""
+        if self._accelerator.is_main_process:
+            self._folder.log(record)
+            self._accelerator.log({k: v for k, v in record.items() if isinstance(v, int | float)}, step=record["step"])
+
+    def message(self, text: str) -> None:
+        """Print above the progress bar, once."""
+        if self._accelerator.is_main_process:
+            tqdm.write(text)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self.totals["seconds"] += now - self._mark
+        self._mark = now

@@ -1,0 +1,105 @@
+"""Pictures of a run: the views it trains on, with the parameters that made them, and its curves."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from pipelines.order import Order
+from pipelines.recipe import Recipe
+from pipelines.reference import render_one
+from pipelines.sources import Source
+from runs.folder import write_atomically
+
+_CELL, _LINE, _GAP, _LEFT = 168, 13, 10, 8
+
+
+def describe(params: ViewParams, i: int) -> list[str]:
+    """What was drawn for sample i, in a few short lines."""
+    top, left, height, width = params.box[i].tolist()
+    lines = [f"crop {width}x{height} at {left},{top}" + ("  flip" if params.flip[i] else "")]
+    if params.jittered[i]:
+        symbol = {"brightness": "b", "contrast": "c", "saturation": "s", "hue": "h"}
+        names = [JITTER_OPERATIONS[k] for k in params.jitter_order[i].tolist()]
+        lines.append(" ".join(f"{symbol[n]}{getattr(params, n)[i].item():+.2f}" if n == "hue" else
+                              f"{symbol[n]}{getattr(params, n)[i].item():.2f}" for n in names))
+    rest = [word for word, on in (("grey", params.grey[i]), (f"blur {params.sigma[i].item():.2f}", params.sigma[i] > 0),
+                                  ("solarise", params.solarise[i])) if on]
+    return lines + ([", ".join(rest)] if rest else [])
+
+
+def view_grid(source: Source, recipe: Recipe, seed: int = 0, epoch: int = 0, rows: int = 4) -> Image.Image:
+    """One row per image, the image first, then one column per view, the drawn parameters under each."""
+    numbers = Order(len(source), 1, seed).permutation(epoch)[:rows].tolist()  # the first ones of that epoch
+    pixels = [torch.tensor(source.read_or_replace(i)[0]).permute(2, 0, 1) for i in numbers]
+    params = draw(recipe, seed, epoch, torch.tensor(numbers), torch.tensor([p.shape[1:] for p in pixels]))
+    font = ImageFont.load_default(size=11)
+    width = _LEFT + (len(recipe.views) + 1) * (_CELL + _GAP)
+    row_height = _CELL + 3 * _LINE + _GAP
+    grid = Image.new("RGB", (width, 22 + len(numbers) * row_height), "white")
+    pen = ImageDraw.Draw(grid)
+    plain = Recipe(recipe.views)  # shown without normalisation
+    for column, name in enumerate(("image", *recipe.names)):
+        pen.text((_LEFT + column * (_CELL + _GAP), 4), name, fill="black", font=font)
+    for row, (number, image) in enumerate(zip(numbers, pixels, strict=True)):
+        y = 22 + row * row_height
+        cells = [(_to_image(image), [source.name_of(number)[-26:], f"{image.shape[2]}x{image.shape[1]}"])]
+        for view in recipe:
+            rendered = render_one(image, view, params[view.name][row:row + 1], plain)
+            cells.append((_to_image((rendered * 255).round().to(torch.uint8)), describe(params[view.name], row)))
+        for column, (cell, lines) in enumerate(cells):
+            x = _LEFT + column * (_CELL + _GAP)
+            scale = _CELL / max(cell.size)
+            filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+            cell = cell.resize((max(1, round(cell.width * scale)), max(1, round(cell.height * scale))), filter_)
+            grid.paste(cell, (x, y))
+            for i, line in enumerate(lines):
+                pen.text((x, y + _CELL + 2 + i * _LINE), line, fill="black", font=font)
+    return grid
+
+
+def _to_image(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write `path` whole or not at all."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    write_atomically(path, lambda f: f.write(buffer.getvalue()))
+
+
+def plot_curves(records: list[dict[str, Any]], path: Path, baselines: dict[str, float]) -> None:
+    """Loss and its parts, learning rate, and kNN top-1 against the step; `baselines`: name -> top-1 as dashed lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    logged = [r for r in records if "loss" in r]
+    parts = [k for k in logged[-1] if k not in ("step", "epoch", "lr", "images_per_second", "data_wait", "momentum")
+             and not k.endswith("top1") and isinstance(logged[-1][k], float)] if logged else []
+    scored = [r for r in records if "knn_top1" in r]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for name in parts:
+        axes[0].plot([r["step"] for r in logged], [r.get(name) for r in logged], label=name, linewidth=1.2)
+    axes[0].set(title="loss", xlabel="step")
+    if parts:
+        axes[0].legend(fontsize=8)
+    axes[1].plot([r["step"] for r in scored], [r["knn_top1"] for r in scored], marker="o", label="trained")
+    for (name, value), style in zip(baselines.items(), (":", "--", "-."), strict=False):
+        axes[1].axhline(value, linestyle=style, color="grey", label=name)
+    axes[1].set(title="kNN top-1 (%)", xlabel="step")
+    if scored or baselines:
+        axes[1].legend(fontsize=8)
+    axes[2].plot([r["step"] for r in logged], [r["lr"] for r in logged])
+    axes[2].set(title="learning rate", xlabel="step")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    write_atomically(path, lambda f: f.write(buffer.getvalue()))

@@ -1,0 +1,61 @@
+"""TensorBoard, Weights & Biases and CSV through Accelerate's trackers; off unless asked for."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, on_main_process
+
+from pipelines.errors import UserError
+from runs.config import Config
+
+
+class CSVTracker(GeneralTracker):
+    """metrics.csv in the run folder: long form, a line per (step, name, value), so that new names never move columns."""
+
+    name = "csv"
+    requires_logging_directory = True
+
+    @on_main_process
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._file = open(f"{folder}/metrics.csv", "a", newline="")
+        self._writer = csv.writer(self._file)
+        if self._file.tell() == 0:
+            self._writer.writerow(("step", "name", "value"))
+
+    @property
+    def tracker(self) -> Any:
+        return self._file
+
+    def store_init_configuration(self, values: dict) -> None:
+        """The configuration is config.json beside the file."""
+
+    @on_main_process
+    def log(self, values: dict, step: int | None = None, **_: Any) -> None:
+        self._writer.writerows((step, name, value) for name, value in values.items() if name != "step")
+        self._file.flush()
+
+    @on_main_process
+    def finish(self) -> None:
+        self._file.close()
+
+
+def start_trackers(accelerator: Accelerator, config: Config) -> None:
+    """Start what --track asks for; a tracker whose package is missing is a UserError."""
+    wanted = [CSVTracker(str(config.out)) if name == "csv" else name for name in config.track]
+    if not wanted:
+        return
+    from accelerate.tracking import filter_trackers
+
+    accelerator.project_configuration.set_directories(str(config.out))
+    try:
+        accelerator.log_with = filter_trackers(wanted, str(config.out))
+        accelerator.init_trackers("saccade")
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(f"--track {','.join(config.track)} cannot be started ({error}).") from error
+    missing = set(config.track) - {t.name for t in accelerator.trackers}
+    if missing and accelerator.is_main_process:
+        raise UserError(f"--track {', '.join(sorted(missing))}: the package is not installed; pip install {' '.join(missing)}.")

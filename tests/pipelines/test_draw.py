@@ -1,0 +1,181 @@
+"""Drawing is a pure function, and its numbers are distributed as torchvision's own."""
+
+import math
+import random
+
+import pytest
+import torch
+from scipy.stats import chisquare, kstest, ks_2samp
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+
+from pipelines.draw import ViewParams, draw, mix64, stream_key, uniform
+from pipelines.order import Order
+from pipelines.recipe import Blur, CentreCrop, Crop, Jitter, Recipe, View
+from tests.distributed import run_ranks
+
+FULL = View("weak", 32, Crop((0.08, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(), solarise=0.2)
+RECIPE = Recipe((FULL, View("other", 32, Crop((0.2, 1.0)), jitter=Jitter(0.8, 0.8, 0.8, 0.2))))
+P_MIN = 1e-4  # a fixed seed: these tests either always pass or always fail
+
+
+def sizes(n: int, height: int = 96, width: int = 128) -> torch.Tensor:
+    return torch.tensor([[height, width]]).expand(n, 2)
+
+
+def same(a: ViewParams, b: ViewParams) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def many() -> ViewParams:
+    return draw(RECIPE, 3, 1, torch.arange(20_000), sizes(20_000))["weak"]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_parameters_do_not_depend_on_batch_size_or_order(batch, backwards):
+    index = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    whole = draw(RECIPE, 5, 2, index, sizes(200))
+    chunks = list(index.split(batch))
+    drawn = [draw(RECIPE, 5, 2, chunk, sizes(len(chunk))) for chunk in (chunks[::-1] if backwards else chunks)]
+    drawn = drawn[::-1] if backwards else drawn
+    for name in RECIPE.names:
+        assert same(ViewParams.cat([d[name] for d in drawn]), whole[name])
+
+
+def _drawn_on_rank(rank: int, world_size: int) -> list[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
+    order = Order(64, 16, seed=9, rank=rank, world_size=world_size)
+    shards = order.batches(epoch=4)
+    return [(s, tuple(vars(draw(RECIPE, 9, 4, s, sizes(len(s)))["weak"]).values())) for s in shards]
+
+
+def test_parameters_do_not_depend_on_the_number_of_processes():
+    alone = _drawn_on_rank(0, 1)
+    together = run_ranks(_drawn_on_rank_in_group, world_size=2)
+    for step, (index, fields) in enumerate(alone):
+        assert torch.equal(torch.cat([ranks[step][0] for ranks in together]), index)
+        for k, field in enumerate(fields):
+            assert torch.equal(torch.cat([ranks[step][1][k] for ranks in together]), field)
+
+
+def _drawn_on_rank_in_group() -> list:
+    return _drawn_on_rank(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+@pytest.mark.parametrize("change", ["seed", "epoch", "index", "view"])
+def test_parameters_depend_on(change):
+    index = torch.arange(500)
+    base = draw(RECIPE, 0, 0, index, sizes(500))
+    other = {"seed": lambda: draw(RECIPE, 1, 0, index, sizes(500))["weak"],
+             "epoch": lambda: draw(RECIPE, 0, 1, index, sizes(500))["weak"],
+             "index": lambda: draw(RECIPE, 0, 0, index + 500, sizes(500))["weak"],
+             "view": lambda: draw(Recipe(FULL.times(2)), 0, 0, index, sizes(500))["weak_1"]}[change]()
+    equal = (base["weak"].box == other.box).all(1).float().mean()
+    assert equal < 0.05
+    correlation = torch.corrcoef(torch.stack([base["weak"].box[:, 2].float(), other.box[:, 2].float()]))[0, 1]
+    assert abs(correlation) < 4 / math.sqrt(500)
+
+
+def test_adding_a_view_leaves_the_others_as_they_were():
+    index = torch.arange(50)
+    alone = draw(Recipe((FULL,)), 0, 0, index, sizes(50))["weak"]
+    assert same(alone, draw(RECIPE, 0, 0, index, sizes(50))["weak"])
+
+
+def test_derived_view_shares_crop_and_flip_and_draws_its_own_colours():
+    recipe = Recipe((View("weak", 32), View("aggressive", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=1.0), parent="weak")))
+    drawn = draw(recipe, 0, 0, torch.arange(100), sizes(100))
+    assert torch.equal(drawn["weak"].box, drawn["aggressive"].box)
+    assert torch.equal(drawn["weak"].flip, drawn["aggressive"].flip)
+    assert not drawn["weak"].jittered.any() and drawn["aggressive"].jittered.all()
+
+
+def test_known_values_never_change():
+    """The numbers of a published run: SplitMix64's reference output for seed 1234567, and one drawn sample."""
+    state, expected = 1234567, [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    for k, value in enumerate(expected):
+        got = mix64(torch.tensor([(state + (k + 1) * 0x9E3779B97F4A7C15) % 2**64], dtype=torch.uint64).view(torch.int64))
+        assert got.item() % 2**64 == value
+    assert stream_key(0, 0, 0) != stream_key(0, 0, 1) != stream_key(1, 0, 0)
+    one = draw(RECIPE, 0, 0, torch.tensor([7]), sizes(1))["weak"]
+    assert (one.box.tolist(), one.flip.tolist(), one.jitter_order.tolist()) == KNOWN
+
+
+KNOWN = ([[2, 22, 93, 90]], [False], [[2, 1, 0, 3]])
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (96, 128), (500, 60), (3, 1)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.05, 0.4)])
+def test_crops_are_distributed_as_torchvisions(height, width, scale):
+    """500x60 exercises the ten tries and the fallback; 3x1 the smallest boxes."""
+    n = 4000
+    view = View("v", 32, Crop(scale))
+    ours = draw(Recipe((view,)), 11, 0, torch.arange(n), sizes(n, height, width))["v"].box.numpy()
+    torch.manual_seed(0)
+    blank = torch.empty(3, height, width)
+    theirs = [RandomResizedCrop.get_params(blank, list(scale), [3 / 4, 4 / 3]) for _ in range(n)]
+    for column in range(4):
+        assert ks_2samp(ours[:, column], [t[column] for t in theirs]).pvalue > P_MIN
+    assert (ours[:, 0] >= 0).all() and (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] >= 0).all() and (ours[:, 1] + ours[:, 3] <= width).all() and (ours[:, 2:] >= 1).all()
+
+
+def test_colour_factors_are_distributed_as_torchvisions(many):
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
+    torch.manual_seed(0)
+    theirs = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(5000)]
+    chosen = many[many.jittered]
+    for k, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+        assert ks_2samp(getattr(chosen, name).numpy(), [t[k + 1] for t in theirs]).pvalue > P_MIN
+    ours = torch.unique(chosen.jitter_order, dim=0, return_counts=True)[1]
+    assert len(ours) == 24 and chisquare(ours.numpy()).pvalue > P_MIN
+
+
+def test_strong_jitter_stops_at_zero_as_torchvisions():
+    view = View("v", 32, jitter=Jitter(1.5, 0.0, 0.0, 0.0, p=1.0))
+    drawn = draw(Recipe((view,)), 0, 0, torch.arange(4000), sizes(4000))["v"]
+    low, high = ColorJitter(1.5).brightness
+    assert kstest(drawn.brightness.numpy(), "uniform", (low, high - low)).pvalue > P_MIN
+    assert (drawn.contrast == 1).all() and (drawn.hue == 0).all()
+
+
+@pytest.mark.parametrize("name, p", [("flip", 0.5), ("grey", 0.2), ("solarise", 0.2), ("jittered", 0.8)])
+def test_choices_have_their_probability(many, name, p):
+    share = getattr(many, name).float().mean().item()
+    assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / len(many))
+
+
+def test_blur_sigma_is_uniform_where_blurred_and_zero_elsewhere(many):
+    blurred = many.sigma[many.sigma > 0]
+    assert abs(len(blurred) / len(many) - 0.5) < 4 * math.sqrt(0.25 / len(many))
+    assert kstest(blurred.numpy(), "uniform", (0.1, 1.9)).pvalue > P_MIN
+
+
+def test_choices_are_independent(many):
+    columns = [getattr(many, n).float() for n in ("flip", "grey", "solarise", "brightness", "hue", "sigma")]
+    columns += [many.box[:, k].float() for k in range(4)]
+    correlation = torch.corrcoef(torch.stack(columns))[:6]  # the crop's own four numbers do depend on each other
+    off = correlation - torch.eye(len(columns))[:6]
+    assert off.abs().max() < 5 / math.sqrt(len(many))
+
+
+def test_uniform_has_no_gaps():
+    stream = mix64(torch.arange(100_000))
+    u = uniform(stream, 3)
+    assert u.min() >= 0 and u.max() < 1 and kstest(u.numpy(), "uniform").pvalue > P_MIN
+    bits = (u * 2**53).long()
+    ones = torch.stack([(bits >> k) & 1 for k in range(53)]).float().mean(1)
+    assert (ones - 0.5).abs().max() < 5 * math.sqrt(0.25 / len(u))
+
+
+def test_centre_crop_is_the_centred_square():
+    view = View("v", 32, crop=CentreCrop(0.875), flip=0.0)
+    box = draw(Recipe((view,)), 0, 0, torch.arange(2), torch.tensor([[256, 320], [1, 1]]))["v"].box
+    assert box.tolist() == [[16, 48, 224, 224], [0, 0, 1, 1]]
+
+
+def test_drawing_leaves_global_generators_alone():
+    torch.manual_seed(1), random.seed(1)
+    before = torch.get_rng_state(), random.getstate()
+    draw(RECIPE, 0, 0, torch.arange(10), sizes(10))
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]

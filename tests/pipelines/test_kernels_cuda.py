@@ -1,0 +1,151 @@
+"""The Triton renderer against torchvision: on the GPU where there is one, else in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+from pipelines.render import Photos, appearance, render
+from tests.pipelines.oracle import drawn, pictures, views_of
+from tests.reference import load_reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU; see the interpreter's test below")
+TOLERANCE = 1e-5  # in [0, 1], as in test_render.py
+
+STRONG = {"jitter": Jitter(0.8, 0.8, 0.8, 0.2), "grey": 0.3, "solarise": 0.3}
+RECIPES = {
+    "derived views": Recipe((View("weak", 32), View("strong", 32, **STRONG, blur=Blur(), parent="weak")),
+                            (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
+    "no blur, several blocks, cubic": Recipe((View("view", 37, Crop((0.05, 1.0), interpolation="bicubic"), **STRONG),)),
+    "blur without jitter": Recipe((View("view", 9, blur=Blur(1.0, (0.1, 3.0), 5), solarise=0.5),)),
+    "geometry alone": Recipe((View("view", 21, Crop((0.01, 1.0), (0.2, 5.0))),)),
+}
+
+
+def moved(params):
+    return {name: p.to(DEVICE) for name, p in params.items()}
+
+
+def assert_views(actual, expected, recipe):
+    for name in recipe.names:
+        error = (actual[name].cpu().double() - expected[name]).abs() * torch.tensor(recipe.std)[:, None, None]
+        assert error.max() < TOLERANCE, f"{name}: off by {error.max():.2g}"
+        assert actual[name].is_contiguous(memory_format=torch.channels_last)
+
+
+@runs_triton
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_torchvisions(name):
+    recipe = RECIPES[name]
+    images = pictures(5, 41, 25)
+    params = drawn(recipe, images)
+    expected = views_of(images, recipe, params)
+    for arranged in (images, images.contiguous(memory_format=torch.channels_last))[:2 if DEVICE == "cuda" else 1]:
+        assert_views(render(arranged.to(DEVICE), recipe, moved(params), backend="triton"), expected, recipe)
+
+
+@runs_triton
+def test_photos_of_different_sizes_and_samples_by_index():
+    recipe = RECIPES["no blur, several blocks, cubic"]
+    images = [pictures(1, *size)[0] for size in ((50, 33), (1, 70), (20, 20))]
+    flat = [image.permute(1, 2, 0).reshape(-1) for image in images]
+    end = torch.tensor([len(f) for f in flat]).cumsum(0)
+    size = torch.tensor([image.shape[1:] for image in images])
+    params = drawn(recipe, images)
+    photos = Photos(torch.cat(flat).to(DEVICE), (end - 3 * size.prod(1)).to(DEVICE), size.to(DEVICE))
+    assert_views(render(photos, recipe, moved(params), backend="triton"), views_of(images, recipe, params), recipe)
+    images, index = pictures(5, 32, 32), torch.tensor([4, 0, 4])
+    params = drawn(recipe, images[index])
+    views = render(images.to(DEVICE), recipe, moved(params), index=index.to(DEVICE), backend="triton")
+    assert_views(views, views_of(images[index], recipe, params), recipe)
+
+
+@runs_triton
+def test_appearance_takes_every_layout_and_leaves_it_alone():
+    recipe, images = RECIPES["derived views"], pictures(4, 32, 32)
+    params, view = drawn(recipe, images)["strong"], recipe["strong"]
+    expected = appearance(images.double() / 255, view, params, recipe, backend="torch")
+    for image in (images, images.permute(0, 2, 3, 1).contiguous(), images.float() / 255):
+        image = image.to(DEVICE)
+        before = image.clone()
+        out = appearance(image, view, params.to(DEVICE), recipe, backend="triton")
+        assert (out.cpu() - expected).abs().max() < TOLERANCE / min(recipe.std)
+        assert torch.equal(image, before)
+    half = appearance(images.to(DEVICE), view, params.to(DEVICE), recipe, torch.float16, backend="triton")
+    assert half.dtype == torch.float16 and (half.cpu() - expected).abs().max() < 4e-3  # 2^-9: values reach 4
+
+
+@runs_triton
+def test_empty_batch():
+    recipe, images = RECIPES["derived views"], pictures(1, 32, 32)[:0]
+    views = render(images.to(DEVICE), recipe, moved(drawn(recipe, images)), backend="triton")
+    assert all(view.shape == (0, 3, 32, 32) for view in views.values())
+
+
+@runs_triton
+@pytest.mark.parametrize("case", ["stec_blur_solarize_case1", "stec_blur_solarize_case2"])
+def test_blur_and_solarise_equal_the_stec_reference(case):
+    ref = load_reference(case)
+    images, none = ref["images"], torch.zeros(len(ref["images"]), dtype=torch.bool)
+    view = View("view", images.shape[-1], blur=Blur(kernel_size=int(ref["kernel_size"])), solarise=0.5)
+    params = drawn(Recipe((view,)), images)["view"]
+    blurred = replace(params, sigma=torch.where(ref["applied"], ref["sigma"], torch.zeros(len(images))), solarise=none)
+    out = appearance(images.to(DEVICE), view, blurred.to(DEVICE), Recipe((view,)), backend="triton")
+    # The fixtures' README: an independent convolution in float32 matched them to 5e-7.
+    torch.testing.assert_close(out.cpu(), ref["blurred"], rtol=0, atol=5e-7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: what a host waits for shows only there")
+def test_no_host_synchronisation():
+    recipe, images = RECIPES["derived views"], pictures(8, 32, 32).cuda()
+    params = {name: p.to("cuda") for name, p in drawn(recipe, images.cpu()).items()}
+    for backend in ("triton", "torch"):
+        render(images, recipe, params, backend=backend)  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            render(images, recipe, params, backend=backend)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests above run here themselves")
+def test_kernels_in_tritons_interpreter():
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-x", __file__], capture_output=True, text=True,
+                          cwd=Path(__file__).resolve().parents[2], env={**os.environ, "TRITON_INTERPRET": "1"},
+                          timeout=300, check=False)
+    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_kernels_compile_for_hopper_without_one():
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pipelines import kernels_cuda
+
+    floats = {name: "*fp32" for name in ("factors", "sums", "sigma")}
+    integers = {name: "i32" for name in ("sample_stride", "channel_stride", "column_stride", "reach")}
+    types = {**floats, **integers, "buffer": "*u8", "offset": "*i64", "box": "*i64", "order": "*u8",
+             **{name: "*i8" for name in ("flip", "grey", "solarise")}}
+    kernels = [("_cut", {"SUPPORT": n}, "*u8", "*fp32") for n in (1, 2)]
+    kernels += [("_before_contrast", {}, image, "*fp32") for image in ("*u8", "*fp32")]
+    for last, out in ((True, "*bf16"), (False, "*fp32")):
+        kernels += [("_after_contrast", {"BLOCKS": 64, "JITTER": j, "LAST": last}, "*fp32", out) for j in (True, False)]
+    kernels += [("_blur", {"VERTICAL": last}, "*fp32", "*fp16" if last else "*fp32") for last in (True, False)]
+    for name, constants, image, out in kernels:
+        kernel, constants = getattr(kernels_cuda, name), {"SIZE": 224, "BLOCK": kernels_cuda.BLOCK, **constants}
+        known = {**types, "image": image, "out": out, "row_stride": "*i64" if name == "_cut" else "i32"}
+        signature = {n: "constexpr" if n in constants else known.get(n, "fp32") for n in kernel.arg_names}
+        places = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+        assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]

@@ -1,0 +1,256 @@
+"""eval.py on small run folders: what it prints, every protocol, and one clear sentence for bad input."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+import eval as evaluate
+from evaluation.protocols import PROTOCOLS
+from models.backbone import BackboneSpec, create_backbone, export_backbone
+
+SIZE, MEAN, STD = 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def write_images(path, count, seed, labelled=True):
+    """Four classes of noisy colour, easy for anything."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 4
+    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])
+    images = np.clip(colours[labels][:, None, None] + generator.normal(0, 25, (count, SIZE, SIZE, 3)), 0, 255).astype(
+        np.uint8
+    )
+    np.savez(path, images=images, **({"labels": labels} if labelled else {}))
+    return str(path)
+
+
+def write_run(folder: Path, data: str, method: str = "stec") -> Path:
+    """A run folder as train.py leaves it, of untrained networks, student and teacher different."""
+    torch.manual_seed(0)
+    spec = BackboneSpec("test_resnet", "cifar")
+    student, teacher = create_backbone(spec, SIZE), create_backbone(spec, SIZE)
+    config = {
+        "data": data,
+        "val_data": None,
+        "data_dir": "data",
+        "recipe": {
+            "method": method,
+            "data": "custom",
+            "batch_size": 256,
+            "image_size": SIZE,
+            "views": {"mean": MEAN, "std": STD},
+            "backbone": asdict(spec),
+        },
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, content in export_backbone(student, spec, SIZE, {"mean": MEAN, "std": STD}).items():
+        (folder / name).write_bytes(content)
+    classifier = nn.Linear(student.num_features, 4)
+    state = {
+        f"{prefix}{name}": tensor
+        for prefix, module in (
+            ("student.backbone.", student),
+            ("teacher.network.backbone.", teacher),
+            ("objective.classifier.", classifier),
+        )
+        for name, tensor in module.state_dict().items()
+    }
+    torch.save({"step": 1, "learner": state}, folder / "checkpoints" / "step-00000001.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    data = write_images(folder / "train.npz", 64, 0)
+    write_images(folder / "test.npz", 32, 1)
+    return write_run(folder / "run", data)
+
+
+def measure(capsys, *arguments) -> tuple[dict, str]:
+    code = evaluate.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1]), out
+
+
+def refuse(capsys, *arguments) -> str:
+    code = evaluate.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.startswith("eval.py: ") and len(err.splitlines()) == 1, err
+    return err
+
+
+def test_the_last_line_is_one_json_object(run, capsys):
+    result, out = measure(capsys, run)
+    assert result["protocol"] == "knn" and result["n_train"] == 64 and result["n_test"] == 32 and result["classes"] == 4
+    assert result["top1"] > 60 and result["top5"] == 100  # colours alone, of an untrained network
+    assert result["deviations"] == [] and "kNN, k = 20" in out
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_runs(run, capsys, name):
+    small = ["--k", 10] if PROTOCOLS[name].knn else []
+    result, _ = measure(capsys, run, "--protocol", name, "--epochs", 1, *small)
+    assert 0 <= result["top1"] <= result["top5"] == 100 and result["protocol"] == name
+    assert ("knn" in result) == (PROTOCOLS[name].knn is not None)
+    if PROTOCOLS[name].probe:
+        assert result["paper_reports"] == PROTOCOLS[name].probe.printed
+        assert result["top1"] == result[f"{result['paper_reports']}_top1"] and "epochs = 1" in result["deviations"]
+    else:
+        assert (
+            "epochs = 1" not in result["deviations"] and "--epochs changes nothing in this protocol" in result["notes"]
+        )
+    assert result["network"] == {"method": "student"}.get(PROTOCOLS[name].encoder, PROTOCOLS[name].encoder)
+
+
+def test_a_linear_probe_learns_the_colours(run, capsys):
+    for name in ("linear", "linear-aug"):
+        assert measure(capsys, run, "--protocol", name, "--epochs", 30)[0]["last_top1"] == 100
+
+
+def test_student_and_teacher_are_different_networks(run, capsys, tmp_path):
+    features = {}
+    for name in ("ressl", "resa-cifar"):
+        measure(capsys, run, "--protocol", name, "--epochs", 1, "--features-out", tmp_path / f"{name}.npz")
+        with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as arrays:
+            features[name] = arrays["test_features"]
+            assert arrays["train_features"].shape == (64, 96) and arrays["test_labels"].tolist() == [0, 1, 2, 3] * 8
+    assert not np.allclose(*features.values())
+
+
+def test_a_missing_teacher_is_said(tmp_path, capsys):
+    data = write_images(tmp_path / "train.npz", 32, 0)
+    folder = write_run(tmp_path / "run", data)
+    (folder / "checkpoints" / "step-00000001.pt").unlink()
+    result, _ = measure(capsys, folder, "--val-data", data, "--protocol", "resa-cifar", "--epochs", 1)
+    assert "evaluates the teacher, of which the run holds no weights; this is its student" in result["notes"][0]
+    assert result["network"] == "student"
+
+
+def test_the_online_classifier_is_the_checkpoints(run, capsys):
+    result, _ = measure(capsys, run, "--protocol", "stec-online")
+    state = torch.load(run / "checkpoints" / "step-00000001.pt", weights_only=True)["learner"]
+    backbone = create_backbone(BackboneSpec("test_resnet", "cifar"), SIZE)
+    backbone.load_state_dict(
+        {k.removeprefix("student.backbone."): v for k, v in state.items() if k.startswith("student")}
+    )
+    with np.load(run.parent / "test.npz") as arrays:
+        images, labels = (
+            torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2) / 255,
+            torch.from_numpy(arrays["labels"]),
+        )
+    with torch.no_grad():
+        scores = backbone.eval()((images - 0.5) / 0.25) @ state["objective.classifier.weight"].T
+    predicted = (scores + state["objective.classifier.bias"]).argmax(1)
+    assert result["top1"] == pytest.approx(100 * (predicted == labels).float().mean().item(), abs=1e-3)
+
+
+def test_an_unfinished_run_is_measured_at_its_checkpoint(tmp_path, run, capsys):
+    folder = write_run(tmp_path / "run", str(run.parent / "train.npz"))
+    (folder / "backbone.json").unlink()
+    expected, _ = measure(capsys, run)
+    for path in (folder, folder / "checkpoints" / "step-00000001.pt"):
+        assert measure(capsys, path)[0]["top1"] == expected["top1"]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_any_timm_checkpoint_with_its_name(run, tmp_path, capsys, kind):
+    model = timm.create_model("test_resnet", num_classes=7)
+    if kind == "pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "m.pth")
+    else:
+        safetensors.torch.save_file(model.state_dict(), tmp_path / "m.safetensors")
+    result, _ = measure(
+        capsys,
+        tmp_path / f"m.{kind}",
+        "--backbone",
+        "test_resnet",
+        "--data",
+        run.parent / "train.npz",
+        "--image-size",
+        32,
+        "--stem",
+        "plain",
+    )
+    assert result["backbone"] == "test_resnet" and result["network"] == "given" and result["image_size"] == 32
+    says = refuse(
+        capsys,
+        tmp_path / f"m.{kind}",
+        "--backbone",
+        "test_resnet",
+        "--data",
+        run.parent / "train.npz",
+        "--image-size",
+        32,
+    )
+    assert "the weights are not those of the model" in says and "--stem" in says
+
+
+def test_the_same_seed_gives_the_same_line(run, capsys):
+    lines = [measure(capsys, run, "--protocol", "linear-aug", "--epochs", 2, "--seed", seed)[0] for seed in (1, 1, 2)]
+    for line in lines:
+        del line["seconds"]
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_batch_norm_drift_changes_the_probe_but_not_the_backbone(run, capsys):
+    still, drifting = (
+        measure(capsys, run, "--protocol", "rsa-small", "--epochs", 2, *flags)[0]
+        for flags in ((), ("--batch-norm-drift",))
+    )
+    assert still["train_loss"] != drifting["train_loss"] and "train mode" in drifting["notes"][-1]
+    assert still["feature_std"] == drifting["feature_std"]  # measured before the drift
+
+
+def test_a_plot_is_a_picture(run, tmp_path, capsys):
+    measure(capsys, run, "--plot", tmp_path / "features.png")
+    assert (tmp_path / "features.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_one_sentence(run, tmp_path, capsys):
+    unlabelled = write_images(tmp_path / "plain.npz", 8, 0, labelled=False)
+    alone = write_images(tmp_path / "alone.npz", 8, 0)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    cases = (
+        ((tmp_path / "absent",), "no such run folder or checkpoint"),
+        ((tmp_path / "empty",), "is no run folder: it needs backbone.safetensors"),
+        ((tmp_path / "weights.pth",), "give --backbone with the timm name"),
+        ((tmp_path / "weights.pth", "--backbone", "test_resnet"), "cannot be read as weights"),
+        ((tmp_path / "weights.pth", "--backbone", "test_resnt"), "the nearest are test_resnet"),
+        ((run, "--protocol", "linaer"), "did you mean linear"),
+        ((run, "--data", unlabelled, "--val-data", alone), "has no labels"),
+        ((run, "--data", alone), "no validation split beside it; give the images to test on with --val-data"),
+        ((run, "--data", tmp_path / "nowhere"), "no such file or folder"),
+        ((run, "--k", 1000), "k = 1000, but there are 64 training images"),
+        ((run, "--protocol", "linear", "--epochs", 0), "--epochs 0 is not positive"),
+        ((run, "--batch-norm-drift"), "--protocol rsa-small"),
+        ((run, "--protocol", "linear", "--batch-norm-drift"), "--protocol rsa-small"),
+        ((run, "--protocol", "linear", "--lr", "inf"), "--lr inf is no learning rate"),
+        ((run, "--device", "tpu"), "use auto, cpu or cuda"),
+        ((run, "--plot", tmp_path / "no" / "such.png"), "in a folder that exists"),
+        ((run, "--workers", -1), "--workers -1 is negative"),
+    )
+    for arguments, says in cases:
+        assert says in refuse(capsys, *arguments), arguments
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(run, capsys):
+    assert "no usable GPU" in refuse(capsys, run, "--device", "cuda")
+
+
+def test_a_diverged_backbone_is_said(run, tmp_path, capsys):
+    folder = write_run(tmp_path / "run", str(run.parent / "train.npz"))
+    weights = safetensors.torch.load_file(folder / "backbone.safetensors")
+    weights["conv1.weight"].fill_(float("nan"))
+    safetensors.torch.save_file(weights, folder / "backbone.safetensors")
+    assert "the backbone has diverged" in refuse(capsys, folder)

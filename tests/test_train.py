@@ -1,0 +1,221 @@
+"""train.py as a user meets it: real processes, real kills, and one clear sentence for every bad flag."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import train
+from models.backbone import load_backbone, replace_stem
+from runs.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--backbone", "test_resnet", "--batch-size", "16", "--log-every", "4", "--seed", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As many threads here as in the processes started below: another number rounds its sums otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, one_thread) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 100), ("test", 20)):
+        labels = np.arange(n) % 4
+        images = (rng.integers(0, 60, (n, 16, 16, 3)) + labels[:, None, None, None] * 45).astype(np.uint8)
+        np.savez(folder / f"{name}.npz", images=images, labels=labels)
+    return folder / "train.npz"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT), **more}
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in lines(folder) if "loss" in r}
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """An uninterrupted run of 20 steps over 3.3 epochs."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.main(["--data", str(data), "--steps", "20", "--out", str(out), "--checkpoint-every", "7", *SMALL]) == 0
+    return out
+
+
+def test_run_folder_holds_what_a_user_needs(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.json", "metrics.jsonl", "summary.json", "curves.png", "views.png", "checkpoints", "backbone.safetensors",
+            "backbone.json"} <= names
+    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["step-00000014.pt", "step-00000020.pt"]
+    summary = json.loads((finished / "summary.json").read_text())
+    wanted = {"method", "data", "backbone", "epochs", "steps", "seconds", "images_per_second", "data_wait", "knn_top1",
+              "raw_pixel_knn_top1", "untrained_knn_top1", "versions", "hardware"}
+    assert wanted <= set(summary) and summary["steps"] == 20
+    logged = [r for r in lines(finished) if "loss" in r]
+    assert [r["step"] for r in logged] == [1, 4, 8, 12, 16, 20]
+    assert {"step", "epoch", "loss", "contrast", "manipulation", "lr", "images_per_second", "data_wait"} <= set(logged[0])
+    assert any("knn_top1" in r for r in lines(finished))
+    for picture in ("curves.png", "views.png"):
+        assert Image.open(finished / picture).size[0] > 100
+
+
+def test_backbone_loads_in_timm_and_in_ours(finished):
+    """The cifar stem by the documented one-liner; a plain one strictly by timm itself is tested with the models."""
+    model = replace_stem(timm.create_model("test_resnet", num_classes=0), "cifar").eval()
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(finished / "backbone.safetensors"))
+    ours, description = load_backbone(finished)
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model(x), ours(x)) and description["method"] == "stec"
+    trained = load_checkpoint(finished)["learner"]["student.backbone.conv1.weight"]
+    assert torch.equal(ours.conv1.weight, trained)
+
+
+def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command("--data", str(data), "--steps", "20", "--out", str(out), "--checkpoint-every", "3", *SMALL),
+                               env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert load_checkpoint(out)["step"] < 20
+    assert train.main(["--resume", str(out)]) == 0
+    whole, resumed = load_checkpoint(finished)["learner"], load_checkpoint(out)["learner"]
+    assert losses(out).items() >= {s: v for s, v in losses(finished).items() if s > 1}.items()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(command("--data", str(data), "--steps", "100000", "--out", str(out), *SMALL), env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or len(losses(out)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"--resume {out}" in stdout and "Traceback" not in stderr
+    assert load_checkpoint(out)["step"] >= 4
+
+
+def test_two_processes_are_one_run(data, finished, tmp_path):
+    """Half the batch on each of two real processes: the same first loss as one process, SyncBN included."""
+    out = tmp_path / "two"
+    arguments = ["--nproc_per_node", "2", "--master-port", "29631", str(ROOT / "train.py"), "--data", str(data), "--steps", "20",
+                 "--out", str(out), *SMALL]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], env=environment(), capture_output=True,
+                          text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for step, loss in losses(finished).items():
+        assert losses(out)[step] == pytest.approx(loss, rel=2e-3), step
+
+
+def test_batch_order_is_reproducible_and_the_seed_matters(data, finished, tmp_path):
+    same, other = tmp_path / "same", tmp_path / "other"
+    assert train.main(["--data", str(data), "--steps", "20", "--out", str(same), *SMALL]) == 0
+    assert train.main(["--data", str(data), "--steps", "4", "--out", str(other), *SMALL[:-1], "2"]) == 0
+    assert losses(same) == losses(finished) and losses(other)[1] != losses(finished)[1]
+
+
+def test_accumulation_takes_the_step_in_parts(data, tmp_path):
+    out = tmp_path / "parts"
+    assert train.main(["--data", str(data), "--steps", "4", "--accumulate", "2", "--out", str(out), *SMALL]) == 0
+    assert losses(out)[4] == losses(out)[4]
+
+
+def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "7.png").write_bytes(b"broken")
+    out = tmp_path / "run"
+    assert train.main(["--data", str(tmp_path / "photos"), "--image-size", "32", "--steps", "3", "--out", str(out), "--workers", "1",
+                       "--backbone", "test_resnet", "--batch-size", "8", "--pipeline", "reference"]) == 0
+    printed = capsys.readouterr().out
+    assert "kNN is not measured" in printed and "bad_images.txt" in printed
+    assert (out / "bad_images.txt").read_text().startswith("7.png\t")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--method", "stecc"], "did you mean stec"),
+    (["--backbone", "resnet81"], "nearest are"),
+    (["--data", "/nowhere"], "no such file or folder"),
+    (["--batch-size", "10000"], "larger than the data set of 6000"),
+    (["--batch-size", "0"], "not positive"),
+    (["--epochs", "-1"], "not positive"),
+    (["--lr", "nan"], "no learning rate"),
+    (["--precision", "fp8"], "use one of"),
+    (["--pipeline", "magic"], "use one of"),
+    (["--track", "paper"], "tensorboard, wandb or csv"),
+    (["--set", "options.heat=1"], "temperature"),
+    (["--set", "options.temperature=warm"], "no float"),
+    (["--set", "options.temperature"], "KEY=VALUE"),
+    (["--set", "optimizer=3"], "group of values"),
+    (["--batch-size", "1"], "no batch statistics"),
+    (["--out", "/proc/saccade"], "cannot be written"),
+    (["--resume", "/nowhere"], "no run is there"),
+    (["--backbone", "vit_tiny_patch16_224", "--image-size", "40"], "patches of 16"),
+    pytest.param(["--device", "cuda"], "no usable GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
+])
+def test_bad_input_is_one_clear_sentence_and_exit_code_2(flags, words, capsys):
+    assert train.main(flags) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = json.loads((finished / "summary.json").read_text())
+    assert train.main(["--resume", str(finished)]) == 0
+    after = json.loads((finished / "summary.json").read_text())
+    assert {k: after[k] for k in ("steps", "seconds", "knn_top1")} == {k: before[k] for k in ("steps", "seconds", "knn_top1")}
+
+
+def test_resume_refuses_what_would_change_the_run(finished, capsys, tmp_path):
+    assert train.main(["--resume", str(finished), "--lr", "1"]) == 2
+    assert "drop --lr" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text((finished / "config.json").read_text())
+    assert train.main(["--resume", str(tmp_path)]) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_over_another(finished, data, capsys):
+    assert train.main(["--data", str(data), "--steps", "2", "--out", str(finished), *SMALL]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_two_processes_cannot_write_one_run_folder(finished, capsys):
+    with open(finished / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert train.main(["--resume", str(finished)]) == 2
+    assert "another process" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""python -m tools.bench: how fast the loaders, the model and a whole run are here, next to torchvision's DataLoader."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not burn shared cores
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from pipelines.build import EXECUTORS, available_cpus
+from pipelines.data import open_data
+from pipelines.errors import UserError
+from runs.config import check_flags, parser, resolve
+from tools.benchmark.compare import compare
+from tools.benchmark.contenders import loaders, steps
+from tools.benchmark.measure import Contender, measure
+from tools.benchmark.picture import draw_bars
+from tools.benchmark.rows import Row, environment, table, write_rows
+from tools.benchmark.suites import SUITES, Work, build_suite, describe
+from tools.benchmark.trainer import Trainer
+from tools.command import run_command
+
+EXAMPLES = """examples:
+  python -m tools.bench --quick                                   is everything fast here? under a minute
+  python -m tools.bench --json cpu.json --picture cpu.png         the table of docs/performance.md
+  python -m tools.bench --method resa --data photos/ --batch-size 64
+  python -m tools.bench --compare old.json new.json               exit code 1 if anything became slower
+  python -m tools.bench --growth docs/pictures                    how cost grows; --profile: where a step's time goes
+  python -m tools.bench --gpu-report OUT.json                     every GPU number of docs/performance.md, in 9 minutes
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Loader ceiling, model ceiling and what is reached, measured in turns with torchvision's DataLoader."""
+    flags = _parser().parse_args(argv)
+    _check(flags)
+    if flags.compare:
+        return compare(Path(flags.compare[0]), Path(flags.compare[1]), flags.tolerance, flags.force)
+    _set_threads()
+    if flags.gpu_report:
+        from tools.benchmark.gpu import report
+
+        return report(Path(flags.gpu_report), minutes=flags.minutes, quick=flags.quick)
+    if flags.growth:
+        from tools.benchmark.growth import growth
+
+        return growth(Path(flags.growth), Path(flags.json) if flags.json else None, flags.quick, flags.seconds)
+    if flags.profile:
+        from tools.benchmark.profiling import profile_step
+
+        return profile_step(_train_flags(flags))
+    rows: list[Row] = []
+    machine = environment()
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as scratch:
+        for name in [None] if flags.method or flags.data else SUITES:
+            rows += _measure(flags, name, Path(scratch))
+            if flags.json:  # after each part: a stopped run leaves what it has
+                write_rows(Path(flags.json), rows, machine)
+    print(table(rows))
+    hardware = machine["hardware"]
+    described = ", ".join([str(hardware.get("cpu")), f"{hardware['cpus']} CPUs", *hardware.get("gpus", ())])
+    print(f"\n{described}; medians of {rows[0].rounds} rounds in turns; x PIL: the median of the ratios within a round")
+    if flags.picture:
+        draw_bars(rows, Path(flags.picture), f"{described}, {machine['date'][:10]}")
+    return 0
+
+
+def _measure(flags: argparse.Namespace, suite: str | None, scratch: Path) -> list[Row]:
+    """The rows of one suite, or of the user's own method and data."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seconds, rounds = flags.seconds or (0.25 if flags.quick else 2.0), 3 if flags.quick else 5
+    timing = {"device": device, "rounds": rounds, "seconds": seconds, "budget": 10.0 if flags.quick else float("inf")}
+    executors = tuple(flags.executors.split(",")) if flags.executors else ()
+    if suite is None:
+        source = _open(flags)
+        recipe = resolve(_namespace(_train_flags(flags)), source, Path(".")).recipe
+        work = Work(f"{recipe.data} {describe(recipe.views)}", recipe.views, source.name, source, recipe.batch_size)
+        rows = measure(loaders(work, executors or ("auto",), device), **timing)
+        trainer = Trainer(_train_flags(flags), source)
+        return rows + measure(steps(work, trainer, None), **timing)
+    if flags.quick and suite == "multicrop":
+        return []
+    work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick)
+    contenders = loaders(work, executors, device)
+    rows = measure(contenders, **timing)
+    if suite == "cifar":
+        rows += measure(_steps(work, flags.quick, device), **timing)
+    return rows
+
+
+def _steps(work: Work, quick: bool, device: torch.device) -> list[Contender]:
+    """The recipe's ResNet-18 on a GPU; on a CPU timm's smallest ResNet, so that a step takes a fraction of a second."""
+    backbone = "resnet18" if device.type == "cuda" else "test_resnet"
+    batch = 1024 if device.type == "cuda" else 64 if quick else 256
+    argv = [
+        "--recipe",
+        "cifar10",
+        "--backbone",
+        backbone,
+        "--batch-size",
+        str(batch),
+        "--image-size",
+        str(work.image_size),
+    ]
+    trainer = Trainer(["--method", "stec", *argv], work.source)
+    # SimCLR is S-TEC without the head that needs drawn parameters, which torchvision does not tell
+    plain = Trainer(["--method", "simclr", *argv], work.source, plain=True)
+    return steps(work, trainer, plain)
+
+
+def _train_flags(flags: argparse.Namespace) -> list[str]:
+    """The flags of train.py that this command shares with it."""
+    argv = ["--method", flags.method or "stec", "--data", flags.data or "textures", "--data-dir", flags.data_dir]
+    for name in ("image_size", "batch_size", "backbone", "recipe", "precision"):
+        if getattr(flags, name) is not None:
+            argv += [f"--{name.replace('_', '-')}", str(getattr(flags, name))]
+    return argv
+
+
+def _namespace(argv: list[str]) -> argparse.Namespace:
+    namespace = parser().parse_args(argv)
+    check_flags(namespace)
+    return namespace
+
+
+def _open(flags: argparse.Namespace):
+    _namespace(_train_flags(flags))
+    return open_data(flags.data or "textures", None, flags.data_dir)[0]
+
+
+def _set_threads() -> None:
+    """As many threads as CPUs may be used, which OMP_NUM_THREADS=1 in a shell would hide."""
+    torch.set_num_threads(available_cpus())
+
+
+def _check(flags: argparse.Namespace) -> None:
+    for name in ("image_size", "batch_size", "seconds", "minutes"):
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give a number above 0.")
+    for name in filter(None, (flags.executors or "").split(",")):
+        if name not in EXECUTORS:
+            raise UserError(
+                f"--executors {name} is unknown; use one or more of {', '.join(EXECUTORS)}, with commas between."
+            )
+
+
+def _parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(
+        prog="tools.bench",
+        description=main.__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = command.add_argument_group("what to measure (default: CIFAR-sized images and photos)")
+    what.add_argument("--method", help="measure this method's recipe")
+    what.add_argument("--data", help="on these images: whatever train.py takes")
+    what.add_argument("--data-dir", default="data")
+    what.add_argument("--executors", help=f"only these, e.g. dali,ffcv (of {', '.join(EXECUTORS)})")
+    what.add_argument("--image-size", type=int, help="pixels of a full-size view")
+    what.add_argument("--batch-size", type=int)
+    for name in ("backbone", "recipe", "precision"):
+        what.add_argument(f"--{name}", help="as for train.py")
+    what.add_argument("--quick", action="store_true", help="three short rounds, under a minute in all")
+    what.add_argument("--seconds", type=float, help="of one turn (default: 2)")
+    out = command.add_argument_group("what to write")
+    out.add_argument("--json", metavar="FILE", help="the rows, with versions, hardware, commit and date")
+    out.add_argument("--picture", metavar="FILE", help="bars: loader ceilings, model ceiling, end to end")
+    other = command.add_argument_group("other jobs")
+    other.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="exit code 1 if NEW is slower than OLD")
+    other.add_argument("--tolerance", type=float, default=0.1, help="the share by which a rate may fall (default: 0.1)")
+    other.add_argument("--force", action="store_true", help="compare measurements of different machines")
+    other.add_argument(
+        "--growth", metavar="FOLDER", help="pictures of how cost grows with batch, views, size, processes, queue"
+    )
+    other.add_argument("--profile", action="store_true", help="where the time of one step goes")
+    other.add_argument("--gpu-report", metavar="FILE", help="every GPU number of docs/performance.md")
+    other.add_argument("--minutes", type=float, default=9, help="of --gpu-report (default: 9)")
+    return command
+
+
+if __name__ == "__main__":
+    run_command("tools.bench", main)

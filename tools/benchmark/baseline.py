@@ -1,0 +1,144 @@
+"""The baseline: the same recipe as a user of torchvision writes it, in a DataLoader with worker processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from pipelines.errors import UserError
+from pipelines.recipe import Crop, Recipe, View
+from pipelines.sources import FolderSource, Source
+
+FLAVOURS = ("torchvision-pil", "torchvision-v2")
+
+
+class GaussianBlur:
+    """MoCo v2's: PIL's blur with a radius drawn from [low, high]."""
+
+    def __init__(self, sigma: tuple[float, float]) -> None:
+        self.sigma = sigma
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
+
+
+class ManyCrops:
+    """All views of one image, as MoCo's TwoCropsTransform makes two. A derived view starts from its parent's crop."""
+
+    def __init__(self, recipe: Recipe, flavour: str) -> None:
+        self.names = [(view.name, view.parent) for view in recipe]
+        self.prepare = v2.PILToTensor() if flavour == "torchvision-v2" else lambda image: image
+        cut, paint = (_cut_v2, _paint_v2) if flavour == "torchvision-v2" else (_cut_pil, _paint_pil)
+        self.cut = {view.name: cut(view) for view in recipe if view.parent is None}
+        self.paint = {view.name: paint(view, recipe) for view in recipe}
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        image, crops = self.prepare(image), {}
+        for name, cut in self.cut.items():
+            crops[name] = cut(image)
+        return [self.paint[name](crops[parent or name]) for name, parent in self.names]
+
+
+def _cut_pil(view: View) -> Callable:
+    crop = _random_crop(view)
+    return v1.Compose(
+        [v1.RandomResizedCrop(view.size, crop.scale, crop.ratio, _mode(crop)), v1.RandomHorizontalFlip(view.flip)]
+    )
+
+
+def _cut_v2(view: View) -> Callable:
+    crop = _random_crop(view)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(view.size, crop.scale, crop.ratio, _mode(crop), antialias=True),
+            v2.RandomHorizontalFlip(view.flip),
+        ]
+    )
+
+
+def _paint_pil(view: View, recipe: Recipe) -> Callable:
+    steps = []
+    if view.jitter:
+        j = view.jitter
+        steps.append(v1.RandomApply([v1.ColorJitter(j.brightness, j.contrast, j.saturation, j.hue)], p=j.p))
+    if view.grey:
+        steps.append(v1.RandomGrayscale(view.grey))
+    if view.blur:
+        steps.append(v1.RandomApply([GaussianBlur(view.blur.sigma)], p=view.blur.p))
+    if view.solarise:
+        steps.append(v1.RandomSolarize(128, p=view.solarise))
+    return v1.Compose([*steps, v1.ToTensor(), v1.Normalize(recipe.mean, recipe.std)])
+
+
+def _paint_v2(view: View, recipe: Recipe) -> Callable:
+    steps = []
+    if view.jitter:
+        j = view.jitter
+        steps.append(v2.RandomApply([v2.ColorJitter(j.brightness, j.contrast, j.saturation, j.hue)], p=j.p))
+    if view.grey:
+        steps.append(v2.RandomGrayscale(view.grey))
+    if view.blur:
+        steps.append(v2.RandomApply([v2.GaussianBlur(view.blur.kernel_size, view.blur.sigma)], p=view.blur.p))
+    if view.solarise:
+        steps.append(v2.RandomSolarize(128, p=view.solarise))
+    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(recipe.mean, recipe.std)])
+
+
+def _random_crop(view: View) -> Crop:
+    if not isinstance(view.crop, Crop):
+        raise UserError(f"view {view.name!r} has no random crop; the torchvision baseline is for training recipes.")
+    return view.crop
+
+
+def _mode(crop: Crop) -> v1.InterpolationMode:
+    return v1.InterpolationMode(crop.interpolation)
+
+
+class Views(Dataset):
+    """Item i: the views of image i and its label (-1 without one)."""
+
+    def __init__(self, source: Source, transform: ManyCrops) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[list[Tensor], int]:
+        if isinstance(self.source, FolderSource):
+            with Image.open(self.source.files[i]) as file:
+                image = file.convert("RGB")
+        else:
+            image = Image.fromarray(self.source.read(i))
+        return self.transform(image), -1 if self.source.labels is None else int(self.source.labels[i])
+
+
+def baseline_loader(
+    source: Source, recipe: Recipe, flavour: str, batch_size: int, workers: int, device: torch.device
+) -> DataLoader:
+    """Shuffled, drop-last, pinned on a GPU."""
+    return DataLoader(
+        Views(source, ManyCrops(recipe, flavour)),
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_one_thread,
+    )
+
+
+def batches_for_ever(loader: DataLoader) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """One epoch after another; the worker processes end with the generator."""
+    while True:
+        yield from loader
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

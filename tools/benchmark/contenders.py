@@ -1,0 +1,106 @@
+"""What is timed: our executors, torchvision's loaders, the step on one cached batch, and both together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from pipelines.build import available_cpus, build_pipeline, choose_executor
+from pipelines.errors import UserError
+from pipelines.order import Order
+from pipelines.pipeline import Batch, Pipeline
+from tools.benchmark.baseline import FLAVOURS, baseline_loader, batches_for_ever
+from tools.benchmark.measure import Contender
+from tools.benchmark.rows import Row, device_name
+from tools.benchmark.suites import Work
+from tools.benchmark.trainer import Trainer
+
+
+def loaders(
+    work: Work, executors: tuple[str, ...], device: torch.device, workers: int | None = None
+) -> list[Contender]:
+    """A contender for each executor that can read the work (all where `executors` is empty), and the baselines."""
+    workers = workers or min(16, available_cpus())
+    made = []
+    for name in executors or ("resident", "dali", "ffcv"):
+        source = work.beton if name == "ffcv" and work.beton is not None else work.source
+        try:
+            choose_executor(name, source, device)
+            order = Order(len(source), work.batch_size)
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            pipeline = build_pipeline(source, work.recipe, order, name, device, dtype, workers)
+        except UserError:
+            if name in executors:  # asked for by name: say why it cannot
+                raise
+            continue
+        row = _row("loader", choose_executor(name, source, device).executor, work, device, workers)
+        made.append(
+            Contender(row, lambda p=pipeline: (len(b.index) for b in epochs(p)), warm_up=2, close=pipeline.close)
+        )
+    for flavour in FLAVOURS:
+        row = _row("baseline", flavour, work, device, workers)
+        made.append(Contender(row, lambda f=flavour: _plain(work, f, workers, device), warm_up=workers, stride=workers))
+    return made
+
+
+def epochs(pipeline: Pipeline) -> Iterator[Batch]:
+    """Batches without end."""
+    while True:
+        yield from pipeline
+
+
+def _plain(work: Work, flavour: str, workers: int, device: torch.device) -> Iterator[int]:
+    for views, _ in batches_for_ever(
+        baseline_loader(work.source, work.recipe, flavour, work.batch_size, workers, device)
+    ):
+        views = [view.to(device, non_blocking=True) for view in views]
+        yield len(views[0])
+
+
+def steps(work: Work, trainer: Trainer, plain: Trainer | None, workers: int | None = None) -> list[Contender]:
+    """The model ceiling, our training end to end, and with `plain` the loop a user would write around a DataLoader."""
+    workers = workers or min(16, available_cpus())
+    device, batch = trainer.device, next(iter(trainer.pipeline))
+    executor = choose_executor(trainer.config.pipeline, work.source, device).executor
+
+    def row(kind: str, of: Trainer, executor: str) -> Row:
+        made = _row(kind, executor, work, device, workers)
+        made.recipe = f"{of.config.recipe.method} {work.recipe_name}"
+        made.backbone, made.precision, made.batch_size = (
+            of.config.recipe.backbone.name,
+            of.precision,
+            of.config.recipe.batch_size,
+        )
+        made.more["compiled"] = of.compiled
+        return made
+
+    cached = Contender(row("model", trainer, "none"), lambda: trainer.repeat(batch))
+    trained = Contender(
+        row("train", trainer, executor),
+        lambda: (trainer.step(b) for b in epochs(trainer.pipeline)),
+        close=trainer.pipeline.close,
+    )
+    if plain is None:
+        return [cached, trained]
+
+    def loop() -> Iterator[int]:
+        loader = baseline_loader(work.source, work.recipe, FLAVOURS[0], plain.config.recipe.batch_size, workers, device)
+        for views, label in batches_for_ever(loader):
+            yield plain.step(plain.as_batch(views, label))
+
+    return [cached, trained, Contender(row("baseline", plain, FLAVOURS[0]), loop, warm_up=workers, stride=workers)]
+
+
+def _row(kind: str, executor: str, work: Work, device: torch.device, workers: int) -> Row:
+    return Row(
+        kind,
+        executor,
+        work.recipe_name,
+        work.data,
+        device_name(device),
+        work.image_size,
+        work.batch_size,
+        len(work.recipe.views),
+        workers,
+    )

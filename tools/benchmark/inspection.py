@@ -1,0 +1,174 @@
+"""Measures, for the doctor, each part that a run with the user's flags consists of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipelines.build import available_cpus, build_pipeline, choose_executor
+from pipelines.order import Order
+from pipelines.recipe import Recipe
+from pipelines.sources import ArraySource, BadImage, FolderSource, Source
+from tools.benchmark.contenders import epochs
+from tools.benchmark.diagnosis import Speeds
+from tools.benchmark.measure import Contender, measure
+from tools.benchmark.rows import Row
+from tools.benchmark.trainer import Trainer
+
+SECONDS, ROUNDS, BUDGET, SAMPLED = 0.7, 3, 20.0, 64
+
+
+def inspect(argv: list[str]) -> Speeds:
+    """Run train.py's pipeline and step for a few seconds; images per second of every part."""
+    trainer = Trainer(argv)
+    config, source, device = trainer.config, trainer.source, trainer.device
+    recipe, executor = config.recipe, choose_executor(config.pipeline, source, device).executor
+    batch = next(iter(trainer.pipeline))
+
+    def contender(kind: str, start: Callable) -> Contender:
+        row = Row(
+            kind,
+            executor,
+            recipe.data,
+            source.name,
+            device.type,
+            recipe.image_size,
+            recipe.batch_size,
+            len(recipe.views.views),
+        )
+        return Contender(row, start)
+
+    order = Order(len(source), recipe.batch_size)
+    plain = build_pipeline(
+        source, without_colour(recipe.views), order, config.pipeline, device, batch_dtype(batch), config.workers
+    )
+    rows = measure(
+        [
+            contender("loader", lambda: (len(b.index) for b in epochs(trainer.pipeline))),
+            contender("geometry", lambda: (len(b.index) for b in epochs(plain))),
+            contender("model", lambda: trainer.repeat(batch)),
+            contender("train", lambda: (trainer.step(b) for b in epochs(trainer.pipeline))),
+        ],
+        device,
+        ROUNDS,
+        SECONDS,
+        BUDGET,
+    )
+    plain.close()
+    trainer.pipeline.close()
+    rate = {row.kind: row.images_per_second for row in rows}
+    cpus = available_cpus()
+    return Speeds(
+        title=f"{recipe.method} on {source.name}: {len(source)} images, {executor}, {recipe.backbone.name}, batch "
+        f"{recipe.batch_size}, {device.type}, {trainer.precision}, {cpus} CPUs",
+        executor=executor,
+        device=device.type,
+        precision=trainer.precision,
+        loader=rate["loader"],
+        model=rate["model"],
+        whole=rate["train"],
+        geometry=rate["geometry"],
+        decode=decode_rate(source, cpus),
+        disk=disk_rate(source),
+        copy=copy_rate(batch.views.values(), device),
+        cpus=cpus,
+        machine_cpus=os.cpu_count() or 1,
+        workers=config.workers,
+        threads=torch.get_num_threads(),
+        free_memory=free_memory(),
+        decoded_set=decoded_gib(source),
+        shared_memory=shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").exists() else None,
+        is_jpeg=isinstance(source, FolderSource) and source.files[0].suffix.lower() in (".jpg", ".jpeg"),
+    )
+
+
+def batch_dtype(batch) -> torch.dtype:
+    return next(iter(batch.views.values())).dtype
+
+
+def without_colour(recipe: Recipe) -> Recipe:
+    """The same crops only: what is left of the cost is colour and blur."""
+    return replace(recipe, views=tuple(replace(v, jitter=None, grey=0.0, blur=None, solarise=0.0) for v in recipe))
+
+
+def _sample(source: Source) -> list[int]:
+    return np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)).tolist()
+
+
+def decode_rate(source: Source, cpus: int) -> float | None:
+    """Images decoded per second by as many threads as CPUs; None where nothing is to be decoded."""
+    if isinstance(source, ArraySource):
+        return None
+
+    def read(i: int) -> int:
+        try:
+            source.read(i)
+        except BadImage:
+            return 0
+        return 1
+
+    numbers = _sample(source)
+    with ThreadPoolExecutor(cpus) as pool:
+        list(pool.map(read, numbers[: 2 * cpus]))  # libraries are loaded
+        start = time.perf_counter()
+        done = sum(pool.map(read, numbers))
+        return done / (time.perf_counter() - start) if done else None
+
+
+def disk_rate(source: Source) -> float | None:
+    """Image files read per second by four threads, from the disk and not from the page cache."""
+    if not isinstance(source, FolderSource) or not hasattr(os, "posix_fadvise"):
+        return None
+    files = [source.files[i] for i in _sample(source)]
+    for file in files:
+        with open(file, "rb") as f:
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(Path.read_bytes, files))
+    return len(files) / (time.perf_counter() - start)
+
+
+def copy_rate(views: Iterable[torch.Tensor], device: torch.device) -> float | None:
+    """Images whose finished views are copied from pinned memory per second; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    pinned = [view.cpu().pin_memory() for view in views]
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(5):
+        for view in pinned:
+            view.to(device, non_blocking=True)
+    torch.cuda.synchronize(device)
+    return 5 * len(pinned[0]) / (time.perf_counter() - start)
+
+
+def decoded_gib(source: Source) -> float:
+    """The set as pixels, estimated from some headers."""
+    sizes = []
+    for i in _sample(source):
+        try:
+            sizes.append(np.prod(source.size(i)))
+        except BadImage:
+            continue
+    return len(source) * 3 * float(np.mean(sizes)) / 2**30 if sizes else 0.0
+
+
+def free_memory() -> float:
+    """GiB that this process may still take: the system's, or the cgroup's limit where that is lower."""
+    free = float("inf")
+    try:
+        free = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemAvailable")) / 2**20
+        limit, used = (open(f"/sys/fs/cgroup/memory.{name}").read().strip() for name in ("max", "current"))
+        free = min(free, (int(limit) - int(used)) / 2**30) if limit != "max" else free
+    except (OSError, ValueError, StopIteration):
+        pass  # not Linux, or no cgroup v2
+    return free

@@ -1,0 +1,24 @@
+"""How every command ends: 0 when done, 2 with one clear sentence on bad input, 130 when interrupted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from pipelines.errors import UserError
+
+
+def run_command(name: str, main: Callable[[], int | None]) -> None:
+    """Call main() and leave the process with its exit code."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)

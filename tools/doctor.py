@@ -1,0 +1,58 @@
+"""python -m tools.doctor [flags of train.py]: what holds your training up here, and what to change."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not burn shared cores
+
+import sys
+
+import torch
+
+from pipelines.build import available_cpus
+from pipelines.errors import UserError
+from runs.config import parser
+from tools.benchmark.diagnosis import Speeds, advise, bottleneck, warnings_for
+from tools.benchmark.inspection import inspect
+from tools.benchmark.rows import columns
+from tools.command import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures loader, model and the whole step for a few seconds each on your data; names the slowest part."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in argv or "--help" in argv:
+        print(f"usage: python -m tools.doctor [flags of train.py]\n\n{main.__doc__} Takes about half a minute.\n")
+        parser().print_usage()
+        return 0
+    if "--resume" in argv:
+        raise UserError("--resume: the doctor starts no run; give the flags the run was started with.")
+    torch.set_num_threads(available_cpus())
+    speeds = inspect(argv)
+    print(_report(speeds))
+    for warning in warnings_for(speeds):
+        print(f"warning: {warning}")
+    part, why = bottleneck(speeds)
+    print(f"\nbottleneck: {part} ({why})")
+    for text in advise(speeds, part):
+        print(f"  - {text}")
+    return 0
+
+
+def _report(s: Speeds) -> str:
+    rates = (
+        ("reading the files", s.disk),
+        ("decoding, on all CPUs", s.decode),
+        ("views without colour and blur", s.geometry),
+        ("loader ceiling: all views", s.loader),
+        ("copy to the device", s.copy),
+        ("model ceiling: the step", s.model),
+        ("end to end", s.whole),
+    )
+    lines = [("part", "images/s")] + [(name, f"{rate:,.0f}") for name, rate in rates if rate]
+    return f"{s.title}\n\n{columns(lines, left=1)}"
+
+
+if __name__ == "__main__":
+    run_command("tools.doctor", main)

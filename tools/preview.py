@@ -1,0 +1,44 @@
+"""python -m tools.preview --method stec --data PATH --out views.png: see what a recipe does to your images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipelines.data import open_data
+from pipelines.errors import UserError
+from runs.config import check_flags, parser, resolve
+from runs.pictures import save_png, view_grid
+from tools.command import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """A grid: one row per image, one column per view, the drawn parameters under each."""
+    command = argparse.ArgumentParser(prog="tools.preview", description=main.__doc__)
+    command.add_argument("--method", default="stec")
+    command.add_argument("--data", default="textures", help="a folder, an .npz or a data set's name (default: textures)")
+    command.add_argument("--data-dir", default="data")
+    command.add_argument("--recipe", help="the data set whose published recipe is shown (default: as train.py chooses)")
+    command.add_argument("--image-size", type=int)
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    command.add_argument("--rows", type=int, default=4, help="images shown (default: 4)")
+    command.add_argument("--epoch", type=int, default=0, help="the epoch whose draws are shown (default: 0)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", default="views.png")
+    wanted = command.parse_args(argv)
+    if wanted.rows < 1:
+        raise UserError(f"--rows {wanted.rows} shows nothing; give 1 or more.")
+    flags = parser().parse_args([])
+    vars(flags).update({k: v for k, v in vars(wanted).items() if k in vars(flags)})
+    check_flags(flags)
+    source, _ = open_data(flags.data, None, flags.data_dir)
+    recipe = resolve(flags, source, Path(".")).recipe
+    grid = view_grid(source, recipe.views, wanted.seed, wanted.epoch, wanted.rows)
+    save_png(grid, Path(wanted.out))
+    print(f"{wanted.out}: {min(wanted.rows, len(source))} images of {source.name}, views {', '.join(recipe.views.names)} of "
+          f"{recipe.method} on {recipe.data}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command("tools.preview", main)

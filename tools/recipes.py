@@ -1,0 +1,113 @@
+"""python -m tools.recipes [METHOD [RECIPE]]: every method's recipes as a table, or one in full with its sources."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from losses.objective import Method
+from losses.recipe import IMAGE_SIZE, TrainingRecipe
+from losses.registry import find_method, methods
+from pipelines.errors import UserError
+from tools.command import run_command
+
+COLUMNS = ("method", "recipe", "from", "px", "views", "backbone", "optimizer", "weight decay", "schedule", "epochs",
+           "batch", "batch norm", "precision", "protocol")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, or one recipe; --json prints the values instead."""
+    command = argparse.ArgumentParser(prog="tools.recipes", description=main.__doc__)
+    command.add_argument("method", nargs="?", help="only this method's recipes")
+    command.add_argument("recipe", nargs="?", help="this recipe in full: a data set, or a variant of its recipe")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    wanted = command.parse_args(argv)
+    chosen = [find_method(wanted.method)] if wanted.method else list(methods().values())
+    if wanted.recipe:
+        recipe = find_recipe(chosen[0], wanted.recipe)
+        print(json.dumps(asdict(recipe), indent=2) if wanted.json else in_full(chosen[0], recipe))
+        return 0
+    recipes = [(method, method.recipe(name, None)) for method in chosen for name in recipe_names(method)]
+    if wanted.json:
+        print(json.dumps([asdict(recipe) for _, recipe in recipes], indent=2))
+    else:
+        print(table([COLUMNS, *(row(method, recipe) for method, recipe in recipes)]))
+    return 0
+
+
+def recipe_names(method: Method) -> list[str]:
+    """The project's data sets, each followed by the method's variants for it."""
+    variants = [method.recipe(name, None) for name in method.published if name not in IMAGE_SIZE]
+    return [name for data in IMAGE_SIZE for name in (data, *(v.name for v in variants if v.data == data))]
+
+
+def find_recipe(method: Method, name: str) -> TrainingRecipe:
+    """The recipe of that name; a UserError with the nearest where there is none."""
+    known = recipe_names(method)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UserError(f"{method.name} has no recipe {name}; use one of {', '.join(known)}"
+                        + (f" (did you mean {near[0]}?)." if near else "."))
+    return method.recipe(name, None)
+
+
+def origin(method: Method, recipe: TrainingRecipe) -> str:
+    """"authors", "authors*" where single values are ours, or "proposal"."""
+    if recipe.name not in method.published:
+        return "proposal"
+    return "authors*" if recipe.proposals else "authors"
+
+
+def row(method: Method, recipe: TrainingRecipe) -> tuple[str, ...]:
+    """A recipe as cells of the table."""
+    o, backbone = recipe.optimizer, recipe.backbone
+    stem = "" if backbone.stem in ("plain", "auto") else f" ({backbone.stem})"
+    return (method.name, recipe.name, origin(method, recipe), str(recipe.image_size), str(len(recipe.views.views)),
+            backbone.name + stem, f"{o.name} {o.lr:g} at {o.lr_batch}", f"{o.weight_decay:g} ({o.rule})",
+            recipe.schedule.kind, str(recipe.epochs), str(recipe.batch_size), recipe.batch_norm, recipe.precision,
+            recipe.protocol)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows under a header, in columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def in_full(method: Method, recipe: TrainingRecipe) -> str:
+    """Every value of the recipe by the name that --set takes, then where values come from and which are ours."""
+    values = asdict(recipe)
+    sources, proposals = values.pop("sources"), values.pop("proposals")
+    values["views"] = {"mean": recipe.views.mean, "std": recipe.views.std,
+                       **{view["name"]: view for view in values["views"]["views"]}}
+    lines = [f"{method.name} on {recipe.name}: {method.summary}", f"from: {origin(method, recipe)}", ""]
+    pairs = list(_flat(values))
+    width = max(len(name) for name, _ in pairs)
+    lines += [f"{name.ljust(width)}  {_spelt(value)}" for name, value in pairs]
+    for title, notes in (("sources", sources), ("proposals (ours, not the authors')", proposals)):
+        if notes:
+            lines += ["", f"{title}:", *(f"  {name}: {note}" for name, note in notes.items())]
+    return "\n".join(lines)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        elif name != "name" or not prefix.startswith("views."):
+            yield prefix + name, value
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(_spelt, value))
+    return "none" if value in (None, "", {}) else str(value)
+
+
+if __name__ == "__main__":
+    run_command("tools.recipes", main)
