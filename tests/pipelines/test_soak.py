@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,10 +134,16 @@ def test_leaving_early_is_followed_by_the_rest_of_the_epoch(data, executor):
 
 # --- soak ---------------------------------------------------------------------------------------------------------------
 
+def children_of(task: str) -> list[str]:
+    try:
+        return Path(f"/proc/self/task/{task}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # the thread ended since it was listed; its children moved to another
+        return []
+
+
 def resources() -> dict[str, int]:
     gc.collect()
-    children = [pid for task in os.listdir("/proc/self/task")
-                for pid in open(f"/proc/self/task/{task}/children").read().split()]
+    children = [pid for task in os.listdir("/proc/self/task") for pid in children_of(task)]
     pages = int(open("/proc/self/statm").read().split()[1])
     return {"threads": len(os.listdir("/proc/self/task")), "python threads": threading.active_count(),
             "processes": len(children), "files": len(os.listdir("/proc/self/fd")), "kB": pages * os.sysconf("SC_PAGE_SIZE") // 1024}

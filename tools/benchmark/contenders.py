@@ -23,21 +23,22 @@ def loaders(
     """A contender for each executor that can read the work (all where `executors` is empty), and the baselines."""
     workers = workers or min(16, available_cpus())
     made = []
-    for name in executors or ("resident", "dali", "ffcv"):
-        source = work.beton if name == "ffcv" and work.beton is not None else work.source
-        try:
-            choose_executor(name, source, device)
-            order = Order(len(source), work.batch_size)
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-            pipeline = build_pipeline(source, work.recipe, order, name, device, dtype, workers)
-        except UserError:
-            if name in executors:  # asked for by name: say why it cannot
-                raise
-            continue
-        row = _row("loader", choose_executor(name, source, device).executor, work, device, workers)
-        made.append(
-            Contender(row, lambda p=pipeline: (len(b.index) for b in epochs(p)), warm_up=2, close=pipeline.close)
-        )
+    for name in executors or ("resident", "dali", "ffcv", "reference"):
+        named = {f"ffcv {form}": beton for form, beton in work.betons.items()} if name == "ffcv" else {}
+        for label, source in (named or {name: work.source}).items():
+            try:
+                executor = choose_executor(name, source, device).executor
+                order = Order(len(source), work.batch_size)
+                dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+                pipeline = build_pipeline(source, work.recipe, order, name, device, dtype, workers)
+            except UserError:
+                if name in executors:  # asked for by name: say why it cannot
+                    raise
+                continue
+            row = _row("loader", label if named else executor, work, device, workers)
+            bunch = workers if executor == "reference" else 1  # DataLoader workers deliver in bunches
+            start = lambda p=pipeline: (len(b.index) for b in epochs(p))  # noqa: E731
+            made.append(Contender(row, start, warm_up=max(2, bunch), stride=bunch, close=pipeline.close))
     for flavour in FLAVOURS:
         row = _row("baseline", flavour, work, device, workers)
         made.append(Contender(row, lambda f=flavour: _plain(work, f, workers, device), warm_up=workers, stride=workers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ class Work:
     data: str
     source: Source
     batch_size: int
-    beton: Source | None = None  # the same images as .beton, for the ffcv executor
+    betons: dict[str, Source] = field(default_factory=dict)  # the same images as .beton by format, for ffcv
 
     @property
     def image_size(self) -> int:
@@ -52,7 +52,7 @@ def build_suite(name: str, scratch: Path, batch_size: int | None, image_size: in
         source.name,
         source,
         batch_size or (16 if quick else 64),
-        as_beton(source, scratch),
+        as_betons(source, scratch),
     )
 
 
@@ -124,15 +124,18 @@ def _synthetic_jpegs(count: int) -> list[bytes]:
     return encoded
 
 
-def as_beton(source: Source, scratch: Path) -> Source | None:
-    """The folder as .beton with its JPEGs kept; None where converting needs a package that is missing."""
+def as_betons(source: Source, scratch: Path) -> dict[str, Source]:
+    """The folder as .beton, its JPEGs kept and as raw pixels; what needs a package that is missing is left out."""
     from tools.convert import main as convert
 
-    target, told = scratch / "photos.beton", io.StringIO()
-    try:
-        if not target.exists():
-            with redirect_stdout(told), redirect_stderr(told):
-                convert([str(source.folder), str(target)])
-        return open_data(str(target))[0]
-    except (UserError, ImportError):
-        return None
+    made = {}
+    for form, flags in {"jpg": [], "raw": ["--store", "raw"]}.items():
+        target, told = scratch / f"{source.folder.name}-{form}.beton", io.StringIO()
+        try:
+            if not target.exists():
+                with redirect_stdout(told), redirect_stderr(told):
+                    convert([str(source.folder), str(target), *flags])
+            made[form] = open_data(str(target))[0]
+        except (UserError, ImportError):
+            continue
+    return made
