@@ -35,10 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_flags(flags)
         subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
+        if flags.backbone and subject.run is not None:
+            raise UserError(f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out.")
         protocol = find_protocol(flags.protocol, subject.image_size)
         train, test, data = open_both(flags, subject)
         evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
-        result = evaluation.result()
+        result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
         if flags.features_out:
             save_features(evaluation, Path(flags.features_out))
         if flags.plot:
@@ -122,6 +124,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"--device {flags.device} is unknown; use auto, cpu or cuda.")
     if flags.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {flags.device}: no usable GPU was found here; use --device cpu or leave it out.")
+    if flags.precision == "fp16" and not flags.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on a CPU.")
     for name, ending in (("features_out", ".npz"), ("plot", ".png")):
         value = getattr(flags, name)
         if value and (Path(value).suffix != ending or not Path(value).absolute().parent.is_dir()):
@@ -182,6 +186,9 @@ def print_table(result: dict, subject: Subject, train: Source, test: Source, sum
         ("test on", f"{test.name}: {result['n_test']} images"),
         ("features", f"{result['features']}, std {result['feature_std']}, effective rank {result['effective_rank']}"),
     ]
+    if result["unreadable"]:
+        names = ", ".join([*train.known_bad, *test.known_bad][:3])
+        rows.append(("unreadable", f"{result['unreadable']} images, replaced by others, such as {names}"))
     rows += [("departs", text) for text in result["deviations"]] + [("note", text) for text in result["notes"]]
     scores = [(f"kNN, k = {k}", found["top1"], found["top5"]) for k, found in result.get("knn", {}).items()]
     if "last_top1" in result:

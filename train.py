@@ -66,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
 
 
 def start_accelerator(device: str, precision: str) -> Accelerator:
@@ -268,7 +271,10 @@ def checkpoint_due(step: int, every: int | None, pipeline: Pipeline, saved_at: f
 
 def save(config: Config, accelerator: Accelerator, learner: Learner, optimizer: torch.optim.Optimizer, pipeline: Pipeline,
          step: int, totals: dict[str, float], baselines: dict[str, float]) -> None:
-    """A checkpoint of everything that changes during a run."""
+    """A checkpoint of everything that changes during a run; UserError if the network is no longer finite."""
+    if not all(bool(p.isfinite().all()) for p in learner.parameters()):
+        raise UserError(f"the run diverged: its weights are not finite at step {step}, so nothing was saved or exported; "
+                        "start again with a lower --lr, a longer warm-up, or --precision fp32.")
     if accelerator.is_main_process:
         save_checkpoint(config.out, step, {
             "step": step, "learner": learner.state_dict(), "optimizer": optimizer.state_dict(),

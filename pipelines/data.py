@@ -51,7 +51,7 @@ def open_data(data: str, val_data: str | None = None, data_dir: str = "data",
         val = _named(val_data, False, data_dir)
     elif val_data:
         val = (ShardSource(local_shards(val_data, allow_pipe), val_data) if _is_shards(val_data)
-               else _open_path(_existing(val_data)))
+               else _open_path(_existing(val_data, "--val-data")))
     if val is not None and train.classes and val.classes and train.classes != val.classes:
         val = _with_classes_of(train, val)
     return train, val
@@ -68,12 +68,12 @@ def open_labelled(labelled_data: str | None, data: str, data_dir: str, train: So
     return source
 
 
-def _existing(data: str) -> Path:
+def _existing(data: str, flag: str = "--data") -> Path:
     path = Path(data).expanduser()
     if path.exists():
         return path
     near = difflib.get_close_matches(data, NAMES, n=1)
-    raise UserError(f"--data {data}: no such file or folder, nor a data set's name ({', '.join(NAMES)})"
+    raise UserError(f"{flag} {data}: no such file or folder, nor a data set's name ({', '.join(NAMES)})"
                     + (f"; did you mean {near[0]}?" if near else "."))
 
 
@@ -144,7 +144,7 @@ def load_npz(path: Path) -> ArraySource:
         raise UserError(f"{path}: {expected}; its largest label is {labels.max()}, and labels count classes from 0.")
     if labels is not None and classes and labels.max() >= len(classes):
         raise UserError(f"{path}: its largest label is {labels.max()}, but it names only {len(classes)} classes.")
-    return ArraySource(str(path), images, labels, classes)
+    return ArraySource(str(path), images, None if labels is None else labels.astype(np.int64), classes)
 
 
 def _named(name: str, train: bool, data_dir: str, labelled: bool = False) -> ArraySource:

@@ -9,6 +9,7 @@ import json
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -144,6 +145,13 @@ def check_flags(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} {value} is negative; give 0 or more.")
+    if flags.seed >= 2**32:
+        raise UserError(f"--seed {flags.seed} is too large; give a number below 2^32.")
+    for name in ("data", "val_data", "labelled_data"):
+        if getattr(flags, name) is not None and not getattr(flags, name).strip():
+            raise UserError(f"--{name.replace('_', '-')} is empty; give a folder, a file or a data set's name.")
+    if flags.steps is not None and flags.epochs is not None:
+        raise UserError("--steps and --epochs both say how long to train; give one of them.")
     if flags.lr is not None and not 0 < flags.lr < float("inf"):
         raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
     for name, allowed in (("precision", ("auto", "fp32", "bf16", "fp16")), ("device", ("auto", "cpu", "cuda")),
@@ -153,6 +161,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     unknown = set(filter(None, flags.track.split(","))) - {"tensorboard", "wandb", "csv"}
     if unknown:
         raise UserError(f"--track {', '.join(sorted(unknown))} is unknown; use tensorboard, wandb or csv.")
+    for tracker in {"tensorboard", "wandb"} & set(flags.track.split(",")):
+        if find_spec(tracker) is None:
+            raise UserError(f"--track {tracker} needs the package {tracker}; pip install {tracker}, or leave it out.")
     if flags.backbone:
         check_backbone(flags.backbone)
     check_recipe_name(method_of(flags), flags.recipe)
@@ -184,6 +195,7 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
         size = source.images.shape[1]
     recipe = method_of(flags).recipe(data, size)
     recipe = with_settings(recipe, flags.set)
+    check_recipe(recipe)
     if flags.backbone:
         recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
     recipe = replace(recipe, backbone=recipe.backbone.resolved(recipe.image_size), epochs=flags.epochs or recipe.epochs,
@@ -194,6 +206,23 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     as_given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Config) if hasattr(flags, f.name)}
     return Config(**{**as_given, "recipe": recipe, "flags": vars(flags), "out": out, "resume": flags.resume is not None,
                      "track": tuple(filter(None, flags.track.split(",")))})
+
+
+def check_recipe(recipe: TrainingRecipe) -> None:
+    """Raise UserError for values of --set that no run could use, before anything is written."""
+    spec = recipe.optimizer
+    for key, value, allowed, right in (
+        ("epochs", recipe.epochs, "1 or more", recipe.epochs >= 1),
+        ("batch_size", recipe.batch_size, "2 or more", recipe.batch_size >= 2),
+        ("image_size", recipe.image_size, "8 pixels or more", recipe.image_size >= 8),
+        ("optimizer.name", spec.name, "lars, sgd or adamw", spec.name in ("lars", "sgd", "adamw")),
+        ("optimizer.lr", spec.lr, "a positive number", 0 < spec.lr < float("inf")),
+        ("optimizer.weight_decay", spec.weight_decay, "0 or more", 0 <= spec.weight_decay < float("inf")),
+        ("optimizer.momentum", spec.momentum, "0 to 1, without 1", 0 <= spec.momentum < 1),
+    ):
+        if not right:
+            flag = "--image-size" if key == "image_size" else f"--set {key}="
+            raise UserError(f"{flag}{' ' if flag == '--image-size' else ''}{value}: give {allowed}.")
 
 
 def _fitting_batch(batch: int, samples: int) -> int:
@@ -212,6 +241,11 @@ def with_settings(recipe: TrainingRecipe, settings: Sequence[str]) -> TrainingRe
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: write KEY=VALUE, e.g. options.temperature=0.2.")
+        if key in ("method", "data"):
+            raise UserError(f"--set {setting}: a recipe belongs to its method and data set; use --method or --recipe.")
+        if key == "views":
+            raise UserError(f"--set {setting}: name a view's field, e.g. views.{recipe.views.names[0]}.crop.scale=0.2,1.0, "
+                            "or views.views=NAME,NAME for some of them.")
         recipe = _set(recipe, key.split("."), text, key)
     return recipe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from pipelines.errors import UserError
 from pipelines.pipeline import Batch, Pipeline
 from runs.folder import RunFolder
 
@@ -63,7 +65,10 @@ class Monitor:
         self.message(f"compiled in {time.perf_counter() - start:.0f} s")
 
     def step(self, step: int, epoch: float, losses: dict[str, torch.Tensor], lr: float, images: int) -> None:
-        """Count a finished optimizer step; on the first, the last and every `log_every`-th write a line."""
+        """Count a finished optimizer step; on the first, the last and every `log_every`-th write a line.
+
+        Raises UserError where the loss of such a step is infinite or not a number.
+        """
         self.totals["images"] += images
         self._bar.update(1)
         if step % self._log_every and step not in (self._first, self._total_steps):
@@ -81,8 +86,10 @@ class Monitor:
                   "data_wait": round(wait, 4)})
         shown = {"loss": f"{named['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{wait:.0%}"}
         self._bar.set_postfix(shown | ({"kNN": f"{self.knn:.1f}%"} if self.knn is not None else {}))
-        if not named["loss"] == named["loss"]:
-            self.message(f"warning: the loss is not a number at step {step}")
+        if not math.isfinite(named["loss"]):  # reduced over the processes: all of them stop here
+            self.close()
+            raise UserError(f"the run diverged: its loss is {named['loss']} at step {step}. Its checkpoints are from before; "
+                            "start again with a lower --lr, a longer warm-up, or --precision fp32.")
 
     def log(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl and of the trackers."""

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import eval as evaluate
@@ -238,6 +239,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, capsys):
         ((run, "--device", "tpu"), "use auto, cpu or cuda"),
         ((run, "--plot", tmp_path / "no" / "such.png"), "in a folder that exists"),
         ((run, "--workers", -1), "--workers -1 is negative"),
+        ((run, "--backbone", "resnet18"), "says which backbone it is"),
     )
     for arguments, says in cases:
         assert says in refuse(capsys, *arguments), arguments
@@ -245,6 +247,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(run, capsys):
+    assert "needs a GPU" in refuse(capsys, run, "--precision", "fp16")
     assert "no usable GPU" in refuse(capsys, run, "--device", "cuda")
 
 
@@ -254,3 +257,15 @@ def test_a_diverged_backbone_is_said(run, tmp_path, capsys):
     weights["conv1.weight"].fill_(float("nan"))
     safetensors.torch.save_file(weights, folder / "backbone.safetensors")
     assert "the backbone has diverged" in refuse(capsys, folder)
+
+
+def test_unreadable_images_are_counted_and_named(run, tmp_path, capsys):
+    for split, count in (("train", 24), ("val", 12)):
+        pixels = np.load(write_images(tmp_path / f"{split}.npz", count, 0))
+        for i, (image, label) in enumerate(zip(pixels["images"], pixels["labels"])):
+            path = tmp_path / "photos" / split / f"class{label}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    (tmp_path / "photos" / "val" / "class1" / "5.png").write_bytes(b"broken")
+    result, printed = measure(capsys, run, "--data", tmp_path / "photos", "--k", 5, "--workers", 0, "--pipeline", "reference")
+    assert result["unreadable"] == 1 and "class1/5.png" in printed

@@ -183,6 +183,17 @@ def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, caps
     (["--set", "options.temperature"], "KEY=VALUE"),
     (["--set", "optimizer=3"], "group of values"),
     (["--batch-size", "1"], "no batch statistics"),
+    (["--data", ""], "--data is empty"),
+    (["--data", "textures", "--val-data", "/nowhere"], "--val-data /nowhere: no such file"),
+    (["--seed", str(2**32)], "below 2^32"),
+    (["--steps", "3", "--epochs", "3"], "give one of them"),
+    (["--image-size", "1"], "8 pixels or more"),
+    (["--set", "method=simclr"], "use --method"),
+    (["--set", "views=view_1"], "name a view's field"),
+    (["--set", "epochs=0"], "epochs=0: give 1 or more"),
+    (["--set", "optimizer.name=adam"], "lars, sgd or adamw"),
+    (["--set", "optimizer.weight_decay=-1"], "give 0 or more"),
+    (["--set", "optimizer.momentum=1"], "0 to 1"),
     (["--out", "/proc/saccade"], "cannot be written"),
     (["--resume", "/nowhere"], "no run is there"),
     (["--backbone", "vit_tiny_patch16_224", "--image-size", "40"], "patches of 16"),
@@ -192,6 +203,24 @@ def test_bad_input_is_one_clear_sentence_and_exit_code_2(flags, words, capsys):
     assert train.main(flags) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_missing_tracker_is_said_before_a_folder_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("runs.config.find_spec", lambda name: None)
+    assert train.main(["--track", "wandb", "--out", str(tmp_path / "run")]) == 2
+    assert "needs the package wandb" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--log-every", "4"], "its loss is"),  # the loss of a logged step says so
+    (["--log-every", "1000", "--checkpoint-every", "6"], "its weights are not finite"),  # before a checkpoint is written
+])
+def test_a_diverged_run_fails_and_exports_nothing(data, tmp_path, capsys, more, words):
+    out = tmp_path / "run"
+    assert train.main(["--data", str(data), "--out", str(out), *SMALL, "--steps", "12", "--lr", "1e30", "--eval-every", "0",
+                       *more]) == 2
+    assert words in capsys.readouterr().err
+    assert not (out / "backbone.safetensors").exists() and not list((out / "checkpoints").glob("*.pt"))
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):

@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
 def _job(flags: argparse.Namespace) -> Job:
     dst = Path(flags.dst).expanduser()
     to = flags.to or {extension: name for name, extension in SINGLE.items()}.get(dst.suffix)
+    src = Path(flags.src).expanduser()
+    if flags.src.strip() and src.is_dir() and src.resolve() in dst.resolve().parents:
+        raise UserError(f"{dst} lies inside {src}, which would then hold its own copy; give a DST outside of it.")
     if to is None:
         raise UserError(
             f"{dst}: say which format with --to {', '.join(sorted(WRITERS))}, or give a DST ending in "

@@ -301,6 +301,8 @@ def test_bad_images_are_left_out_listed_and_too_many_stop(photos, tmp_path):
     "arguments, words",
     [
         (["nowhere", "x.beton"], "no such file or folder"),
+        (["", "x.beton"], "SRC is empty"),
+        (["{photos}", "{photos}/tars", "--to", "wds"], "lies inside"),
         (["{photos}", "x.beton"], "splits train, val.*--split"),
         (["{photos}", "x"], "--to"),
         (["{photos}", "x.npz", "--to", "beton"], "the extension says otherwise"),

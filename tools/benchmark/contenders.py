@@ -23,7 +23,7 @@ def loaders(
     """A contender for each executor that can read the work (all where `executors` is empty), and the baselines."""
     workers = workers or min(16, available_cpus())
     made = []
-    for name in executors or ("resident", "dali", "ffcv", "reference"):
+    for name in executors or ("resident", "dali", "ffcv", *(("reference",) if work.betons else ())):
         named = {f"ffcv {form}": beton for form, beton in work.betons.items()} if name == "ffcv" else {}
         for label, source in (named or {name: work.source}).items():
             try:
@@ -37,12 +37,22 @@ def loaders(
                 continue
             row = _row("loader", label if named else executor, work, device, workers)
             bunch = workers if executor == "reference" else 1  # DataLoader workers deliver in bunches
-            start = lambda p=pipeline: (len(b.index) for b in epochs(p))  # noqa: E731
+            start = lambda p=pipeline, done=executor == "reference": _sizes(p, done)  # noqa: E731
             made.append(Contender(row, start, warm_up=max(2, bunch), stride=bunch, close=pipeline.close))
     for flavour in FLAVOURS:
         row = _row("baseline", flavour, work, device, workers)
         made.append(Contender(row, lambda f=flavour: _plain(work, f, workers, device), warm_up=workers, stride=workers))
     return made
+
+
+def _sizes(pipeline: Pipeline, close: bool) -> Iterator[int]:
+    """Batch sizes without end. close: when the turn ends, end the workers too, which would go on during the next one."""
+    try:
+        for batch in epochs(pipeline):
+            yield len(batch.index)
+    finally:
+        if close:
+            pipeline.close()
 
 
 def epochs(pipeline: Pipeline) -> Iterator[Batch]:

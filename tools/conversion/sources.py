@@ -46,6 +46,8 @@ def open_dataset(src: str, labels: str | None = None, data_dir: str = "data", sp
 
 
 def _open(src: str, labels: str | None, data_dir: str) -> tuple[str, dict[str, Reader]]:
+    if not src.strip():
+        raise UserError("SRC is empty; give a folder, a file or a data set's name.")
     path = Path(src).expanduser()
     if labels:
         table = Path(labels).expanduser()
@@ -143,6 +145,9 @@ def _share_classes(src: str, splits: dict[str, Reader]) -> None:
     named = [reader for reader in splits.values() if reader.classes]
     if not named:
         return
+    for reader in named:
+        if len(reader.labels) and reader.labels.max() >= len(reader.classes):
+            raise UserError(f"{src}: its largest label is {reader.labels.max()}, but it names only {len(reader.classes)} classes.")
     classes = list(dict.fromkeys(name for reader in named for name in reader.classes))
     for reader in named:
         number = np.array([classes.index(name) for name in reader.classes] + [-1], dtype=np.int64)  # -1 stays -1
