@@ -142,14 +142,17 @@ class FolderSource(Source):
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every image file below `folder`, sorted, hidden ones and links to folders left out."""
+    """Every image file below `folder`, sorted, hidden ones left out. Links to folders are followed, but not in circles."""
     found: list[Path] = []
+    above = {str(folder): {os.path.realpath(folder)}}  # for each folder: itself and those it was reached through
 
     def unreadable(error: OSError) -> None:
         warnings.warn(f"left out {error.filename}: {error.strerror}", stacklevel=2)
 
-    for root, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    for root, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        inside = {f: os.path.realpath(os.path.join(root, f)) for f in folders if not f.startswith(".")}
+        folders[:] = sorted(f for f, real in inside.items() if real not in above[root])
+        above.update({os.path.join(root, f): above[root] | {inside[f]} for f in folders})
         found += [Path(root, f) for f in sorted(files)
                   if not f.startswith(".") and os.path.splitext(f)[1].lower() in EXTENSIONS]
     return found

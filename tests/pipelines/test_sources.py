@@ -134,3 +134,22 @@ def test_a_named_set_that_is_absent_says_where_it_was_looked_for(tmp_path, monke
     monkeypatch.setattr(CIFAR10, "download", no_network)
     with pytest.raises(UserError, match=f"cifar10 is not in {tmp_path}.*no network"):
         open_data("cifar10", data_dir=str(tmp_path))
+
+
+def test_linked_class_folders_are_followed_but_not_in_circles(tmp_path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "set"
+    for place in (elsewhere, folder / "cat"):
+        place.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(place / "1.png")
+    (folder / "dog").symlink_to(elsewhere)
+    (folder / "cat" / "up").symlink_to(folder)
+    (elsewhere / "round").symlink_to(folder / "cat")
+    source = FolderSource(folder)
+    assert source.classes == ("cat", "dog")
+    assert [str(source.name_of(i)) for i in range(len(source))] == ["cat/1.png", "dog/1.png", "dog/round/1.png"]
+
+
+def test_unsigned_labels_stay_numbers_that_count(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.array([0, 1, 2], np.uint64))
+    source, _ = open_data(str(tmp_path / "a.npz"))
+    assert source.labels.dtype == np.int64 and source.labels.tolist() == [0, 1, 2]
