@@ -203,6 +203,8 @@ def answer(what: str, arguments: list, rounds: int, seconds: float) -> None:
 
 def draw_sweep(sweep: Sweep, rows: list[Row], path: Path) -> None:
     """Images per second, and where it was measured the memory of a step, against the sweep's values."""
+    from matplotlib.ticker import LogLocator
+
     with_memory = [r for r in rows if "step_mib" in r.more] if sweep.name in ("batch", "queue") else []
     figure, axes = new_axes(2 if with_memory else 1, 5.6 if with_memory else 3.0, 6.0)
     kinds = {"loader": ("views made, no training", "#1f77b4"), "train": (f"trained, {BACKBONE}", "#009e73")}
@@ -220,7 +222,13 @@ def draw_sweep(sweep: Sweep, rows: list[Row], path: Path) -> None:
                 lw=0,
             )
     axes[0].set_ylabel("images per second")
-    axes[0].set_yscale("log")
+    rates = [r.images_per_second for r in rows]
+    if max(rates) > 3 * min(rates):
+        axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a sweep may lie within one power of ten
+    else:
+        axes[0].set_ylim(bottom=0)
+    axes[0].yaxis.set_major_formatter("{x:,.0f}")
     axes[0].legend(frameon=False, fontsize=8)
     if with_memory:
         axes[1].plot(
