@@ -60,7 +60,7 @@ def render_samples(start, stop, pixels, floats, offset, row_stride, column_strid
     bound = size * _taps_bound(longest, size, cubic)
     source, weight = np.empty((slots, bound), np.int64), np.empty((slots, bound), np.float32)
     taps_of, length_of = np.empty((slots, size), np.int64), np.zeros(slots, np.int64)
-    band, turned = np.empty(3 * widest * BANDS, np.float32), np.empty(3 * widest * BANDS, np.float32)
+    band, turned = np.empty(_line(widest) * BANDS, np.float32), np.empty(3 * widest * BANDS, np.float32)
     strip = np.empty(3 * size * BANDS, np.float32)
     reach = 0
     for f in range(views):
@@ -159,7 +159,7 @@ def _resize(pixels, first, row_stride, column_stride, channel_stride, width, siz
     """Planar image (3, size, size) of one crop. A band of rows is turned before its columns are filtered, and back
     after, so that both filters add up neighbouring elements."""
     interleaved = column_stride == 3
-    segments, length, line = (1, 3 * width, 3 * width) if interleaved else (3, width, 3 * width)
+    segments, length, line = (1, 3 * width, _line(width)) if interleaved else (3, width, _line(width))
     for top in range(0, size, BANDS):
         height = min(BANDS, size - top)
         for segment in range(segments):
@@ -176,6 +176,14 @@ def _resize(pixels, first, row_stride, column_stride, channel_stride, width, siz
                 source, to = _u(c * BANDS + y), _u((c * size + top + y) * size)
                 for x in range(_u(size)):
                     image[to + x] = strip[source + x * _u(3 * BANDS)]
+
+
+@compiled
+def _line(width):
+    """Elements from a row of a band to the next: an odd number of cache lines, so that a column's rows lie in different
+    sets of the cache (a crop 341 pixels wide would put all of them into one).
+    """
+    return ((3 * width + 15) // 16 | 1) * 16
 
 
 @compiled
