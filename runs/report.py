@@ -37,6 +37,10 @@ def announce(config: Config, accelerator: Accelerator, folder: RunFolder, pipeli
     )
     for name, text in lines:
         print(f"{name:>10}  {text}", flush=True)
+    warmup = round(schedule.options.get("warmup_epochs", 0) * len(pipeline))
+    if warmup >= total_steps:
+        print(f"{'note':>10}  the warm-up of {warmup} steps is longer than the run: the learning rate never reaches {spec.lr:.4g}; "
+              "shorten it with --set schedule.options.warmup_epochs=0", flush=True)
     if not config.resume:
         folder.write_json("config.json", {**config.to_json(), "versions": versions(), "commit": git_commit()})
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")

@@ -205,6 +205,12 @@ def test_bad_input_is_one_clear_sentence_and_exit_code_2(flags, words, capsys):
     assert words in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
 
 
+def test_a_warm_up_longer_than_the_run_is_said(data, tmp_path, capsys):
+    assert train.main(["--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--steps", "2", "--eval-every", "0",
+                       "--set", "schedule.options.warmup_epochs=3"]) == 0
+    assert "the warm-up of 18 steps is longer than the run" in capsys.readouterr().out
+
+
 def test_a_missing_tracker_is_said_before_a_folder_is_made(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("runs.config.find_spec", lambda name: None)
     assert train.main(["--track", "wandb", "--out", str(tmp_path / "run")]) == 2

@@ -1,7 +1,7 @@
 """python -m tools.survey --data PATH --steps 300: every method for a few steps on the same data; does each one learn?
 
 Trains each method with the small embedded recipe (timm's test_resnet) in a process of its own and prints a table: the loss at
-the start and at the end, kNN top-1 of raw pixels, of the untrained and the trained backbone, and two signs of collapse, the
+the start, at its highest (it rises while a queue fills with real keys) and at the end, kNN top-1 of raw pixels, of the untrained and the trained backbone, and two signs of collapse, the
 spread and the effective rank of the features.
 """
 
@@ -21,9 +21,10 @@ from runs.folder import RunFolder, git_commit, hardware, versions, write_atomica
 from tools.command import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = (("method", "{}"), ("loss_first", "{:.3f}"), ("loss_last", "{:.3f}"), ("raw_pixel_knn_top1", "{:.1f}"),
+COLUMNS = (("method", "{}"), ("loss_first", "{:.3f}"), ("loss_highest", "{:.3f}"), ("loss_last", "{:.3f}"),
+           ("raw_pixel_knn_top1", "{:.1f}"),
            ("untrained_knn_top1", "{:.1f}"), ("knn_top1", "{:.1f}"), ("feature_std", "{:.2f}"), ("effective_rank", "{:.1f}"))
-HEADS = ("method", "loss, first", "last", "raw kNN %", "untrained %", "trained %", "std", "rank")
+HEADS = ("method", "loss, first", "highest", "last", "raw kNN %", "untrained %", "trained %", "std", "rank")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def survey(method: str, data: str, steps: int, batch_size: int) -> dict[str, obj
         quality = json.loads(_run("eval.py", str(out), "--protocol", "knn").splitlines()[-1])
         run = RunFolder(out)
         losses = [r["loss"] for r in run.metrics() if "loss" in r]
-        return {**run.read_json("summary.json"), "loss_first": losses[0], "loss_last": losses[-1],
+        return {**run.read_json("summary.json"), "loss_first": losses[0], "loss_highest": max(losses), "loss_last": losses[-1],
                 "feature_std": quality["feature_std"], "effective_rank": quality["effective_rank"]}
 
 
