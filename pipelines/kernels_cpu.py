@@ -9,7 +9,10 @@ Nothing here checks bounds; `pipelines/render_cpu.py`, the only caller, does.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 # Serial: the caller brings its threads. No "nnan" and "ninf": a NaN in somebody's image must come out as a NaN.
 _OPTIONS = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
@@ -29,7 +32,6 @@ def cached(function):
         return njit(**_OPTIONS)(function)
 
 
-BANDS = 32  # output rows resized together: one band's columns are transposed once, and stay in the L2 cache
 SHARED_FILTERS = 128  # crops up to this long, in source pixels, share their filters
 _LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _ZERO, _ONE, _TWO, _FOUR, _SIX, _BYTE = (np.float32(x) for x in (0, 1, 2, 4, 6, 1 / 255))
@@ -58,10 +60,10 @@ def render_samples(start, stop, pixels, floats, offset, row_stride, column_strid
     shared = longest <= SHARED_FILTERS
     slots = longest + 1 if shared else 2
     bound = size * _taps_bound(longest, size, cubic)
-    source, weight = np.empty((slots, bound), np.int64), np.empty((slots, bound), np.float32)
-    taps_of, length_of = np.empty((slots, size), np.int64), np.zeros(slots, np.int64)
-    band, turned = np.empty(_line(widest) * BANDS, np.float32), np.empty(3 * widest * BANDS, np.float32)
-    strip = np.empty(3 * size * BANDS, np.float32)
+    begin, weight = np.empty((slots, size), np.int64), np.empty((slots, bound), np.float32)
+    count, length_of = np.empty((slots, size), np.int64), np.zeros(slots, np.int64)
+    # Beyond a row's end its neighbours' weights are zero, but what they multiply must be finite.
+    row, planar = np.zeros(3 * (widest + bound // size) + 1, np.float32), np.empty(3 * widest, np.float32)
     reach = 0
     for f in range(views):
         reach = max(reach, _reach(taps[f] // 2))
@@ -75,12 +77,12 @@ def render_samples(start, stop, pixels, floats, offset, row_stride, column_strid
             for axis in range(2):
                 slot, length = (column_slot, width) if axis else (row_slot, height)
                 if length_of[slot] != length:
-                    _filter(length, size, cubic, source[slot], weight[slot], taps_of[slot])
+                    _filter(length, size, cubic, begin[slot], weight[slot], count[slot])
                     length_of[slot] = length
             first = offset[n] + box[n, 0] * row_stride[n] + box[n, 1] * column_stride
             _resize(pixels, first, row_stride[n], column_stride, channel_stride, width, size, flip[n],
-                    source[row_slot], weight[row_slot], taps_of[row_slot],
-                    source[column_slot], weight[column_slot], taps_of[column_slot], band, turned, strip, cut)
+                    begin[row_slot], weight[row_slot], count[row_slot],
+                    begin[column_slot], weight[column_slot], count[column_slot], row, planar, cut)
             if cubic:
                 _clamp(cut)
         else:
@@ -119,19 +121,18 @@ def _taps_bound(length, size, cubic):
 
 
 @compiled
-def _filter(length, size, cubic, source, weight, count):
-    """Source positions, weights and their number for each output position: `ops._filter_matrix` without its zeros.
-
-    In float64, so that crops of large photos are placed exactly; the number is made even with a weight of zero.
+def _filter(length, size, cubic, begin, weight, count):
+    """First source position, number of taps and weights for each output position: `ops._filter_matrix` without the
+    zeros around them. Weights beyond the number are zero. In float64, so that crops of large photos are placed exactly.
     """
-    bound = len(source) // size
+    bound = len(weight) // size
     scale = length / size
     inverse = 1.0 / max(scale, 1.0)
     support = max(scale, 1.0) * (2.0 if cubic else 1.0)
     for o in range(size):
         centre = (o + 0.5) * scale
         first, last = max(0, int(centre - support + 0.5)), min(length, int(centre + support + 0.5))
-        at, total, number = o * bound, 0.0, 0
+        at, total, number, kept = o * bound, 0.0, 0, 0
         for i in range(first, last):
             x = abs((i + 0.5 - centre) * inverse)
             if not cubic:
@@ -140,82 +141,100 @@ def _filter(length, size, cubic, source, weight, count):
                 value = (1.5 * x - 2.5) * x * x + 1.0
             else:
                 value = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
-            if value != 0.0:
-                source[at + number], weight[at + number] = i, value
+            if number == 0:
+                begin[o] = i
+            if number > 0 or value != 0.0:
+                weight[at + number] = value
                 total += value
                 number += 1
+            if value != 0.0:
+                kept = number
         normalise = 1.0 / total
-        for k in range(number):
+        for k in range(kept):
             weight[at + k] *= normalise
-        if number % 2:
-            source[at + number], weight[at + number] = source[at + number - 1], 0.0
-            number += 1
-        count[o] = number
+        for k in range(kept, bound):
+            weight[at + k] = _ZERO
+        count[o] = kept
 
 
 @compiled
 def _resize(pixels, first, row_stride, column_stride, channel_stride, width, size, mirrored, rows, row_weight,
-            row_count, columns, column_weight, column_count, band, turned, strip, image):
-    """Planar image (3, size, size) of one crop. A band of rows is turned before its columns are filtered, and back
-    after, so that both filters add up neighbouring elements."""
-    interleaved = column_stride == 3
-    segments, length, line = (1, 3 * width, _line(width)) if interleaved else (3, width, _line(width))
-    for top in range(0, size, BANDS):
-        height = min(BANDS, size - top)
-        for segment in range(segments):
-            _filter_rows(pixels, first + segment * channel_stride, row_stride, length, size, top, height, rows,
-                         row_weight, row_count, band, segment * length, line)
-        for x in range(width):  # column by column, its three channels together, whatever the source's layout
-            for c in range(3):
-                source, to = _u(3 * x + c if interleaved else c * width + x), _u((3 * x + c) * BANDS)
-                for y in range(_u(height)):
-                    turned[to + y] = band[y * _u(line) + source]
-        _filter_columns(turned, size, mirrored, columns, column_weight, column_count, strip)
-        for c in range(3):
-            for y in range(height):
-                source, to = _u(c * BANDS + y), _u((c * size + top + y) * size)
-                for x in range(_u(size)):
-                    image[to + x] = strip[source + x * _u(3 * BANDS)]
-
-
-@compiled
-def _line(width):
-    """Elements from a row of a band to the next: an odd number of cache lines, so that a column's rows lie in different
-    sets of the cache (a crop 341 pixels wide would put all of them into one).
-    """
-    return ((3 * width + 15) // 16 | 1) * 16
-
-
-@compiled
-def _filter_rows(pixels, first, row_stride, length, size, top, height, rows, weight, count, band, start, line):
-    bound = len(rows) // size
-    for y in range(height):
-        at, to = (top + y) * bound, _u(start + y * line)
-        for k in range(0, count[top + y], 2):
-            a, b = _u(first + rows[at + k] * row_stride), _u(first + rows[at + k + 1] * row_stride)
-            wa, wb = weight[at + k] * _BYTE, weight[at + k + 1] * _BYTE
-            if k == 0:
-                for i in range(_u(length)):
-                    band[to + i] = wa * np.float32(pixels[a + i]) + wb * np.float32(pixels[b + i])
-            else:
-                for i in range(_u(length)):
-                    band[to + i] += wa * np.float32(pixels[a + i]) + wb * np.float32(pixels[b + i])
-
-
-@compiled
-def _filter_columns(turned, size, mirrored, columns, weight, count, strip):
-    bound, step = len(columns) // size, 3 * BANDS  # step: a whole band of one column, three channels
+            row_count, columns, column_weight, column_count, row, planar, image):
+    """Planar image (3, size, size) of one crop, row by row: the row filter adds up neighbouring elements of the source,
+    the column filter reads the row it made while that is in the L1 cache, a pixel's channels at once."""
+    interleaved, row_bound, taps = column_stride == 3, len(row_weight) // size, 0
     for x in range(size):
-        at, to = x * bound, _u((size - 1 - x if mirrored else x) * step)
-        for k in range(0, count[x], 2):
-            a, b = _u(columns[at + k] * step), _u(columns[at + k + 1] * step)
-            wa, wb = weight[at + k], weight[at + k + 1]
-            if k == 0:
-                for i in range(_u(step)):
-                    strip[to + i] = wa * turned[a + i] + wb * turned[b + i]
-            else:
-                for i in range(_u(step)):
-                    strip[to + i] += wa * turned[a + i] + wb * turned[b + i]
+        taps = max(taps, column_count[x])  # the same for every column: the processor learns where the loop ends
+    for y in range(size):
+        weights, start = row_weight[y * row_bound:], first + rows[y] * row_stride
+        if interleaved:
+            _filter_row(pixels, start, row_stride, 3 * width, weights, row_count[y], row)
+        else:
+            for c in range(3):
+                _filter_row(pixels, start + c * channel_stride, row_stride, width, weights, row_count[y],
+                            planar[c * width:])
+            for c in range(3):
+                for x in range(_u(width)):
+                    row[_u(3) * x + _u(c)] = planar[_u(c * width) + x]
+        _filter_columns(row, columns, column_weight, taps, size, mirrored, image[y * size:])
+
+
+@compiled
+def _filter_row(pixels, start, row_stride, length, weight, count, row):
+    for k in range(0, count, 2):
+        a = _u(start + k * row_stride)
+        b = _u(start + min(k + 1, count - 1) * row_stride)  # an odd number's last pair: the same row, weight zero
+        wa, wb = weight[k] * _BYTE, weight[k + 1] * _BYTE
+        if k == 0:
+            for i in range(_u(length)):
+                row[i] = wa * np.float32(pixels[a + i]) + wb * np.float32(pixels[b + i])
+        else:
+            for i in range(_u(length)):
+                row[i] += wa * np.float32(pixels[a + i]) + wb * np.float32(pixels[b + i])
+
+
+@compiled
+def _filter_columns(row, columns, weight, taps, size, mirrored, image):
+    bound, plane = _u(len(weight) // size), _u(size * size)
+    for x in range(_u(size)):
+        red, green, blue = _weighted_pixels(row, _u(3 * columns[x]), weight, x * bound, taps)
+        to = _u(size - 1) - x if mirrored else x
+        image[to] = red
+        image[plane + to] = green
+        image[_u(2) * plane + to] = blue
+
+
+@intrinsic
+def _weighted_pixels(typing, row, at, weight, first, taps):
+    """Sum over k < taps of weight[first + k] times the three elements from row[at + 3 k], as (red, green, blue).
+
+    Four elements are loaded and added at once, of which the last is nobody's: LLVM's vectoriser, which looks for
+    neighbouring elements in one channel, finds nothing in this loop.
+    """
+
+    def generate(context, builder, signature, arguments):
+        row, at, weight, first, taps = arguments
+        scalar, four = ir.FloatType(), ir.VectorType(ir.FloatType(), 4)
+        one = ir.Constant(taps.type, 1)
+        pixels = context.make_array(signature.args[0])(context, builder, row).data
+        weights = context.make_array(signature.args[2])(context, builder, weight).data
+        total = cgutils.alloca_once_value(builder, ir.Constant(four, [0.0] * 4))
+        with cgutils.for_range(builder, taps) as loop:
+            k = builder.sext(loop.index, at.type) if loop.index.type.width < at.type.width else loop.index
+            place = builder.gep(pixels, [builder.add(at, builder.mul(k, ir.Constant(at.type, 3)))])
+            pixel = builder.load(builder.bitcast(place, four.as_pointer()), align=4)
+            w = builder.load(builder.gep(weights, [builder.add(first, k)]))
+            empty = ir.Constant(four, ir.Undefined)
+            lane = ir.Constant(ir.IntType(32), 0)
+            spread = builder.shuffle_vector(builder.insert_element(empty, w, lane), empty,
+                                            ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4))
+            builder.store(builder.fadd(builder.load(total), builder.fmul(pixel, spread, flags=["contract"]),
+                                       flags=["contract"]), total)
+        summed = builder.load(total)
+        lanes = [builder.extract_element(summed, ir.Constant(ir.IntType(32), i)) for i in range(3)]
+        return context.make_tuple(builder, signature.return_type, lanes)
+
+    return types.UniTuple(types.float32, 3)(row, at, weight, first, taps), generate
 
 
 @compiled
