@@ -214,8 +214,7 @@ def _weighted_pixels(typing, row, at, weight, first, taps):
 
     def generate(context, builder, signature, arguments):
         row, at, weight, first, taps = arguments
-        scalar, four = ir.FloatType(), ir.VectorType(ir.FloatType(), 4)
-        one = ir.Constant(taps.type, 1)
+        four = ir.VectorType(ir.FloatType(), 4)
         pixels = context.make_array(signature.args[0])(context, builder, row).data
         weights = context.make_array(signature.args[2])(context, builder, weight).data
         total = cgutils.alloca_once_value(builder, ir.Constant(four, [0.0] * 4))

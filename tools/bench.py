@@ -15,6 +15,7 @@ import torch
 from pipelines.build import EXECUTORS, available_cpus
 from pipelines.data import open_data
 from pipelines.errors import UserError
+from runs.allocator import keep_freed_memory
 from runs.config import check_flags, parser, resolve
 from tools.benchmark.compare import compare
 from tools.benchmark.contenders import loaders, steps
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         from tools.benchmark.profiling import profile_step
 
         return profile_step(_train_flags(flags))
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as train.py does
     rows: list[Row] = []
     machine = environment()
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as scratch:
