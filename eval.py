@@ -7,7 +7,10 @@ JSON object. `python eval.py --help` lists the flags; evaluation/protocols.py ho
 from __future__ import annotations
 
 import os
+import signal
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load ends without a traceback
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not burn shared cores
 
 import argparse
@@ -30,7 +33,7 @@ from runs.folder import write_atomically
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 when measured, 2 on bad input."""
+    """Exit code 0 when measured, 2 on bad input, 130 when interrupted."""
     flags = parser().parse_args(argv)
     try:
         check_flags(flags)
@@ -50,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("eval.py: interrupted", file=sys.stderr)
+        return 130
     print_table(result, subject, train, test, protocol.summary, protocol.source)
     print(json.dumps(result))
     return 0
@@ -128,9 +134,9 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on a CPU.")
     for name, ending in (("features_out", ".npz"), ("plot", ".png")):
         value = getattr(flags, name)
-        if value and (Path(value).suffix != ending or not Path(value).absolute().parent.is_dir()):
+        if value and (Path(value).suffix != ending or not os.access(Path(value).absolute().parent, os.W_OK | os.X_OK)):
             raise UserError(
-                f"--{name.replace('_', '-')} {value}: give a file ending in {ending} in a folder that exists."
+                f"--{name.replace('_', '-')} {value}: give a file ending in {ending} in a folder that can be written."
             )
 
 
@@ -205,4 +211,5 @@ def print_table(result: dict, subject: Subject, train: Source, test: Source, sum
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -7,7 +7,10 @@ and a loop. `python train.py --help` lists the flags; docs/ explains the methods
 from __future__ import annotations
 
 import os
+import signal
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load ends without a traceback
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not burn shared cores
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/saccade/compiled"))  # /tmp is not kept
 
@@ -297,4 +300,5 @@ def restore(state: dict, accelerator: Accelerator, learner: Learner, optimizer: 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

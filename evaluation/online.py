@@ -38,6 +38,8 @@ class OnlineKNN:
             return {}
         if not self._accelerator.is_main_process:
             return {}
+        if len(self._train) < NEIGHBOURS:
+            self._monitor.message(f"kNN takes all {len(self._train)} training images as neighbours, fewer than {NEIGHBOURS}")
         with self._monitor.paused():
             pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in (self._train, self._val)]
             found = dict(zip(self.BASELINES, (self._top1(*pixels), self._backbone_top1()), strict=True))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.errors import UserError
 from pipelines.manifest import manifest_of
-from pipelines.sources import BadImage, Source, bad_image
+from pipelines.sources import BadImage, Source, bad_image, check_largest
 
 VERSION = 2
 HEADER = np.dtype(
@@ -58,6 +58,7 @@ class BetonSource(Source):
         self.sizes = np.stack([images["height"], images["width"]], axis=1).astype(np.int64)
         self.ptr, self.length = images["data_ptr"].astype(np.int64), images["length"].astype(np.int64)
         if labels is not None and labels.min() >= 0:
+            check_largest(int(labels.max()), self.name)
             self.labels = labels
         manifest = manifest_of(path)
         if manifest and manifest.classes and self.labels is not None and self.labels.max() < len(manifest.classes):

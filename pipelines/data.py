@@ -13,11 +13,10 @@ from pipelines.embedded import CLASSES, textures
 from pipelines.errors import UserError
 from pipelines.remote import is_pattern, is_remote, local_shards
 from pipelines.shards import ShardSource
-from pipelines.sources import ArraySource, FolderSource, Source
+from pipelines.sources import ArraySource, FolderSource, Source, check_largest
 
 NAMES = ("textures", "cifar10", "cifar100", "stl10")
 _FILES = (".npz", ".beton", ".tar")
-MAX_CLASSES = 1_000_000  # more is a label that is no class number
 _VALIDATION = ("val", "valid", "validation", "test")
 
 
@@ -140,8 +139,8 @@ def load_npz(path: Path) -> ArraySource:
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
         raise UserError(f"{path}: {expected}; its labels are {labels.dtype} {labels.shape} for {len(images)} images"
                         f"{', some negative' if labels.dtype.kind == 'i' and labels.size and labels.min() < 0 else ''}.")
-    if labels is not None and labels.max() >= MAX_CLASSES:
-        raise UserError(f"{path}: {expected}; its largest label is {labels.max()}, and labels count classes from 0.")
+    if labels is not None:
+        check_largest(int(labels.max()), str(path))
     if labels is not None and classes and labels.max() >= len(classes):
         raise UserError(f"{path}: its largest label is {labels.max()}, but it names only {len(classes)} classes.")
     return ArraySource(str(path), images, None if labels is None else labels.astype(np.int64), classes)

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pipelines.draw import ViewParams
 from pipelines.recipe import Recipe, View
@@ -162,8 +163,8 @@ def _kernel(arguments: tuple):
         if not _loaded:
             from pipelines.kernels_cpu import render_samples  # here: importing numba takes half a second
 
-            notice = threading.Timer(2.0, print, ["compiling the CPU renderer, once for this machine ..."],
-                                     {"file": sys.stderr, "flush": True})  # loading what is compiled takes 0.3 s
+            notice = threading.Timer(2.0, tqdm.write, ["compiling the CPU renderer, once for this machine ..."],
+                                     {"file": sys.stderr})  # loading what is compiled takes 0.3 s
             notice.daemon = True
             notice.start()
             try:

@@ -22,7 +22,7 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.header import jpeg_header
 from pipelines.manifest import manifest_of
-from pipelines.sources import EXTENSIONS, BadImage, Source, decode, image_size
+from pipelines.sources import EXTENSIONS, BadImage, Source, check_largest, decode, image_size
 
 _OPEN_FILES = 128  # shards kept open at a time
 _FORMAT = 1  # of the kept index
@@ -264,6 +264,7 @@ def _numbered(members: list[Member], classes: list[str] | None) -> tuple[np.ndar
     if not known:
         return None, None
     if all(label.isdecimal() for label in known):
+        check_largest(max(map(int, known)), f"{members[0].name} and the others")
         numbers = np.array([-1 if label is None else int(label) for label in labels], dtype=np.int64)
         return numbers, tuple(classes) if classes and numbers.max() < len(classes) else None
     number = {name: k for k, name in enumerate(classes if classes and known <= set(classes) else sorted(known))}

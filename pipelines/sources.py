@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from pipelines.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+MAX_CLASSES = 1_000_000  # more is a label that is no class number
 BAD_SHARE = 0.10  # more unreadable images than this stop a run
 
 
@@ -156,6 +157,12 @@ def list_images(folder: Path) -> list[Path]:
         found += [Path(root, f) for f in sorted(files)
                   if not f.startswith(".") and os.path.splitext(f)[1].lower() in EXTENSIONS]
     return found
+
+
+def check_largest(label: int, name: str) -> None:
+    """Raise UserError for a label so large that it is an identifier: a classifier would get a row for each number below."""
+    if label >= MAX_CLASSES:
+        raise UserError(f"{name}: its largest label is {label}, and labels count classes from 0.")
 
 
 def decode(file: Path | object) -> np.ndarray:

@@ -23,7 +23,9 @@ from pipelines.errors import UserError
 from pipelines.recipe import Recipe
 from pipelines.sources import ArraySource, Source
 
-RESUMABLE = {"resume", "workers", "device", "compile", "log_every", "eval_every", "checkpoint_every", "keep", "track"}
+DATA_FLAGS = ("data", "val_data", "labelled_data", "data_dir")  # where the images lie may change, which they are may not
+RESUMABLE = {"resume", "workers", "device", "compile", "log_every", "eval_every", "checkpoint_every", "keep", "track",
+             *DATA_FLAGS}
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class Config:
         return json.loads(json.dumps(asdict(self), default=str))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "train.py") -> argparse.ArgumentParser:
     """The flags of train.py, grouped."""
     p = argparse.ArgumentParser(
-        prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded data\n"
                     "set, so that everything can be seen working in three minutes on two CPU cores.")
     what = p.add_argument_group("what to train")
@@ -112,9 +114,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags; with --resume those of the interrupted run, where only machine and logging flags may differ."""
-    flags = parser().parse_args(argv)
+def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespace:
+    """The flags; with --resume those of the interrupted run, where only machine, logging and data flags may differ."""
+    flags = parser(prog).parse_args(argv)
     if flags.resume is None:
         return flags
     folder = Path(flags.resume)
@@ -204,8 +206,21 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
     recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
     as_given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Config) if hasattr(flags, f.name)}
-    return Config(**{**as_given, "recipe": recipe, "flags": vars(flags), "out": out, "resume": flags.resume is not None,
-                     "track": tuple(filter(None, flags.track.split(",")))})
+    config = Config(**{**as_given, "recipe": recipe, "flags": vars(flags), "out": out, "resume": flags.resume is not None,
+                       "track": tuple(filter(None, flags.track.split(",")))})
+    if config.resume:
+        check_moved_data(config)
+    return config
+
+
+def check_moved_data(config: Config) -> None:
+    """Raise UserError if a resumed run was given data that would change its recipe (the views' size, the batch)."""
+    saved = json.loads((config.out / "config.json").read_text())
+    now = config.to_json()["recipe"]
+    if config.data != saved["data"] and now != saved["recipe"]:
+        changed = next(name for name in now if now[name] != saved["recipe"].get(name))
+        raise UserError(f"--data {config.data}: these are not the images the run was started with, {saved['data']} (the recipe's "
+                        f"{changed} would change); give those, or start a new run.")
 
 
 def check_recipe(recipe: TrainingRecipe) -> None:

@@ -8,7 +8,7 @@ from evaluation.online import OnlineKNN
 from models.backbone import export_backbone
 from models.learner import Learner
 from pipelines.pipeline import Pipeline
-from runs.config import Config
+from runs.config import DATA_FLAGS, Config
 from runs.folder import RunFolder, git_commit, hardware, versions, write_atomically
 from runs.monitor import Monitor
 from runs.pictures import plot_curves, save_png, view_grid
@@ -41,9 +41,19 @@ def announce(config: Config, accelerator: Accelerator, folder: RunFolder, pipeli
     if warmup >= total_steps:
         print(f"{'note':>10}  the warm-up of {warmup} steps is longer than the run: the learning rate never reaches {spec.lr:.4g}; "
               "shorten it with --set schedule.options.warmup_epochs=0", flush=True)
-    if not config.resume:
+    if config.resume:
+        follow_data(config, folder)
+    else:
         folder.write_json("config.json", {**config.to_json(), "versions": versions(), "commit": git_commit()})
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")
+
+
+def follow_data(config: Config, folder: RunFolder) -> None:
+    """Note in config.json where the images of a resumed run lie now, for the next --resume and for eval.py."""
+    saved = folder.read_json("config.json")
+    where = {name: getattr(config, name) for name in DATA_FLAGS}
+    if any(saved[name] != place for name, place in where.items()):
+        folder.write_json("config.json", {**saved, **where, "flags": {**saved["flags"], **where}})
 
 
 def finish(config: Config, folder: RunFolder, learner: Learner, pipeline: Pipeline, monitor: Monitor,

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,18 @@ def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_pat
     assert losses(out).items() >= {s: v for s, v in losses(finished).items() if s > 1}.items()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_ctrl_c_while_libraries_load_leaves_no_traceback(script):
+    process = subprocess.Popen([sys.executable, str(ROOT / script), "--help"], env=environment(), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == -signal.SIGINT
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
@@ -242,6 +255,40 @@ def test_resume_refuses_what_would_change_the_run(finished, capsys, tmp_path):
     (tmp_path / "config.json").write_text((finished / "config.json").read_text())
     assert train.main(["--resume", str(tmp_path)]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def stopped_run(data: Path, out: Path) -> Path:
+    """The run of `finished`, saved at step 7 and taken for one that was killed there."""
+    assert train.main(["--data", str(data), "--steps", "20", "--out", str(out), "--checkpoint-every", "7", *SMALL]) == 0
+    for later in ("step-00000014.pt", "step-00000020.pt"):
+        (out / "checkpoints" / later).unlink()
+    return out
+
+
+def test_resumed_run_finds_its_images_where_they_were_moved_to(data, finished, tmp_path, capsys):
+    at_first = tmp_path / "first"
+    shutil.copytree(data.parent, at_first)
+    out = stopped_run(at_first / "train.npz", tmp_path / "out")
+    at_first.rename(tmp_path / "moved")
+    assert train.main(["--resume", str(out)]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert train.main(["--resume", str(out), "--data", str(tmp_path / "moved" / "train.npz")]) == 0
+    whole, resumed = load_checkpoint(finished)["learner"], load_checkpoint(out)["learner"]
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert train.main(["--resume", str(out)]) == 0  # and remembers it
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"images": lambda x: np.repeat(np.repeat(x, 2, 1), 2, 2)}, "image_size would change"),
+    ({"labels": lambda x: x[::-1]}, "other labels, or in another order"),
+    ({"images": lambda x: x[:80], "labels": lambda x: x[:80]}, "made on 100 images"),
+])
+def test_resumed_run_refuses_other_images(data, finished, tmp_path, capsys, change, words):
+    before = (finished / "config.json").read_text()
+    arrays = {name: change.get(name, lambda x: x)(array) for name, array in np.load(data).items()}
+    np.savez(tmp_path / "train.npz", **arrays)
+    assert train.main(["--resume", str(finished), "--data", str(tmp_path / "train.npz")]) == 2
+    assert words in capsys.readouterr().err and (finished / "config.json").read_text() == before
 
 
 def test_a_run_is_not_written_over_another(finished, data, capsys):

@@ -234,7 +234,7 @@ def _train_flags(flags: argparse.Namespace, method: str) -> argparse.Namespace:
     for name in ("backbone", "image_size", "batch_size", "steps", "lr", "seed", "workers"):
         if getattr(flags, name) is not None:
             argv.append(f"--{name.replace('_', '-')}={getattr(flags, name)}")
-    parsed = parse_flags(argv)
+    parsed = parse_flags(argv, "tools.agree")
     check_flags(parsed)
     return parsed
 

@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Loader ceiling, model ceiling and what is reached, measured in turns with torchvision's DataLoader."""
-    flags = _parser().parse_args(argv)
+    flags = _parser("tools.bench").parse_args(argv)
     _check(flags)
     if flags.compare:
         return compare(Path(flags.compare[0]), Path(flags.compare[1]), flags.tolerance, flags.force)

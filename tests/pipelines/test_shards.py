@@ -160,11 +160,13 @@ def test_many_threads_read_the_right_images(tmp_path, monkeypatch):
 @pytest.mark.parametrize("data, message", [
     ("{tmp}/x-{{000..005}}.tar", "3 of 6 shards are not there, such as .*x-003.tar"), ("{tmp}/x-{{5..2}}.tar", "range is empty"),
     ("{tmp}/x-{{0..99999999}}.tar", "more than 1,000,000 shards"), ("{tmp}/none.tar", "no such file"),
-    ("{tmp}/text.tar", "cannot be read as a plain tar"), ("{tmp}/labels.tar", "no sample with an image")])
+    ("{tmp}/text.tar", "cannot be read as a plain tar"), ("{tmp}/labels.tar", "no sample with an image"),
+    ("{tmp}/huge.tar", "largest label is 99999999999999999999")])
 def test_wrong_shards_are_named(tmp_path, data, message):
     three_shards(tmp_path)
     (tmp_path / "text.tar").write_text("no tar at all " * 100)
     tar_with(tmp_path / "labels.tar", {"a.cls": b"1"})
+    tar_with(tmp_path / "huge.tar", {"a.jpg": image(0), "a.cls": b"9" * 20})
     with pytest.raises(UserError, match=message):
         open_data(data.format(tmp=tmp_path))
 

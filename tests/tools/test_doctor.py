@@ -135,3 +135,9 @@ def test_examination_of_a_folder(tmp_path, capsys):
 def test_bad_input_is_one_clear_sentence(argv, words):
     with pytest.raises(UserError, match=words):
         doctor.main(argv)
+
+
+def test_unknown_flag_is_the_doctors_own_error(capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["--batchsize", "8"])
+    assert "tools.doctor: error: unrecognized arguments" in capsys.readouterr().err

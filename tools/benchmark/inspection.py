@@ -28,7 +28,7 @@ SECONDS, ROUNDS, BUDGET, SAMPLED = 0.7, 3, 20.0, 64
 
 def inspect(argv: list[str]) -> Speeds:
     """Run train.py's pipeline and step for a few seconds; images per second of every part."""
-    trainer = Trainer(argv)
+    trainer = Trainer(argv, prog="tools.doctor")
     config, source, device = trainer.config, trainer.source, trainer.device
     recipe, executor = config.recipe, choose_executor(config.pipeline, source, device).executor
     batch = next(iter(trainer.pipeline))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.sources import BadImage
+from pipelines.sources import BadImage, check_largest
 from tools.conversion.readers import Reader
 
 _CACHED = 4  # row groups kept, about 100 images each
@@ -109,6 +109,7 @@ def _labels(values: list, names: list[str] | None) -> tuple[np.ndarray | None, t
     if not known:
         return None, None
     if all(isinstance(value, int) for value in known):
+        check_largest(max(known), "the label column")
         labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
         return labels, tuple(names) if names and labels.max() < len(names) else None
     texts = sorted(map(str, known))
