@@ -48,7 +48,7 @@ from runs.config import Config, check_flags, parse_flags, resolve
 from runs.folder import RunFolder
 from runs.interrupt import Interrupt
 from runs.monitor import Monitor
-from runs.report import announce, finish
+from runs.report import announce, finish, follow_data
 from runs.trackers import start_trackers
 
 # ---------------------------------------------------------------- config
@@ -186,6 +186,7 @@ def train(config: Config, accelerator: Accelerator, folder: RunFolder, pipeline:
         step = restore(state, accelerator, learner, optimizer, pipeline)
         if accelerator.is_main_process:
             folder.rewind(step)
+            follow_data(config, folder)
     compiling = config.compile if config.compile is not None else accelerator.device.type == "cuda"
     if compiling:
         learner.compile_networks()

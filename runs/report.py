@@ -41,9 +41,7 @@ def announce(config: Config, accelerator: Accelerator, folder: RunFolder, pipeli
     if warmup >= total_steps:
         print(f"{'note':>10}  the warm-up of {warmup} steps is longer than the run: the learning rate never reaches {spec.lr:.4g}; "
               "shorten it with --set schedule.options.warmup_epochs=0", flush=True)
-    if config.resume:
-        follow_data(config, folder)
-    else:
+    if not config.resume:
         folder.write_json("config.json", {**config.to_json(), "versions": versions(), "commit": git_commit()})
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")
 

@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Loader ceiling, model ceiling and what is reached, measured in turns with torchvision's DataLoader."""
-    flags = _parser("tools.bench").parse_args(argv)
+    flags = _parser().parse_args(argv)
     _check(flags)
     if flags.compare:
         return compare(Path(flags.compare[0]), Path(flags.compare[1]), flags.tolerance, flags.force)
@@ -126,7 +126,7 @@ def _train_flags(flags: argparse.Namespace) -> list[str]:
 
 
 def _namespace(argv: list[str]) -> argparse.Namespace:
-    namespace = parser().parse_args(argv)
+    namespace = parser("tools.bench").parse_args(argv)
     check_flags(namespace)
     return namespace
 
