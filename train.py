@@ -29,8 +29,8 @@ from evaluation.online import OnlineKNN
 from losses.recipe import OptimizerSpec
 from losses.registry import find_method
 from models.backbone import create_backbone, feature_size
-from models.learner import Learner
 from models.gather import world_size
+from models.learner import Learner
 from models.norm import batch_norm_splits, convert_batch_norm
 from models.optimizers import LARS, parameter_groups
 from models.schedules import schedule

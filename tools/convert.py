@@ -8,8 +8,8 @@ from pathlib import Path
 from pipelines.build import available_cpus
 from pipelines.errors import UserError
 from tools.command import run_command
-from tools.conversion.prepare import Settings
 from tools.conversion.job import SINGLE, WRITERS, Job
+from tools.conversion.prepare import Settings
 from tools.conversion.run import convert
 from tools.conversion.sources import open_dataset
 

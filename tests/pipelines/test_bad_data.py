@@ -1,6 +1,5 @@
 """Odd and broken files on every executor: what can be read means what it means to PIL, the rest is counted and replaced."""
 
-import io
 import warnings
 
 import numpy as np

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from scipy.stats import chisquare, kstest, ks_2samp
+from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from pipelines.draw import ViewParams, draw, mix64, stream_key, uniform

@@ -448,7 +448,7 @@ def test_two_conversions_into_one_place_do_not_meet(photos, tmp_path):
 @needs_pyarrow
 def test_foreign_parquet_with_text_labels_and_without_names(tmp_path):
     import pyarrow as pa
-    import pyarrow.parquet as parquet
+    from pyarrow import parquet
 
     images = []
     for i in range(5):

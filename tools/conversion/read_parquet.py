@@ -19,7 +19,7 @@ _CACHED = 4  # row groups kept, about 100 images each
 def pyarrow_parquet():
     """pyarrow.parquet, which is an extra."""
     try:
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise UserError("parquet files need pyarrow; pip install 'saccade[parquet]'.") from error
     return parquet
@@ -78,7 +78,7 @@ class ParquetReader(Reader):
 
 
 def _columns(file: Path, schema) -> tuple[str, str | None]:
-    import pyarrow.types as types
+    from pyarrow import types
 
     def holds_bytes(kind) -> bool:
         if types.is_struct(kind):

@@ -20,9 +20,11 @@ from pipelines.beton import (
     IMAGE_FIELD,
     INT_FIELD,
     JPEG,
-    RAW as RAW_MODE,
     ROWS,
     VERSION,
+)
+from pipelines.beton import (
+    RAW as RAW_MODE,
 )
 from pipelines.errors import UserError
 from tools.conversion.prepare import RAW
