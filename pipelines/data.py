@@ -27,7 +27,8 @@ def open_data(data: str, val_data: str | None = None, data_dir: str = "data",
     data: one of NAMES, a folder of images, a .beton, or an .npz with `images` uint8 (N, H, W, 3) and optional `labels`;
     or a folder that holds train/, train.beton or train.npz; or WebDataset shards: a .tar, a folder of them, `x-{000..127}.tar`,
     or a URL of either (allow_pipe: also pipe: URLs, which run a shell command; None: if SACCADE_ALLOW_PIPE=1 is set).
-    Without val_data a split beside the training data is used: val/ or test/ beside train/, val.npz beside train.npz.
+    val_data: likewise; of a folder that holds splits its val/ or test/, else its train/. Without it a split beside the training
+    data is used: val/ or test/ beside train/, val.npz beside train.npz.
     labelled: only the labelled training images, of a set that has others too (STL-10: 5,000 of 105,000).
     """
     if data in NAMES:
@@ -36,10 +37,7 @@ def open_data(data: str, val_data: str | None = None, data_dir: str = "data",
     elif _is_shards(data):
         train, val = ShardSource(local_shards(data, allow_pipe), data), None
     else:
-        path = _existing(data)
-        if path.is_dir():
-            inside = (path / f"train{extension}" for extension in ("", *_FILES))
-            path = next((p for p in inside if (p.is_file() if p.suffix else p.is_dir())), path)
+        path = _inside(_existing(data), "train")
         train, val = _open_path(path), None
         beside = None if val_data else _validation_beside(path)
         if beside:
@@ -50,7 +48,7 @@ def open_data(data: str, val_data: str | None = None, data_dir: str = "data",
         val = _named(val_data, False, data_dir)
     elif val_data:
         val = (ShardSource(local_shards(val_data, allow_pipe), val_data) if _is_shards(val_data)
-               else _open_path(_existing(val_data, "--val-data")))
+               else _open_path(_inside(_existing(val_data, "--val-data"), *_VALIDATION, "train")))
     if val is not None and train.classes and val.classes and train.classes != val.classes:
         val = _with_classes_of(train, val)
     return train, val
@@ -74,6 +72,12 @@ def _existing(data: str, flag: str = "--data") -> Path:
     near = difflib.get_close_matches(data, NAMES, n=1)
     raise UserError(f"{flag} {data}: no such file or folder, nor a data set's name ({', '.join(NAMES)})"
                     + (f"; did you mean {near[0]}?" if near else "."))
+
+
+def _inside(folder: Path, *splits: str) -> Path:
+    """The first of these splits that the folder holds, as a folder or a file; else the folder itself."""
+    found = (folder / f"{split}{extension}" for split in splits for extension in ("", *_FILES))
+    return next((p for p in found if (p.is_file() if p.suffix else p.is_dir())), folder)
 
 
 def _is_shards(data: str) -> bool:

@@ -1,5 +1,7 @@
 """Folders, arrays and names: what is read, what is refused, and in which words."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +33,15 @@ def test_folder_with_classes_and_its_validation_split(photos):
     assert len(train) == len(val) == 12 and train.classes == ("ant", "bee")
     assert train.labels.tolist() == [0] * 6 + [1] * 6
     assert open_data(str(photos / "train"))[1].name.endswith("val")
+
+
+@pytest.mark.parametrize("present, shown", [(("train", "val"), "val"), (("train", "test"), "test"), (("train",), "train")])
+def test_val_data_may_name_the_folder_that_holds_the_splits(tmp_path, photos, present, shown):
+    root = tmp_path / "other"
+    for split in present:
+        shutil.copytree(photos / "train", root / split)
+    train, val = open_data(str(photos), str(root))
+    assert val.name == str(root / shown) and val.classes == train.classes and len(val) == 12
 
 
 def test_flat_folder_has_no_labels(tmp_path):
