@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
 from pipelines.render import Photos, appearance, render
@@ -117,7 +119,9 @@ def test_no_host_synchronisation():
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests above run here themselves")
 def test_kernels_in_tritons_interpreter():
-    pytest.importorskip("triton")
+    triton = pytest.importorskip("triton")
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.5"):
+        pytest.skip("the interpreter of triton 3.6 (torch 2.11) takes int() of a one-element array, which numpy 2.5 refuses")
     done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-x", __file__], capture_output=True, text=True,
                           cwd=Path(__file__).resolve().parents[2], env={**os.environ, "TRITON_INTERPRET": "1"},
                           timeout=300, check=False)

@@ -38,25 +38,26 @@ def measure(
 ) -> list[Row]:
     """`rounds` turns of `seconds` for each contender, after one that is not counted. Fills and returns their rows.
 
-    No round but the first is begun after `budget` seconds, however slow the machine is.
+    No round is begun after `budget` seconds; where already the first, uncounted one took that long, it is what counts.
     """
     start = time.monotonic()
     bar = tqdm(total=(rounds + 1) * len(contenders), file=sys.stderr, leave=False, unit="turn")
     try:
         for i in range(rounds + 1):
-            if i > 1 and time.monotonic() - start > budget:
+            if i and time.monotonic() - start > budget:
                 break
             for contender in contenders:
                 bar.set_postfix_str(f"{contender.row.kind} {contender.row.executor} {contender.row.recipe}")
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
                 rate, cpu, memory = _turn(contender, device, seconds if i else 0.0)
-                if i:
-                    contender.rates.append(rate)
-                    contender.used.append((cpu, memory))
-                    if device.type == "cuda":
-                        held = torch.cuda.max_memory_allocated(device) / 2**20
-                        contender.row.vram_mib = max(contender.row.vram_mib or 0.0, held)
+                if i == 1:
+                    contender.rates.clear(), contender.used.clear()
+                contender.rates.append(rate)
+                contender.used.append((cpu, memory))
+                if device.type == "cuda":
+                    held = torch.cuda.max_memory_allocated(device) / 2**20
+                    contender.row.vram_mib = max(contender.row.vram_mib or 0.0, held)
                 bar.update()
     finally:
         bar.close()
