@@ -134,10 +134,13 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on a CPU.")
     for name, ending in (("features_out", ".npz"), ("plot", ".png")):
         value = getattr(flags, name)
-        if value and (Path(value).suffix != ending or not os.access(Path(value).absolute().parent, os.W_OK | os.X_OK)):
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: give a file ending in {ending} in a folder that can be written."
-            )
+        if not value:
+            continue
+        flag, folder = f"--{name.replace('_', '-')} {value}", Path(value).absolute().parent
+        if Path(value).suffix != ending or not folder.is_dir():
+            raise UserError(f"{flag}: give a file ending in {ending} in a folder that exists.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{flag}: the folder {folder} cannot be written.")
 
 
 def settings(flags: argparse.Namespace) -> Settings:
@@ -153,7 +156,7 @@ def settings(flags: argparse.Namespace) -> Settings:
         flags.lr,
         flags.k,
         flags.batch_norm_drift,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
 
 

@@ -137,7 +137,11 @@ def build_train_pipeline(config: Config, accelerator: Accelerator, source: Sourc
 def build_learner(config: Config, source: Source, steps_per_epoch: int, total_steps: int) -> Learner:
     """Backbone, heads, teacher and objective of the method, with its kind of batch norm."""
     recipe = config.recipe
-    batch, splits = recipe.batch_size // world_size() // config.accumulate, batch_norm_splits(recipe.batch_norm)
+    batch, rest = divmod(recipe.batch_size // world_size(), config.accumulate)
+    splits = batch_norm_splits(recipe.batch_norm)
+    if rest:
+        raise UserError(f"--accumulate {config.accumulate} does not divide the {recipe.batch_size // world_size()} images of a "
+                        "process's batch.")
     if batch < 2:
         raise UserError(f"a forward pass of {batch} image has no batch statistics; give --batch-size "
                         f"{2 * world_size() * config.accumulate} or more.")
@@ -193,34 +197,33 @@ def train(config: Config, accelerator: Accelerator, folder: RunFolder, pipeline:
     model, optimizer = accelerator.prepare(learner, optimizer)
 
     start_trackers(accelerator, config)
-    monitor = Monitor(folder, accelerator, total_steps, step, config.log_every, state.get("totals"))
-    judge = OnlineKNN(accelerator, learner, recipe, known_data, val_data, monitor, config.workers)
-    baselines = state.get("baselines") or judge.baselines()
-    evaluations = evaluation_steps(config.eval_every, len(pipeline), total_steps)
-    interrupted = Interrupt(accelerator.num_processes)
-    saved_at = time.monotonic()
+    with Monitor(folder, accelerator, total_steps, step, config.log_every, state.get("totals")) as monitor:
+        judge = OnlineKNN(accelerator, learner, recipe, known_data, val_data, monitor, config.workers)
+        baselines = state.get("baselines") or judge.baselines()
+        evaluations = evaluation_steps(config.eval_every, len(pipeline), total_steps)
+        interrupted = Interrupt(accelerator.num_processes)
+        saved_at = time.monotonic()
 
-    learner.train()
-    done = step >= total_steps
-    while not done:
-        for batch in monitor.batches(pipeline):
-            lr = learning_rate(step)
-            with monitor.compiling() if compiling else nullcontext():
-                losses = training_step(model, learner, optimizer, accelerator, batch, step, lr, config)
-            compiling = False
-            step += 1
-            done = step == total_steps or bool(interrupted)
-            monitor.step(step, step / len(pipeline), losses, lr, recipe.batch_size)
-            if step in evaluations:
-                judge.score(step, step / len(pipeline))
-            if done or checkpoint_due(step, config.checkpoint_every, pipeline, saved_at):
-                with monitor.paused():
-                    folder.list_bad(pipeline.source.known_bad)
-                    save(config, accelerator, learner, optimizer, pipeline, step, monitor.totals, baselines)
-                saved_at = time.monotonic()
-            if done:
-                break
-    monitor.close()
+        learner.train()
+        done = step >= total_steps
+        while not done:
+            for batch in monitor.batches(pipeline):
+                lr = learning_rate(step)
+                with monitor.compiling() if compiling else nullcontext():
+                    losses = training_step(model, learner, optimizer, accelerator, batch, step, lr, config)
+                compiling = False
+                step += 1
+                done = step == total_steps or bool(interrupted)
+                monitor.step(step, step / len(pipeline), losses, lr, recipe.batch_size)
+                if step in evaluations:
+                    judge.score(step, step / len(pipeline))
+                if done or checkpoint_due(step, config.checkpoint_every, pipeline, saved_at):
+                    with monitor.paused():
+                        folder.list_bad(pipeline.source.known_bad)
+                        save(config, accelerator, learner, optimizer, pipeline, step, monitor.totals, baselines)
+                    saved_at = time.monotonic()
+                if done:
+                    break
     if step < total_steps:
         monitor.message(f"stopped at step {step} of {total_steps}; continue with: train.py --resume {config.out}")
         return 130
@@ -253,9 +256,7 @@ def training_step(model: torch.nn.Module, learner: Learner, optimizer: torch.opt
 
 def micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:
     """The batch in `parts` equal pieces, and whether a piece is the last."""
-    size, rest = divmod(len(batch.index), parts)
-    if rest:
-        raise UserError(f"--accumulate {parts} does not divide the {len(batch.index)} images of a process's batch.")
+    size = len(batch.index) // parts
     for i in range(parts):
         yield batch[i * size:(i + 1) * size], i == parts - 1
 
@@ -290,9 +291,9 @@ def restore(state: dict, accelerator: Accelerator, learner: Learner, optimizer: 
             pipeline: Pipeline) -> int:
     """Put everything back as the checkpoint has it; returns its step."""
     try:
+        pipeline.load_state_dict(state["pipeline"])
         learner.load_state_dict(state["learner"])
         optimizer.load_state_dict(state["optimizer"])
-        pipeline.load_state_dict(state["pipeline"])
         if accelerator.scaler and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

@@ -128,6 +128,7 @@ class Evaluation:
             s.executor,
             s.workers,
             interpolation=interpolation,
+            progress=s.progress,
         )
         if not torch.isfinite(features.features).all():
             raise UserError(f"{subject.name}: its features are not finite numbers; the backbone has diverged.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pipelines.build import build_pipeline
 from pipelines.draw import mix64, uniform
@@ -63,6 +65,7 @@ def extract(
     augment: Recipe | None = None,
     interpolation: str = "bilinear",
     max_images: int | None = None,
+    progress: bool = False,
 ) -> Features:
     """Features of every image of `source` (or of `max_images` of them), by the backbone in eval mode.
 
@@ -74,11 +77,19 @@ def extract(
         order = SubsetOrder(len(source), max_images, batch_size)
     recipe = augment or _centre_crop(image_size, mean, std, fraction, interpolation)
     with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
-        features, labels = zip(*forward_batches(backbone, pipeline, precision), strict=True)
+        batches = progress_bar(forward_batches(backbone, pipeline, precision), len(pipeline), "features", "batch", progress)
+        features, labels = zip(*batches, strict=True)
     return Features(
         torch.cat([f.cpu() for f in features]),
         None if labels[0] is None else torch.cat([label.cpu() for label in labels]),
     )
+
+
+def progress_bar(items: Iterable, total: int, what: str, unit: str, shown: bool = True) -> tqdm:
+    """The items, with a bar that shows rate and time left; a line every half minute where the output is no terminal."""
+    wait, delay = (0.1, 1) if sys.stderr.isatty() else (30, 30)
+    return tqdm(items, what, total, unit=f" {unit}", leave=False, disable=not shown, mininterval=wait, delay=delay,
+                dynamic_ncols=True)
 
 
 def forward_batches(

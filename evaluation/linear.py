@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from evaluation.accuracy import Accuracy, accuracy
+from evaluation.features import progress_bar
 from models.heads import linear_classifier
 from models.schedules import schedule
 from pipelines.errors import UserError
@@ -148,7 +148,7 @@ def train_probe(
     )
     endless, history, losses = _endless(batches), [], []
     test_labels = test_labels.to(device)
-    for epoch in tqdm(range(probe.epochs), desc="probe", unit="epoch", disable=not progress, leave=False):
+    for epoch in progress_bar(range(probe.epochs), probe.epochs, "probe", "epoch", progress):
         total = torch.zeros((), device=device)
         for step in range(epoch * steps, (epoch + 1) * steps):
             features, labels = next(endless)

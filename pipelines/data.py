@@ -137,7 +137,8 @@ def load_npz(path: Path) -> ArraySource:
             labels = file["labels"] if "labels" in keys else None
             classes = tuple(file["classes"].tolist()) if "classes" in keys and file["classes"].dtype.kind == "U" else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise UserError(f"{path}: cannot be read as .npz ({error}).") from error
+        reason = "it holds no plain arrays" if "pickle" in str(error) else error  # numpy's text advises to unpickle it
+        raise UserError(f"{path}: cannot be read as .npz ({reason}).") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise UserError(f"{path}: {expected}; its images are {images.dtype} {images.shape}.")
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,16 +70,16 @@ class Pipeline(ABC):
         if made != steps:
             raise RuntimeError(f"{type(self).__name__} made {made} of {steps} batches of epoch {epoch}; please report it.")
 
-    def state_dict(self) -> dict[str, int | None]:
-        return {"epoch": self.epoch, "seen": self.seen, "samples": self.order.samples, "labels": self._label_sum()}
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "seen": self.seen, "samples": self.order.samples, "images": self._identity}
 
-    def load_state_dict(self, state: dict[str, int | None]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         if state["samples"] != self.order.samples:
             raise UserError(f"the checkpoint was made on {state['samples']} images, {self.source.name} has "
                             f"{self.order.samples}; give the same data to resume.")
-        if state.get("labels", self._label_sum()) != self._label_sum():
-            raise UserError(f"the checkpoint was made on images with other labels, or in another order, than {self.source.name} "
-                            "has; give the same data to resume.")
+        if state.get("images", self._identity) != self._identity:  # checkpoints of before 2026-11-24 lack it
+            raise UserError(f"the checkpoint was made on other images or labels, or in another order, than those of "
+                            f"{self.source.name}; give the same data to resume.")
         self.epoch, self.seen = state["epoch"], state["seen"]
 
     def __enter__(self) -> Pipeline:
@@ -89,9 +88,9 @@ class Pipeline(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _label_sum(self) -> int | None:
-        """A checksum of all labels in order: what is known of a data set's identity without reading its images."""
-        return None if self.source.labels is None else zlib.crc32(np.ascontiguousarray(self.source.labels))
+    @cached_property
+    def _identity(self) -> int:
+        return self.source.identity()
 
     def _labels(self, numbers: Tensor) -> Tensor | None:
         return None if self.source.labels is None else torch.from_numpy(self.source.labels[numbers.numpy()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,16 @@ class Source(ABC):
     @abstractmethod
     def name_of(self, i: int) -> str: ...
 
+    def identity(self) -> int:
+        """A checksum of all labels and of eight images' pixels: the same for the same images in another place or format."""
+        checksum = 0 if self.labels is None else zlib.crc32(np.ascontiguousarray(self.labels))
+        for i in np.linspace(0, len(self) - 1, min(8, len(self))).astype(int).tolist():
+            try:
+                checksum = zlib.crc32(np.ascontiguousarray(self.read(i)), checksum)
+            except BadImage:
+                continue
+        return checksum
+
     def encoded(self, i: int) -> bytes | None:
         """Image i as it is stored, JPEG or any other format; None from a source that holds pixels. Raises BadImage."""
         return None
@@ -80,8 +91,8 @@ class Source(ABC):
         self.known_bad.update(bad)
         if len(self.known_bad) > BAD_SHARE * len(self):
             listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(self.known_bad.items())[:20])
-            raise UserError(f"{self.name}: {len(self.known_bad)} of {len(self)} images cannot be read, more than "
-                            f"{BAD_SHARE:.0%}; repair or remove them: {listed}{' ...' if len(self.known_bad) > 20 else ''}")
+            raise UserError(f"{self.name}: {len(self.known_bad)} images cannot be read so far, more than {BAD_SHARE:.0%} of "
+                            f"all {len(self)}; repair or remove them: {listed}{' ...' if len(self.known_bad) > 20 else ''}")
 
 
 class ArraySource(Source):
@@ -196,4 +207,7 @@ def image_size(file: Path | object) -> tuple[int, int]:
 
 def bad_image(error: Exception, file: Path | object) -> BadImage:
     """The reason without the file's path or address, so that it is the same from everywhere."""
-    return BadImage(f"{type(error).__name__}: {str(error).replace(str(file), 'file')}")
+    told = str(error)
+    for name in (repr(str(file)), repr(file), str(file)):
+        told = told.replace(f": {name}", "").replace(f" {name}", "")
+    return BadImage(f"{type(error).__name__}: {told}")

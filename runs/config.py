@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -24,6 +26,7 @@ from pipelines.recipe import Recipe
 from pipelines.sources import ArraySource, Source
 
 DATA_FLAGS = ("data", "val_data", "labelled_data", "data_dir")  # where the images lie may change, which they are may not
+MAX_WORKERS, MAX_IMAGE_SIZE = 1024, 4096
 RESUMABLE = {"resume", "workers", "device", "compile", "log_every", "eval_every", "checkpoint_every", "keep", "track",
              *DATA_FLAGS}
 
@@ -147,6 +150,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} {value} is negative; give 0 or more.")
+    if flags.workers is not None and flags.workers > MAX_WORKERS:
+        raise UserError(f"--workers {flags.workers} is too many; give {MAX_WORKERS} or fewer.")
     if flags.seed >= 2**32:
         raise UserError(f"--seed {flags.seed} is too large; give a number below 2^32.")
     for name in ("data", "val_data", "labelled_data"):
@@ -205,12 +210,20 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     spec = recipe.optimizer
     lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
     recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
-    as_given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Config) if hasattr(flags, f.name)}
-    config = Config(**{**as_given, "recipe": recipe, "flags": vars(flags), "out": out, "resume": flags.resume is not None,
+    kept = {**vars(flags), **{name: _absolute(getattr(flags, name)) for name in DATA_FLAGS}}
+    as_given = {f.name: kept[f.name] for f in dataclasses.fields(Config) if f.name in kept}
+    config = Config(**{**as_given, "recipe": recipe, "flags": kept, "out": out, "resume": flags.resume is not None,
                        "track": tuple(filter(None, flags.track.split(",")))})
     if config.resume:
         check_moved_data(config)
     return config
+
+
+def _absolute(place: str | None) -> str | None:
+    """A path from wherever the run is continued or evaluated; names of data sets and URLs as they are."""
+    if place is None or place in NAMES or "://" in place or place.startswith("pipe:"):
+        return place
+    return os.path.abspath(os.path.expanduser(place))
 
 
 def check_moved_data(config: Config) -> None:
@@ -229,7 +242,7 @@ def check_recipe(recipe: TrainingRecipe) -> None:
     for key, value, allowed, right in (
         ("epochs", recipe.epochs, "1 or more", recipe.epochs >= 1),
         ("batch_size", recipe.batch_size, "2 or more", recipe.batch_size >= 2),
-        ("image_size", recipe.image_size, "8 pixels or more", recipe.image_size >= 8),
+        ("image_size", recipe.image_size, f"8 to {MAX_IMAGE_SIZE} pixels", 8 <= recipe.image_size <= MAX_IMAGE_SIZE),
         ("optimizer.name", spec.name, "lars, sgd or adamw", spec.name in ("lars", "sgd", "adamw")),
         ("optimizer.lr", spec.lr, "a positive number", 0 < spec.lr < float("inf")),
         ("optimizer.weight_decay", spec.weight_decay, "0 or more", 0 <= spec.weight_decay < float("inf")),
@@ -238,6 +251,9 @@ def check_recipe(recipe: TrainingRecipe) -> None:
         if not right:
             flag = "--image-size" if key == "image_size" else f"--set {key}="
             raise UserError(f"{flag}{' ' if flag == '--image-size' else ''}{value}: give {allowed}.")
+    for name, value in asdict(recipe.options).items():
+        if isinstance(value, float) and not (isfinite(value) and (value > 0 or "temperature" not in name)):
+            raise UserError(f"--set options.{name}={value}: give a {'positive' if 'temperature' in name else 'finite'} number.")
 
 
 def _fitting_batch(batch: int, samples: int) -> int:

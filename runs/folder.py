@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -103,8 +104,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         # torch.save reports a full disk as a RuntimeError of its zip writer
         if isinstance(error, OSError) or (
                 isinstance(error, RuntimeError) and ("writ" in str(error) or "unexpected pos" in str(error))):
-            raise UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); "
-                            "free some space or choose another --out.") from error
+            full = shutil.disk_usage(path.parent).free < 1 << 22
+            reason = getattr(error, "strerror", None) or ("the disk is full" if full else error)
+            raise UserError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
         raise
 
 

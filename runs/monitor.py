@@ -87,8 +87,7 @@ class Monitor:
         shown = {"loss": f"{named['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{wait:.0%}"}
         self._bar.set_postfix(shown | ({"kNN": f"{self.knn:.1f}%"} if self.knn is not None else {}))
         if not math.isfinite(named["loss"]):  # reduced over the processes: all of them stop here
-            self.close()
-            raise UserError(f"the run diverged: its loss is {named['loss']} at step {step}. Its checkpoints are from before; "
+            raise UserError(f"the run diverged: its loss is {named['loss']} at step {step}, and nothing was saved of it; "
                             "start again with a lower --lr, a longer warm-up, or --precision fp32.")
 
     def log(self, record: dict[str, Any]) -> None:
@@ -102,7 +101,10 @@ class Monitor:
         if self._accelerator.is_main_process:
             tqdm.write(text)
 
-    def close(self) -> None:
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def _lap(self) -> None:

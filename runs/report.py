@@ -82,4 +82,5 @@ def finish(config: Config, folder: RunFolder, learner: Learner, pipeline: Pipeli
               f"{scores['untrained_knn_top1']:.1f} %, trained backbone {knn:.1f} %")
     if summary["bad_images"]:
         print(f"{summary['bad_images']} unreadable images were replaced; {config.out}/bad_images.txt lists them")
-    print(f"backbone: {config.out}/backbone.safetensors   evaluate it: python eval.py {config.out} --protocol linear")
+    images = "" if knn is not None or baselines else " --data LABELLED_IMAGES"
+    print(f"backbone: {config.out}/backbone.safetensors   evaluate it: python eval.py {config.out} --protocol linear{images}")

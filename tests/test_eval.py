@@ -237,7 +237,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, capsys):
         ((run, "--protocol", "linear", "--batch-norm-drift"), "--protocol rsa-small"),
         ((run, "--protocol", "linear", "--lr", "inf"), "--lr inf is no learning rate"),
         ((run, "--device", "tpu"), "use auto, cpu or cuda"),
-        ((run, "--plot", tmp_path / "no" / "such.png"), "in a folder that can be written"),
+        ((run, "--plot", tmp_path / "no" / "such.png"), "in a folder that exists"),
         ((run, "--workers", -1), "--workers -1 is negative"),
         ((run, "--backbone", "resnet18"), "says which backbone it is"),
     )

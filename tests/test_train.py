@@ -115,9 +115,9 @@ def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_pat
         assert torch.equal(tensor, resumed[name]), name
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_ctrl_c_while_libraries_load_leaves_no_traceback(script):
-    process = subprocess.Popen([sys.executable, str(ROOT / script), "--help"], env=environment(), stdout=subprocess.DEVNULL,
+@pytest.mark.parametrize("command", [["train.py"], ["eval.py"], ["-m", "tools.doctor"], ["-m", "tools.convert"]])
+def test_ctrl_c_while_libraries_load_leaves_no_traceback(command):
+    process = subprocess.Popen([sys.executable, *command, "--help"], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
@@ -200,7 +200,13 @@ def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, caps
     (["--data", "textures", "--val-data", "/nowhere"], "--val-data /nowhere: no such file"),
     (["--seed", str(2**32)], "below 2^32"),
     (["--steps", "3", "--epochs", "3"], "give one of them"),
-    (["--image-size", "1"], "8 pixels or more"),
+    (["--image-size", "1"], "8 to 4096 pixels"),
+    (["--image-size", "1000000"], "8 to 4096 pixels"),
+    (["--workers", "100000"], "1024 or fewer"),
+    (["--set", "options.temperature=0"], "positive number"),
+    (["--set", "options.temperature=nan"], "positive number"),
+    (["--set", "options.contrast_weight=inf"], "finite number"),
+    (["--batch-size", "64", "--accumulate", "3", "--out", "never"], "does not divide the 64 images"),
     (["--set", "method=simclr"], "use --method"),
     (["--set", "views=view_1"], "name a view's field"),
     (["--set", "epochs=0"], "epochs=0: give 1 or more"),
@@ -279,7 +285,8 @@ def test_resumed_run_finds_its_images_where_they_were_moved_to(data, finished, t
 
 @pytest.mark.parametrize("change, words", [
     ({"images": lambda x: np.repeat(np.repeat(x, 2, 1), 2, 2)}, "image_size would change"),
-    ({"labels": lambda x: x[::-1]}, "other labels, or in another order"),
+    ({"labels": lambda x: x[::-1]}, "other images or labels, or in another order"),
+    ({"images": lambda x: x ^ 1}, "other images or labels, or in another order"),
     ({"images": lambda x: x[:80], "labels": lambda x: x[:80]}, "made on 100 images"),
 ])
 def test_resumed_run_refuses_other_images(data, finished, tmp_path, capsys, change, words):

@@ -1,0 +1,7 @@
+"""Commands: python -m tools.NAME."""
+
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"]:  # one of them is starting: Ctrl-C while its libraries load ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

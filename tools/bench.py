@@ -17,7 +17,7 @@ from pipelines.build import EXECUTORS, available_cpus
 from pipelines.data import open_data
 from pipelines.errors import UserError
 from runs.allocator import keep_freed_memory
-from runs.config import check_flags, parser, resolve
+from runs.config import MAX_IMAGE_SIZE, check_flags, parser, resolve
 from tools.benchmark.compare import compare
 from tools.benchmark.contenders import loaders, steps
 from tools.benchmark.measure import Contender, measure
@@ -150,6 +150,8 @@ def _check(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give a number above 0.")
+    if flags.image_size and flags.image_size > MAX_IMAGE_SIZE:
+        raise UserError(f"--image-size {flags.image_size} is too large; give {MAX_IMAGE_SIZE} or less.")
     for name in filter(None, (flags.executors or "").split(",")):
         if name not in EXECUTORS:
             raise UserError(
@@ -173,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--batch-size", type=int)
     for name in ("backbone", "recipe", "precision"):
         what.add_argument(f"--{name}", help="as for train.py")
-    what.add_argument("--quick", action="store_true", help="three short rounds, under a minute in all")
+    what.add_argument("--quick", action="store_true", help="at most three short rounds, about a minute in all")
     what.add_argument("--seconds", type=float, help="of one turn (default: 2)")
     out = command.add_argument_group("what to write")
     out.add_argument("--json", metavar="FILE", help="the rows, with versions, hardware, commit and date")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from pipelines.errors import UserError
 
 def run_command(name: str, main: Callable[[], int | None]) -> None:
     """Call main() and leave the process with its exit code."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as tools/__init__.py left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main() or 0
     except UserError as error:

@@ -28,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     wanted = command.parse_args(argv)
     if wanted.rows < 1:
         raise UserError(f"--rows {wanted.rows} shows nothing; give 1 or more.")
+    if wanted.epoch < 0:
+        raise UserError(f"--epoch {wanted.epoch} is negative; give 0 or more.")
+    if Path(wanted.out).suffix != ".png":
+        raise UserError(f"--out {wanted.out}: give a file ending in .png.")
     flags = parser().parse_args([])
     vars(flags).update({k: v for k, v in vars(wanted).items() if k in vars(flags)})
     check_flags(flags)

@@ -149,7 +149,7 @@ def test_a_tenth_of_bad_images_stops_the_run_and_lists_them(tmp_path, executor):
     source = folder_with(tmp_path / "photos", "bad 1.jpg", b"")
     (tmp_path / "photos" / "a" / "bad 2.jpg").write_bytes(whole[:2000])
     source = FolderSource(tmp_path / "photos")
-    with pytest.raises(UserError, match=r"2 of 13 .*bad 1.jpg .*; .*bad 2.jpg"):
+    with pytest.raises(UserError, match=r"2 images cannot be read so far, .* all 13; .*bad 1.jpg .*; .*bad 2.jpg"):
         epoch_of(source, executor)
 
 

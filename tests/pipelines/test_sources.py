@@ -90,7 +90,7 @@ def test_unreadable_images_are_replaced_by_the_next_and_counted(photos):
     assert used == 4 and np.array_equal(pixels, source.read(4))
     assert list(source.known_bad) == ["ant/3.jpg"]
     files[5].write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of 12 images cannot be read.*ant/3.jpg.*ant/5.jpg"):
+    with pytest.raises(UserError, match=r"2 images cannot be read so far, .* all 12; .*ant/3.jpg.*ant/5.jpg"):
         source.read_or_replace(5)
 
 

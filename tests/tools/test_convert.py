@@ -292,9 +292,21 @@ def test_bad_images_are_left_out_listed_and_too_many_stop(photos, tmp_path):
     assert manifest_of(tmp_path / "out").splits["train"].images == 19
     for victim in sorted((photos / "train").rglob("*.jpg"))[2:4]:
         victim.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"4 images cannot be read, more than 10%.*ant/im.0.jpg"):
+    with pytest.raises(UserError, match=r"4 images cannot be read so far, more than 10% of all 27; .*ant/im.0.jpg"):
         convert(photos, tmp_path / "again.partial-test", "--to", "wds")
     assert convert(photos, tmp_path / "allowed", "--to", "wds", "--max-bad", 0.3) == 0
+
+
+def test_repaired_images_are_read_when_the_command_is_repeated(photos, tmp_path):
+    whole = {path: path.read_bytes() for path in sorted((photos / "train").rglob("*.jpg"))[:4]}
+    for path in whole:
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot be read"):
+        convert(photos, tmp_path / "out", "--to", "wds", "--shard-size", 5)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    convert(photos, tmp_path / "out", "--to", "wds", "--shard-size", 5)
+    assert manifest_of(tmp_path / "out").splits["train"].images == 21 and not (tmp_path / "out" / "bad_images.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -414,7 +426,7 @@ def test_a_stopped_conversion_keeps_its_parts_and_ends_as_if_never_stopped(
     assert not (tmp_path / name).exists() and (code != 130 or "goes on from there" in said)
     kept = {p.name: p.stat().st_mtime_ns for p in journal.glob("train-*.json")}
     assert 3 <= len(kept) < 15
-    with pytest.raises(UserError, match="unfinished conversion with another settings"):
+    with pytest.raises(UserError, match="unfinished conversion that differs in its settings"):
         main([str(many), str(tmp_path / name), *flags, "--max-side", "20"])
     record, done_again = run.Journal.record, []
     with pytest.MonkeyPatch.context() as patch:

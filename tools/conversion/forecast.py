@@ -42,6 +42,12 @@ def forecast(job: Job, data: DataSet, pool: ThreadPoolExecutor) -> int:
     prepared = list(pool.map(lambda place: prepared_or_bad(*place, job.settings), places))
     each = (time.perf_counter() - start) / len(places)
     good = [p for p in prepared if isinstance(p, Prepared)]
+    sizes = {(p.height, p.width) for p in good}
+    if job.to == "npz" and len(sizes) > 1:
+        raise UserError(
+            f"{job.src}: an .npz holds images of one size, and these differ (--max-side keeps their proportions); "
+            "use --to beton or --to wds."
+        )
     size = int(sum(len(p.data) + 200 for p in good) / max(1, len(good)) * data.images)
     if job.to == "beton":
         size += PAGE * len(data.splits)  # its tables

@@ -50,8 +50,8 @@ class Journal:
         if changed:
             self._lock.close()
             raise UserError(
-                f"{self.folder}: holds an unfinished conversion with another {' and '.join(changed)}; repeat that "
-                "command to finish it, or delete the folder to start anew."
+                f"{self.folder}: holds an unfinished conversion that differs in its {' and '.join(changed)}; repeat that "
+                "one to finish it, or delete the folder to start anew."
             )
 
     def part(self, split: str, number: int) -> tuple[list[Row], dict[str, str]] | None:
@@ -67,6 +67,12 @@ class Journal:
             file.write(
                 json.dumps({"rows": [list(asdict(row).values()) for row in rows], "left_out": left_out}).encode()
             )
+
+    def forget_bad(self) -> None:
+        """Do the parts again that left images out: the user was told to repair those."""
+        for file in self._own.glob("*-??????.json"):
+            if json.loads(file.read_text())["left_out"]:
+                file.unlink()
 
     def _part(self, split: str, number: int) -> Path:
         return self._own / f"{split}-{number:06d}.json"
