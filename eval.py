@@ -6,15 +6,17 @@ JSON object. `python eval.py --help` lists the flags; evaluation/protocols.py ho
 
 from __future__ import annotations
 
-import os
 import signal
+
+from runs.libraries import prepare_libraries
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load ends without a traceback
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not burn shared cores
+prepare_libraries()  # before torch is imported
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 

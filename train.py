@@ -6,14 +6,15 @@ and a loop. `python train.py --help` lists the flags; docs/ explains the methods
 
 from __future__ import annotations
 
-import os
 import signal
+
+from runs.libraries import prepare_libraries
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load ends without a traceback
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not burn shared cores
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/saccade/compiled"))  # /tmp is not kept
+prepare_libraries()  # before torch is imported
 
+import os
 import sys
 import time
 import warnings

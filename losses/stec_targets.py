@@ -43,8 +43,9 @@ def relative_transform(a: Tensor, b: Tensor, true_translation: bool = False) -> 
 
 def bin_targets(values: Tensor, bins: int = BINS) -> Tensor:
     """t = clamp(round_half_even((V - lo)/(hi - lo) * n - 0.5), 0, n-1): (..., 2, 3) -> int64 classes (..., 2, 3)."""
-    low, high = values.new_tensor(RANGES).unbind(1)
-    return ((values - low) / (high - low) * bins - 0.5).round().clamp(0, bins - 1).long()
+    # column by column, with plain numbers: a tensor of the ranges would make the host wait for its copy to the GPU
+    share = torch.stack([(values[..., c] - low) / (high - low) for c, (low, high) in enumerate(RANGES)], dim=-1)
+    return (share * bins - 0.5).round().clamp(0, bins - 1).long()
 
 
 @full_precision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
     if device.type != "cuda":
         yield from batches
         return
-    side = torch.cuda.Stream(device)
+    side = _side_stream(device)
 
     def advance() -> tuple[Batch | None, torch.cuda.Event]:
         with torch.cuda.stream(side):
@@ -38,6 +39,12 @@ def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
         following = advance()
         yield batch
         batch, made = following
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs and pipelines: the allocator keeps memory apart for every stream it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def tensors(batch: object) -> Iterator[Tensor]:

@@ -76,6 +76,24 @@ def test_a_budget_ends_the_rounds_but_never_before_the_first():
     assert row.rounds == 1 and row.images_per_second > 0
 
 
+def test_a_contender_that_fails_is_left_out_and_says_why():
+    def broken():
+        yield 1
+        raise RuntimeError("workers were killed")
+
+    good, bad = contender("loader", "a", 0.01), Contender(Row("loader", "b", "r", "d", "cpu", 1, 1, 1), broken)
+    rows = measure([bad, good], CPU, rounds=3, seconds=0.02, tolerant=True)
+    assert rows[0].more == {"error": "RuntimeError: workers were killed"} and rows[0].images_per_second == 0
+    assert rows[1].rounds == 3 and rows[1].images_per_second > 0
+    with pytest.raises(RuntimeError, match="killed"):
+        measure([Contender(bad.row, broken)], CPU, rounds=1, seconds=0.0)
+
+
+def test_a_round_that_time_cut_short_counts_for_nobody():
+    rows = measure([contender("loader", name, 0.1) for name in "ab"], CPU, rounds=9, seconds=0.0, budget=0.7)
+    assert rows[0].rounds == rows[1].rounds < 9
+
+
 def test_bunches_are_timed_whole():
     made = []
 

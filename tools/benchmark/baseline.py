@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -122,22 +122,17 @@ class Views(Dataset):
 def baseline_loader(
     source: Source, recipe: Recipe, flavour: str, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
-    """Shuffled, drop-last, pinned on a GPU."""
+    """Shuffled, pinned on a GPU; one permutation after another without end, so that workers do not end with an epoch."""
+    views = Views(source, ManyCrops(recipe, flavour))
     return DataLoader(
-        Views(source, ManyCrops(recipe, flavour)),
+        views,
         batch_size,
-        shuffle=True,
+        sampler=RandomSampler(views, num_samples=10**9),
         num_workers=workers,
         drop_last=True,
         pin_memory=device.type == "cuda",
         worker_init_fn=_one_thread,
     )
-
-
-def batches_for_ever(loader: DataLoader) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """One epoch after another; the worker processes end with the generator."""
-    while True:
-        yield from loader
 
 
 def _one_thread(_: int) -> None:

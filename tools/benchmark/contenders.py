@@ -10,7 +10,7 @@ from pipelines.build import available_cpus, build_pipeline, choose_executor
 from pipelines.errors import UserError
 from pipelines.order import Order
 from pipelines.pipeline import Batch, Pipeline
-from tools.benchmark.baseline import FLAVOURS, baseline_loader, batches_for_ever
+from tools.benchmark.baseline import FLAVOURS, baseline_loader
 from tools.benchmark.measure import Contender
 from tools.benchmark.rows import Row, device_name
 from tools.benchmark.suites import Work
@@ -18,9 +18,16 @@ from tools.benchmark.trainer import Trainer
 
 
 def loaders(
-    work: Work, executors: tuple[str, ...], device: torch.device, workers: int | None = None
+    work: Work,
+    executors: tuple[str, ...],
+    device: torch.device,
+    workers: int | None = None,
+    skipped: dict[str, str] | None = None,
 ) -> list[Contender]:
-    """A contender for each executor that can read the work (all where `executors` is empty), and the baselines."""
+    """A contender for each executor that can read the work (all where `executors` is empty), and the baselines.
+
+    skipped: gets the executors that are left out, and why.
+    """
     workers = workers or min(16, available_cpus())
     made = []
     for name in executors or ("resident", "dali", "ffcv", *(("reference",) if work.betons else ())):
@@ -31,9 +38,11 @@ def loaders(
                 order = Order(len(source), work.batch_size)
                 dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
                 pipeline = build_pipeline(source, work.recipe, order, name, device, dtype, workers)
-            except UserError:
+            except UserError as error:
                 if name in executors:  # asked for by name: say why it cannot
                     raise
+                if skipped is not None:
+                    skipped[label] = str(error)
                 continue
             row = _row("loader", label if named else executor, work, device, workers)
             bunch = workers if executor == "reference" else 1  # DataLoader workers deliver in bunches
@@ -62,9 +71,7 @@ def epochs(pipeline: Pipeline) -> Iterator[Batch]:
 
 
 def _plain(work: Work, flavour: str, workers: int, device: torch.device) -> Iterator[int]:
-    for views, _ in batches_for_ever(
-        baseline_loader(work.source, work.recipe, flavour, work.batch_size, workers, device)
-    ):
+    for views, _ in baseline_loader(work.source, work.recipe, flavour, work.batch_size, workers, device):
         views = [view.to(device, non_blocking=True) for view in views]
         yield len(views[0])
 
@@ -97,7 +104,7 @@ def steps(work: Work, trainer: Trainer, plain: Trainer | None, workers: int | No
 
     def loop() -> Iterator[int]:
         loader = baseline_loader(work.source, work.recipe, FLAVOURS[0], plain.config.recipe.batch_size, workers, device)
-        for views, label in batches_for_ever(loader):
+        for views, label in loader:
             yield plain.step(plain.as_batch(views, label))
 
     return [cached, trained, Contender(row("baseline", plain, FLAVOURS[0]), loop, warm_up=workers, stride=workers)]

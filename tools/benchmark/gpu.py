@@ -6,6 +6,7 @@ parts run in miniature, to be tested; their rows say so.
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from tools.benchmark.rows import Row, environment, table, write_rows
 from tools.benchmark.suites import Work, build_suite, describe, noise, photo_recipe
 from tools.benchmark.trainer import Trainer
 
-CIFAR_IMAGES = 50_000
+CIFAR_IMAGES, RESERVE = 50_000, 20  # seconds kept for the turn that runs when time is up
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,16 @@ class Size:
     images: int
     batch: int
     large_batch: int
+    photo_batch: int  # of the loaders alone: enough batches for every worker of a DataLoader
     photo: int  # pixels of a view of a photo
     seconds: float
     rounds: int
     miniature: bool
+    budget: float = float("inf")  # seconds after which a part begins no more turns
 
 
-GPU = Size("resnet18", "resnet50", CIFAR_IMAGES, 1024, 256, 224, 2.0, 5, False)
-MINIATURE = Size("test_resnet", "test_resnet", 64, 16, 8, 48, 0.0, 1, True)
+GPU = Size("resnet18", "resnet50", CIFAR_IMAGES, 1024, 256, 64, 224, 2.0, 5, False)
+MINIATURE = Size("test_resnet", "test_resnet", 64, 16, 8, 8, 48, 0.0, 1, True)
 
 
 def report(path: Path, minutes: float = 9, quick: bool = False) -> int:
@@ -61,14 +64,14 @@ def report(path: Path, minutes: float = 9, quick: bool = False) -> int:
             if left < 30 and not size.miniature:
                 made = [_failed(name, size, device, f"left out: {left:.0f} s of {minutes:g} minutes were left")]
             else:
-                made = _attempt(part, name, size, device, Path(scratch), rows)
+                budget = left - RESERVE if not size.miniature else size.budget
+                made = _attempt(part, name, replace(size, budget=budget), device, Path(scratch), rows)
             for row in made:
                 row.more |= {"part": name, "miniature": size.miniature, "seconds": round(time.monotonic() - start, 1)}
             failures += any("error" in row.more for row in made)
             rows += made
             write_rows(path, rows, machine)
-            print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
-    print(table(rows))
+            print(f"{name}: {time.monotonic() - start:.0f} s\n{table(made)}\n", flush=True)
     for row in rows:
         told = {k: v for k, v in row.more.items() if k not in ("part", "miniature", "seconds", "compiled")}
         if told:
@@ -84,6 +87,8 @@ def _attempt(part: Callable, name: str, size: Size, device: torch.device, scratc
         return [_failed(name, size, device, f"{type(error).__name__}: {str(error)[:300]}")]
     finally:
         if device.type == "cuda":
+            torch.compiler.reset()  # each part's shapes are its own; beyond eight, torch would stop compiling
+            gc.collect()  # Accelerate's models hold themselves
             torch.cuda.empty_cache()
 
 
@@ -101,9 +106,10 @@ def stec_cifar10(size: Size, device: torch.device, scratch: Path, rows: list[Row
     trainer = Trainer(["--method", "stec", *argv], work.source)
     plain = Trainer(["--method", "simclr", *argv], work.source, plain=True)
     loader = loaders(work, ("resident",), device)[0]
-    made = measure([loader, *steps(work, trainer, plain)], device, size.rounds, size.seconds)
+    made = _measure([loader, *steps(work, trainer, plain)], device, size)
     model = next(row for row in made if row.kind == "model")
-    made[0].more["share_of_step"] = round(model.images_per_second / made[0].images_per_second, 4)
+    if made[0].images_per_second:
+        made[0].more["share_of_step"] = round(model.images_per_second / made[0].images_per_second, 4)
     return made
 
 
@@ -119,14 +125,14 @@ def rsa_cifar100(size: Size, device: torch.device, scratch: Path, rows: list[Row
 
 def two_large_views(size: Size, device: torch.device, scratch: Path, rows: list[Row]) -> list[Row]:
     """2 x 224 with colour and blur, from decoded pixels that lie on the device."""
-    source, recipe = noise(8 * size.large_batch, size.photo * 8 // 7), photo_recipe(size.photo)
+    source, recipe = noise(32 * size.large_batch, size.photo * 8 // 7), photo_recipe(size.photo)
     work = Work(f"decoded {describe(recipe)}", recipe, source.name, source, size.large_batch)
-    return measure(loaders(work, ("resident",), device)[:1], device, size.rounds, size.seconds)
+    return _measure(loaders(work, ("resident",), device)[:1], device, size)
 
 
 def resa_resnet50(size: Size, device: torch.device, scratch: Path, rows: list[Row]) -> list[Row]:
     """ReSA, two views of 224 px, ResNet-50, batch 256: memory and images per second."""
-    source = noise(2 * size.large_batch, size.photo * 8 // 7)
+    source = noise(8 * size.large_batch, size.photo * 8 // 7)
     argv = [
         "--method",
         "resa",
@@ -140,21 +146,30 @@ def resa_resnet50(size: Size, device: torch.device, scratch: Path, rows: list[Ro
     trainer = Trainer([*argv, "--batch-size", str(size.large_batch)], source)
     recipe = trainer.config.recipe.views
     work = Work(describe(recipe), recipe, source.name, source, size.large_batch)
-    return measure(steps(work, trainer, None), device, size.rounds, size.seconds)
+    return _measure(steps(work, trainer, None), device, size)
 
 
 def photos(size: Size, device: torch.device, scratch: Path, rows: list[Row]) -> list[Row]:
     """JPEG to 2 x 224 by every executor, next to torchvision's DataLoader with all cores, at most 16."""
-    work = build_suite("photos", scratch, size.large_batch, size.photo, quick=size.miniature)
-    made = measure(loaders(work, (), device, min(16, available_cpus())), device, size.rounds, size.seconds)
+    work = build_suite("photos", scratch, size.photo_batch, size.photo, quick=size.miniature, copies=20)
+    skipped: dict[str, str] = {}
+    contenders = loaders(work, (), device, min(16, available_cpus()), skipped)
+    made = _measure(contenders, device, replace(size, rounds=min(3, size.rounds)))
     need = next((r.images_per_second for r in rows if r.kind == "model" and r.backbone == "resnet50"), None)
     if need:
         for row in made:
             row.more["times_resnet50_step"] = round(row.images_per_second / need, 2)
-    return made
+    return made + [
+        Row("skipped", name, work.recipe_name, work.data, device.type, 0, 0, 0, more={"why": why})
+        for name, why in skipped.items()
+    ]
 
 
 PARTS = (stec_cifar10, two_large_views, simclr_cifar10, rsa_cifar100, resa_resnet50, photos)
+
+
+def _measure(contenders: list[Contender], device: torch.device, size: Size) -> list[Row]:
+    return measure(contenders, device, size.rounds, size.seconds, size.budget, tolerant=True)
 
 
 def _cifar(method: str, data: str, size: Size) -> Work:
@@ -178,7 +193,10 @@ def _epochs(method: str, data: str, count: int, size: Size, device: torch.device
         while True:
             yield sum(trainer.step(next(batches)) for _ in range(steps_per_epoch))
 
-    row = measure([Contender(made.row, epoch, warm_up=0, close=made.close)], device, max(1, size.rounds // 2), 0.0)[0]
+    whole = replace(size, rounds=max(1, size.rounds // 2), seconds=0.0)
+    row = _measure([Contender(made.row, epoch, warm_up=0, close=made.close)], device, whole)[0]
+    if "error" in row.more:
+        return row
     row.more |= {
         "epoch_seconds": round(CIFAR_IMAGES / row.images_per_second, 3),
         "epochs": count,

@@ -34,39 +34,59 @@ class Contender:
 
 
 def measure(
-    contenders: list[Contender], device: torch.device, rounds: int, seconds: float, budget: float = float("inf")
+    contenders: list[Contender],
+    device: torch.device,
+    rounds: int,
+    seconds: float,
+    budget: float = float("inf"),
+    tolerant: bool = False,
 ) -> list[Row]:
     """`rounds` turns of `seconds` for each contender, after one that is not counted. Fills and returns their rows.
 
-    No round is begun after `budget` seconds; where already the first, uncounted one took that long, it is what counts.
+    No turn is begun after `budget` seconds but those of the first, uncounted round; where that took so long, it is what
+    counts, and a round that was not finished counts for nobody. tolerant: a contender that fails is left out from there
+    on, and its row says why under more["error"], instead of ending the measurement of the others.
     """
-    start = time.monotonic()
+    start, running = time.monotonic(), list(contenders)
     bar = tqdm(total=(rounds + 1) * len(contenders), file=sys.stderr, leave=False, unit="turn")
     try:
         for i in range(rounds + 1):
-            if i and time.monotonic() - start > budget:
-                break
-            for contender in contenders:
+            for contender in list(running):
+                if i and time.monotonic() - start > budget:
+                    return _rows(contenders)
                 bar.set_postfix_str(f"{contender.row.kind} {contender.row.executor} {contender.row.recipe}")
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
-                rate, cpu, memory = _turn(contender, device, seconds if i else 0.0)
-                if i == 1:
-                    contender.rates.clear(), contender.used.clear()
+                try:
+                    rate, cpu, memory = _turn(contender, device, seconds if i else 0.0)
+                except Exception as error:
+                    if not tolerant:
+                        raise
+                    contender.row.more["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+                    running.remove(contender)
+                    continue
                 contender.rates.append(rate)
                 contender.used.append((cpu, memory))
                 if device.type == "cuda":
                     held = torch.cuda.max_memory_allocated(device) / 2**20
                     contender.row.vram_mib = max(contender.row.vram_mib or 0.0, held)
                 bar.update()
+        return _rows(contenders)
     finally:
         bar.close()
         for contender in contenders:
             contender.close()
-    for contender in contenders:
-        _fill(contender)
-    _compare(contenders)
-    return [contender.row for contender in contenders]
+
+
+def _rows(contenders: list[Contender]) -> list[Row]:
+    """The rows, filled from the rounds that all have finished, but for the first where there are others."""
+    measured = [c for c in contenders if "error" not in c.row.more]
+    whole = min((len(c.rates) for c in measured), default=0)
+    for c in measured:
+        c.rates, c.used = (each[min(1, whole - 1) : whole] for each in (c.rates, c.used))
+        _fill(c)
+    _compare(measured)
+    return [c.row for c in contenders]
 
 
 def _turn(contender: Contender, device: torch.device, seconds: float) -> tuple[float, float, float]:
@@ -153,9 +173,8 @@ def _family() -> list[int]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and its living workers so far."""
-    own = os.times()
-    total, tick = own.user + own.system, os.sysconf("SC_CLK_TCK")
+    """CPU time of this process and its workers so far."""
+    total, tick = sum(os.times()[:4]), os.sysconf("SC_CLK_TCK")  # with the children that have ended
     for pid in _family()[1:]:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -38,14 +38,19 @@ class Work:
         return max(view.size for view in self.recipe)
 
 
-def build_suite(name: str, scratch: Path, batch_size: int | None, image_size: int | None, quick: bool) -> Work:
-    """One of SUITES: CIFAR-10 to 2 x 32 px (S-TEC's recipe), photos to 2 x 224, photos to 2 x 224 + 6 x 96."""
+def build_suite(
+    name: str, scratch: Path, batch_size: int | None, image_size: int | None, quick: bool, copies: int = 6
+) -> Work:
+    """One of SUITES: CIFAR-10 to 2 x 32 px (S-TEC's recipe), photos to 2 x 224, photos to 2 x 224 + 6 x 96.
+
+    copies: how often each of the 108 photos is in the set, so that an epoch is long enough; once for `quick`.
+    """
     if name == "cifar":
         recipe = find_method("stec").recipe("cifar10", image_size).views
         source = cifar_like()
         return Work(f"cifar10 {describe(recipe)}", recipe, source.name, source, batch_size or (128 if quick else 512))
     recipe = photo_recipe(image_size or 224, crops=6 if name == "multicrop" else 0)
-    source = photos(scratch, copies=1 if quick else 6)
+    source = photos(scratch, 1 if quick else copies)
     return Work(
         f"{name} {describe(recipe)}",
         recipe,

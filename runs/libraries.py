@@ -1,0 +1,27 @@
+"""What torch, Triton and OpenMP read from the environment when they are loaded: set it before importing them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def prepare_libraries() -> None:
+    """Waiting threads sleep, and what is compiled is kept in ~/.cache/saccade. What the user has set stays."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not burn shared cores
+    wanted = {"TORCHINDUCTOR_CACHE_DIR": "compiled", "TRITON_CACHE_DIR": "triton"}
+    if missing := [variable for variable in wanted if variable not in os.environ]:
+        cache = _writable_cache()
+        os.environ.update({variable: str(cache / wanted[variable]) for variable in missing})
+
+
+def _writable_cache() -> Path:
+    cache = Path(os.path.expanduser("~/.cache/saccade"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        cache = None
+    if cache is None or not os.access(cache, os.W_OK | os.X_OK):  # Triton would fail; /tmp is kept for this process at least
+        cache = Path(tempfile.mkdtemp(prefix="saccade-"))
+    return cache
