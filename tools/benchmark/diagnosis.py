@@ -103,7 +103,7 @@ def _for_the_model(s: Speeds) -> list[str]:
     if s.device == "cuda":
         advice.append("--compile (the default on a GPU) and the largest --batch-size that fits")
     else:
-        advice.append("this is a CPU: a GPU runs the step a hundred times faster; the loader would then be what counts")
+        advice.append("this is a CPU: a GPU runs the step many times faster; the loader would then be what counts")
         advice.append(
             "a smaller --backbone (test_resnet) or --image-size: the step's cost grows with the square of the size"
         )
