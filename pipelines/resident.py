@@ -42,7 +42,7 @@ class ResidentPipeline(Pipeline):
 
     def _drawn(self, epoch: int, shards: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, dict[str, ViewParams]]]:
         """Each shard, the same on the device, and its parameters: drawn for many shards at once, which changes none of
-        them and costs a quarter on a CPU, and on a GPU some nine hundred launches and ninety waits in all."""
+        them and costs a quarter on a CPU, and on a GPU saves most launches of small operations, and waits for some."""
         together = max(1, _DRAWN_AT_ONCE[self.device.type] // max(1, len(shards[0]))) if shards else 1
         for first in range(0, len(shards), together):
             block = shards[first:first + together]

@@ -206,7 +206,7 @@ def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, caps
     (["--set", "options.temperature=0"], "positive number"),
     (["--set", "options.temperature=nan"], "positive number"),
     (["--set", "options.contrast_weight=inf"], "finite number"),
-    (["--batch-size", "64", "--accumulate", "3", "--out", "never"], "does not divide the 64 images"),
+    (["--batch-size", "64", "--accumulate", "3"], "does not divide the 64 images"),
     (["--set", "method=simclr"], "use --method"),
     (["--set", "views=view_1"], "name a view's field"),
     (["--set", "epochs=0"], "epochs=0: give 1 or more"),
@@ -218,8 +218,9 @@ def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, caps
     (["--backbone", "vit_tiny_patch16_224", "--image-size", "40"], "patches of 16"),
     pytest.param(["--device", "cuda"], "no usable GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
 ])
-def test_bad_input_is_one_clear_sentence_and_exit_code_2(flags, words, capsys):
-    assert train.main(flags) == 2
+def test_bad_input_is_one_clear_sentence_and_exit_code_2(flags, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(flags) == 2 and not any(tmp_path.iterdir())  # refused before anything is made
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from losses.registry import find_method
+from losses.registry import find_method, methods
 from pipelines.errors import UserError
 from tools import bench
 from tools.benchmark import gpu, growth
@@ -90,8 +90,9 @@ def test_a_contender_that_fails_is_left_out_and_says_why():
 
 
 def test_a_round_that_time_cut_short_counts_for_nobody():
-    rows = measure([contender("loader", name, 0.1) for name in "ab"], CPU, rounds=9, seconds=0.0, budget=0.7)
-    assert rows[0].rounds == rows[1].rounds < 9
+    first, second = contender("loader", "a", 0.1), contender("loader", "b", 0.1)
+    rows = measure([first, second], CPU, rounds=9, seconds=0.0, budget=0.5)  # a turn takes 0.2 s: time is up in the third
+    assert rows[0].rounds == rows[1].rounds == len(first.rates) == len(second.rates) == 1
 
 
 def test_bunches_are_timed_whole():
@@ -260,6 +261,7 @@ def test_gpu_report_in_miniature_writes_every_part(tmp_path, monkeypatch):
     assert {r["part"] for r in rows} == {part.__name__ for part in gpu.PARTS} and all(r["miniature"] for r in rows)
     projected = {r["part"]: r["minutes_projected"] for r in rows if "minutes_projected" in r}
     assert set(projected) == {"simclr_cifar10", "rsa_cifar100"}
+    assert {r["recipe"] for r in rows if r["part"] == "host_waits"} == set(methods())
 
 
 def test_gpu_report_keeps_the_parts_before_one_that_fails(tmp_path, monkeypatch):

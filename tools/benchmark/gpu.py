@@ -10,12 +10,14 @@ import gc
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from losses.registry import find_method, methods
 from pipelines.build import available_cpus
 from tools.benchmark.contenders import epochs, loaders, steps
 from tools.benchmark.measure import Contender, measure
@@ -165,7 +167,32 @@ def photos(size: Size, device: torch.device, scratch: Path, rows: list[Row]) -> 
     ]
 
 
-PARTS = (stec_cifar10, two_large_views, simclr_cifar10, rsa_cifar100, resa_resnet50, photos)
+def host_waits(size: Size, device: torch.device, scratch: Path, rows: list[Row]) -> list[Row]:
+    """How often a step of each method makes the host wait for the GPU, by torch's own count (None on a CPU)."""
+    source, made = noise(128, 32), []
+    for method in methods():
+        argv = ["--method", method, "--recipe", "cifar10", "--backbone", "test_resnet", "--image-size", "32"]
+        trainer = Trainer([*argv, "--batch-size", "64", "--no-compile"], source)
+        batch = next(iter(trainer.pipeline))
+        trainer.step(batch)  # makes the optimizer's state
+        row = Row("step", "none", method, source.name, device.type, 32, 64, len(batch.views), backbone="test_resnet")
+        row.more["host_waits"] = _waits(lambda step=trainer.step, batch=batch: step(batch)) if device.type == "cuda" else None
+        made.append(row)
+    return made
+
+
+def _waits(work: Callable) -> int:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in seen)
+
+
+PARTS = (stec_cifar10, two_large_views, simclr_cifar10, rsa_cifar100, host_waits, resa_resnet50, photos)
 
 
 def _measure(contenders: list[Contender], device: torch.device, size: Size) -> list[Row]:
@@ -173,8 +200,6 @@ def _measure(contenders: list[Contender], device: torch.device, size: Size) -> l
 
 
 def _cifar(method: str, data: str, size: Size) -> Work:
-    from losses.registry import find_method
-
     recipe = find_method(method).recipe(data, 32).views
     source = noise(size.images, 32, classes=100 if data == "cifar100" else 10)
     return Work(f"{data} {describe(recipe)}", recipe, source.name, source, size.batch)

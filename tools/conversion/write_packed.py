@@ -23,9 +23,7 @@ from pipelines.beton import (
     ROWS,
     VERSION,
 )
-from pipelines.beton import (
-    RAW as RAW_MODE,
-)
+from pipelines.beton import RAW as RAW_MODE
 from pipelines.errors import UserError
 from tools.conversion.prepare import RAW
 from tools.conversion.read_parquet import pyarrow_parquet
