@@ -6,32 +6,34 @@ JSON object. `python eval.py --help` lists the flags; evaluation/protocols.py ho
 
 from __future__ import annotations
 
-import signal
+if __name__ == "__main__" and not __package__:
+    from base.checkout import start  # by its place on disk: is the installed saccade this checkout?
 
-from runs.libraries import prepare_libraries
+    start("eval.py")
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load ends without a traceback
+from saccade.base.libraries import prepare_libraries
+
 prepare_libraries()  # before torch is imported
 
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from evaluation.evaluate import Evaluation, Settings
-from evaluation.protocols import PROTOCOLS, find_protocol
-from evaluation.subject import Subject, open_subject
-from models.backbone import STEMS
-from pipelines.build import EXECUTORS
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.sources import Source
-from runs.folder import write_atomically
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
+from saccade.evaluation.evaluate import Evaluation, Settings
+from saccade.evaluation.protocols import PROTOCOLS, find_protocol
+from saccade.evaluation.subject import Subject, open_subject
+from saccade.models.backbone import STEMS
+from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.data import open_data
+from saccade.pipelines.sources import Source
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         if flags.features_out:
             save_features(evaluation, Path(flags.features_out))
         if flags.plot:
-            from evaluation.plot import plot_features
+            from saccade.evaluation.plot import plot_features
 
             plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
     except UserError as error:

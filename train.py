@@ -6,15 +6,17 @@ and a loop. `python train.py --help` lists the flags; docs/ explains the methods
 
 from __future__ import annotations
 
-import signal
+if __name__ == "__main__" and not __package__:
+    from base.checkout import start  # by its place on disk: is the installed saccade this checkout?
 
-from runs.libraries import prepare_libraries
+    start("train.py")
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load ends without a traceback
+from saccade.base.libraries import prepare_libraries
+
 prepare_libraries()  # before torch is imported
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -26,31 +28,31 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
-from evaluation.online import OnlineKNN
-from losses.recipe import OptimizerSpec
-from losses.registry import find_method
-from models.backbone import create_backbone, feature_size
-from models.gather import world_size
-from models.learner import Learner
-from models.norm import batch_norm_splits, convert_batch_norm
-from models.optimizers import LARS, parameter_groups
-from models.schedules import schedule
-from pipelines.build import build_pipeline, create_order
-from pipelines.companion import CompanionPipeline
-from pipelines.data import open_data, open_labelled
-from pipelines.draw import stream_key
-from pipelines.errors import UserError
-from pipelines.pipeline import Batch, Pipeline
-from pipelines.recipe import Recipe
-from pipelines.sources import Source
-from runs.allocator import keep_freed_memory
-from runs.checkpoint import load_checkpoint, save_checkpoint
-from runs.config import Config, check_flags, parse_flags, resolve
-from runs.folder import RunFolder
-from runs.interrupt import Interrupt
-from runs.monitor import Monitor
-from runs.report import announce, finish, follow_data
-from runs.trackers import start_trackers
+from saccade.base.allocator import keep_freed_memory
+from saccade.base.errors import UserError
+from saccade.evaluation.online import OnlineKNN
+from saccade.losses.recipe import OptimizerSpec
+from saccade.losses.registry import find_method
+from saccade.models.backbone import create_backbone, feature_size
+from saccade.models.gather import world_size
+from saccade.models.learner import Learner
+from saccade.models.norm import batch_norm_splits, convert_batch_norm
+from saccade.models.optimizers import LARS, parameter_groups
+from saccade.models.schedules import schedule
+from saccade.pipelines.build import build_pipeline, create_order
+from saccade.pipelines.companion import CompanionPipeline
+from saccade.pipelines.data import open_data, open_labelled
+from saccade.pipelines.draw import stream_key
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import Views
+from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
+from saccade.runs.config import Config, check_flags, parse_flags, resolve
+from saccade.runs.folder import RunFolder
+from saccade.runs.interrupt import Interrupt
+from saccade.runs.monitor import Monitor
+from saccade.runs.report import announce, finish, follow_data
+from saccade.runs.trackers import start_trackers
 
 # ---------------------------------------------------------------- config
 
@@ -121,7 +123,7 @@ def build_train_pipeline(config: Config, accelerator: Accelerator, source: Sourc
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
 
-    def build(source: Source, views: Recipe) -> Pipeline:
+    def build(source: Source, views: Views) -> Pipeline:
         order = create_order(source, config.shard_group, config.recipe.batch_size, config.seed, accelerator.process_index,
                              accelerator.num_processes)
         return build_pipeline(source, views, order, config.pipeline, accelerator.device, dtype, config.workers)

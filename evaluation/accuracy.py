@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 
 class Accuracy(NamedTuple):

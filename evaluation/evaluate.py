@@ -10,18 +10,18 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 
-from evaluation.accuracy import Accuracy, accuracy
-from evaluation.features import Features, extract, forward_batches
-from evaluation.knn import knn_accuracy
-from evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
-from evaluation.protocols import Protocol
-from evaluation.quality import effective_rank, feature_std
-from evaluation.subject import Subject, online_classifier, with_encoder
-from pipelines.build import build_pipeline
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.recipe import Recipe, View
-from pipelines.sources import Source
+from saccade.base.errors import UserError
+from saccade.evaluation.accuracy import Accuracy, accuracy
+from saccade.evaluation.features import Features, extract, forward_batches
+from saccade.evaluation.knn import knn_accuracy
+from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
+from saccade.evaluation.protocols import Protocol
+from saccade.evaluation.quality import effective_rank, feature_std
+from saccade.evaluation.subject import Subject, online_classifier, with_encoder
+from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import View, Views
 
 MAX_CLASSES = 100_000
 
@@ -193,7 +193,7 @@ class Evaluation:
             batches = cached_batches(train.features, train.labels, probe, s.seed, s.device)
             return fit(batches, Order(len(train), probe.batch_size, drop_last=probe.drop_last).steps(), lambda: frozen)
         view = View("probe", self.subject.image_size, probe.crop, flip=0.5)
-        recipe = Recipe((view,), self.subject.mean, self.subject.std)
+        recipe = Views((view,), self.subject.mean, self.subject.std)
         order = Order(len(self.train), probe.batch_size, s.seed, drop_last=probe.drop_last)
         drift = probe.batch_norm_drift
         backbone = copy.deepcopy(self.backbone) if drift else self.backbone

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipelines.build import build_pipeline
-from pipelines.draw import mix64, uniform
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.pipeline import Pipeline
-from pipelines.recipe import Recipe, evaluation_recipe
-from pipelines.sources import Source
+from saccade.base.errors import UserError
+from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.draw import mix64, uniform
+from saccade.pipelines.order import Order
+from saccade.pipelines.pipeline import Pipeline
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import Views, evaluation_views
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,7 +62,7 @@ def extract(
     precision: str = "fp32",
     executor: str = "auto",
     workers: int | None = None,
-    augment: Recipe | None = None,
+    augment: Views | None = None,
     interpolation: str = "bilinear",
     max_images: int | None = None,
     progress: bool = False,
@@ -141,7 +141,7 @@ def mode(model: nn.Module, train: bool) -> Iterator[None]:
 
 def _centre_crop(
     size: int, mean: tuple[float, float, float], std: tuple[float, float, float], fraction: float, interpolation: str
-) -> Recipe:
-    recipe = evaluation_recipe(size, tuple(mean), tuple(std), fraction)
+) -> Views:
+    recipe = evaluation_views(size, tuple(mean), tuple(std), fraction)
     view = recipe.views[0]
     return replace(recipe, views=(replace(view, crop=replace(view.crop, interpolation=interpolation)),))

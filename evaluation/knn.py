@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation.accuracy import Accuracy, accuracy_of_ranks, ranks
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.evaluation.accuracy import Accuracy, accuracy_of_ranks, ranks
 
 METRICS = ("cosine", "euclidean")
 _ELEMENTS = 2**26  # similarities held at once: 256 MB in float32

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evaluation.accuracy import Accuracy, accuracy
-from evaluation.features import progress_bar
-from models.heads import linear_classifier
-from models.schedules import schedule
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.recipe import Crop
+from saccade.base.errors import UserError
+from saccade.evaluation.accuracy import Accuracy, accuracy
+from saccade.evaluation.features import progress_bar
+from saccade.models.heads import linear_classifier
+from saccade.models.schedules import schedule
+from saccade.pipelines.order import Order
+from saccade.pipelines.views import Crop
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # one pass over the training set: features (n, D), labels (n,)
 OPTIMIZERS = ("sgd", "nesterov", "adam")

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from accelerate import Accelerator
 
-from evaluation.features import Features, extract, raw_pixels
-from evaluation.knn import knn_accuracy
-from losses.recipe import TrainingRecipe
-from models.learner import Learner
-from pipelines.sources import Source
+from saccade.evaluation.features import Features, extract, raw_pixels
+from saccade.evaluation.knn import knn_accuracy
+from saccade.losses.recipe import TrainingRecipe
+from saccade.models.learner import Learner
+from saccade.pipelines.sources import Source
 
 NEIGHBOURS, TEMPERATURE, MAX_IMAGES = 20, 0.07, 10_000
 

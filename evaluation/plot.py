@@ -13,8 +13,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from evaluation.features import Features
-from runs.folder import write_atomically
+from saccade.base.files import write_atomically
+from saccade.evaluation.features import Features
 
 MAX_POINTS, MAX_NAMES = 3000, 20
 

@@ -9,9 +9,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from evaluation.linear import Probe
-from pipelines.errors import UserError
-from pipelines.recipe import Crop
+from saccade.base.errors import UserError
+from saccade.evaluation.linear import Probe
+from saccade.pipelines.views import Crop
 
 LARGE_IMAGE = 160  # pixels; from here on tests show the central 224/256, as the ImageNet protocols do
 

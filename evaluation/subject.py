@@ -13,10 +13,10 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from losses.registry import methods
-from models.backbone import BackboneSpec, check_backbone, create_backbone, feature_size, load_backbone
-from pipelines.errors import UserError
-from runs.checkpoint import checkpoints
+from saccade.base.errors import UserError
+from saccade.losses.registry import methods
+from saccade.models.backbone import BackboneSpec, check_backbone, create_backbone, feature_size, load_backbone
+from saccade.runs.checkpoint import checkpoints
 
 PREFIXES = {"student": "student.backbone.", "teacher": "teacher.network.backbone."}
 CLASSIFIER = "objective.classifier."

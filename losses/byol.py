@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from losses.functional import full_precision, normalise, paired_distance, require_unit_interval
-from losses.objective import Method, Objective
-from losses.recipe import (
+from saccade.losses.functional import full_precision, normalise, paired_distance, require_unit_interval
+from saccade.losses.objective import Method, Objective
+from saccade.losses.recipe import (
     NORMALISATION,
     OptimizerSpec,
     ScheduleSpec,
@@ -16,11 +16,11 @@ from losses.recipe import (
     choose_recipe,
     embedded_recipe,
 )
-from models.backbone import BackboneSpec
-from models.heads import mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+from saccade.models.backbone import BackboneSpec
+from saccade.models.heads import mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 CODE = "deepmind-research/byol, configs/byol.py"
 RSA_CODE = "tmllab/2022_NeurIPS_RSA @f4fa807, its BYOL baseline (mode aa)"
@@ -84,7 +84,7 @@ def _rsa_baseline(data: str, size: int, arch: str, stem: str, protocol: str, opt
     view = View("view_1", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5))
     return TrainingRecipe(
         method="byol", data=data, image_size=size,
-        views=Recipe((view, replace(view, name="view_2")), *RSA_NORMALISATION[data]),
+        views=Views((view, replace(view, name="view_2")), *RSA_NORMALISATION[data]),
         backbone=BackboneSpec(arch, stem, zero_init_last=True), options=options, optimizer=optimizer, schedule=schedule,
         epochs=200, batch_size=256, precision=precision, protocol=protocol,
         sources={"options": f"{RSA_CODE}: momentum from 0.99, no bias in the last layers", "views": RSA_CODE,
@@ -103,7 +103,7 @@ def _imagenet(variant: str, epochs: int, lr: float, weight_decay: float, momentu
     second = replace(first, name="view_2", blur=Blur(0.1, kernel_size=23), solarise=0.2)
     return TrainingRecipe(
         method="byol", data="imagenet", variant=variant, image_size=224,
-        views=Recipe((first, second), *NORMALISATION["imagenet"]),
+        views=Views((first, second), *NORMALISATION["imagenet"]),
         backbone=BackboneSpec("resnet50", "plain", zero_init_last=True), options=BYOLOptions(momentum, 4096, 256, 4096),
         optimizer=OptimizerSpec("lars", lr, 256, weight_decay, rule="ndim", lars_norm="decayed"),
         schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 10}), epochs=epochs, batch_size=4096,

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from losses.functional import (
+from saccade.base.errors import UserError
+from saccade.losses.functional import (
     attraction_weights,
     drop_diagonal,
     full_precision,
@@ -16,15 +17,21 @@ from losses.functional import (
     require_positive,
     squared_distance,
 )
-from losses.gather import all_gather
-from losses.objective import Method, Objective
-from losses.recipe import NORMALISATION, OptimizerSpec, ScheduleSpec, TrainingRecipe, choose_recipe, embedded_recipe
-from models.backbone import BackboneSpec
-from models.heads import mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
-from pipelines.recipe import Crop, Jitter, Recipe, View
+from saccade.losses.objective import Method, Objective
+from saccade.losses.recipe import (
+    NORMALISATION,
+    OptimizerSpec,
+    ScheduleSpec,
+    TrainingRecipe,
+    choose_recipe,
+    embedded_recipe,
+)
+from saccade.models.backbone import BackboneSpec
+from saccade.models.gather import all_gather
+from saccade.models.heads import mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import Crop, Jitter, View, Views
 
 ABLATIONS = ("full", "without_w1", "without_w2", "none")
 REPULSIONS = ("mean", "rbf")
@@ -161,9 +168,9 @@ NORMALISE = {  # the authors' own numbers
 }
 
 
-def _views(data: str, size: int, scale: float, count: int = 5) -> Recipe:
+def _views(data: str, size: int, scale: float, count: int = 5) -> Views:
     view = View("view", size, Crop((scale, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.4, p=1.0), grey=0.2)
-    return Recipe(view.times(count), *NORMALISE.get(data, NORMALISATION.get(data, ((0.0,) * 3, (1.0,) * 3))))
+    return Views(view.times(count), *NORMALISE.get(data, NORMALISATION.get(data, ((0.0,) * 3, (1.0,) * 3))))
 
 
 def _recipe(data: str, size: int, scale: float, t_neg: float, tau_source: str) -> TrainingRecipe:
@@ -221,7 +228,7 @@ def _textures() -> TrainingRecipe:
     """The proposal for the embedded set: K = 1, a jitter that leaves the hue near what it is."""
     recipe = _with_resnet(_recipe("textures", 32, 0.2, 2.0, "as CIFAR-100"), "test_resnet")
     view = View("view", 32, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2)
-    return embedded_recipe(replace(recipe, views=Recipe(view.times(2))), recipe.options)
+    return embedded_recipe(replace(recipe, views=Views(view.times(2))), recipe.options)
 
 
 _AUTHORS = (

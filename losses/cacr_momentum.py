@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.cacr import CODE
-from losses.functional import (
+from saccade.base.errors import UserError
+from saccade.losses.cacr import CODE
+from saccade.losses.functional import (
     attraction_weights,
     full_precision,
     key_cross_entropy,
@@ -21,15 +22,14 @@ from losses.functional import (
     paired_distance,
     require_positive,
 )
-from losses.gather import all_gather_no_grad
-from losses.moco import MoCoV3, MoCoV3Options
-from losses.moco_recipes import SMALL, V3_RECIPES, on_textures, small_v3
-from losses.objective import Method
-from losses.recipe import TrainingRecipe, choose_recipe
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
-from pipelines.recipe import Crop, Recipe
+from saccade.losses.moco import MoCoV3, MoCoV3Options
+from saccade.losses.moco_recipes import SMALL, V3_RECIPES, on_textures, small_v3
+from saccade.losses.objective import Method
+from saccade.losses.recipe import TrainingRecipe, choose_recipe
+from saccade.models.gather import all_gather_no_grad
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import Crop, Views
 
 COSTS = ("rbf", "euclidean")
 REDUCTIONS = ("mean", "sum")
@@ -147,7 +147,7 @@ def cacr_momentum_recipe(data: str, image_size: int | None = None) -> TrainingRe
     return choose_recipe(RECIPES, data, image_size)
 
 
-def _with_local_crops(views: Recipe, size: int, count: int = 8) -> Recipe:
+def _with_local_crops(views: Views, size: int, count: int = 8) -> Views:
     first, second = views
     local = replace(
         first,

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from losses.cacr import CODE
-from losses.functional import (
+from saccade.base.errors import UserError
+from saccade.losses.cacr import CODE
+from saccade.losses.functional import (
     attraction_weights,
     drop_diagonal,
     full_precision,
@@ -20,14 +21,13 @@ from losses.functional import (
     require_unit_interval,
     squared_distance,
 )
-from losses.gather import all_gather
-from losses.moco_recipes import SMALL, V2_RECIPES, on_textures, small_v2, v2_views
-from losses.objective import Method, QueueObjective
-from losses.recipe import TrainingRecipe, choose_recipe
-from models.heads import mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
+from saccade.losses.moco_recipes import SMALL, V2_RECIPES, on_textures, small_v2, v2_views
+from saccade.losses.objective import Method, QueueObjective
+from saccade.losses.recipe import TrainingRecipe, choose_recipe
+from saccade.models.gather import all_gather
+from saccade.models.heads import mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
 
 
 @full_precision

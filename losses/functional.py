@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.gather import all_gather_no_grad, all_reduce_sum, rank, world_size
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.models.gather import all_gather_no_grad, all_reduce_sum, rank, world_size
 
 
 def _promoted(value):

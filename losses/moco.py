@@ -7,11 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from losses.functional import full_precision, key_cross_entropy, normalise, require_positive, require_unit_interval
-from losses.objective import Objective, QueueObjective
-from models.heads import mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
+from saccade.losses.functional import (
+    full_precision,
+    key_cross_entropy,
+    normalise,
+    require_positive,
+    require_unit_interval,
+)
+from saccade.losses.objective import Objective, QueueObjective
+from saccade.models.heads import mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
 
 
 @full_precision

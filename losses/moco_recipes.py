@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from losses.moco import V2, V3, MoCoV2, MoCoV2Options, MoCoV3, MoCoV3Options
-from losses.objective import Method
-from losses.recipe import (
+from saccade.losses.moco import V2, V3, MoCoV2, MoCoV2Options, MoCoV3, MoCoV3Options
+from saccade.losses.objective import Method
+from saccade.losses.recipe import (
     IMAGE_SIZE,
     NORMALISATION,
     OptimizerSpec,
@@ -16,8 +16,8 @@ from losses.recipe import (
     choose_recipe,
     embedded_recipe,
 )
-from models.backbone import BackboneSpec
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+from saccade.models.backbone import BackboneSpec
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SMALL = {"cifar10": 32, "cifar100": 32, "stl10": 64, "tiny-imagenet": 64}  # pixels of our small recipes
@@ -25,21 +25,21 @@ VIT_OPTIONS = {"dynamic_img_size": True, "weight_init": "moco"}
 VIT = BackboneSpec("vit_base_patch16_224", "plain", options=VIT_OPTIONS, position="sincos", freeze_patches=True)
 
 
-def v2_views(data: str, size: int, names: tuple[str, ...]) -> Recipe:
+def v2_views(data: str, size: int, names: tuple[str, ...]) -> Views:
     """MoCo v2's --aug-plus, the same for every view."""
     view = View("", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=_blur(size, 0.5))
-    return Recipe(tuple(replace(view, name=name) for name in names), *NORMALISATION.get(data, NO_NORMALISATION))
+    return Views(tuple(replace(view, name=name) for name in names), *NORMALISATION.get(data, NO_NORMALISATION))
 
 
-def v3_views(data: str, size: int, smallest: float) -> Recipe:
+def v3_views(data: str, size: int, smallest: float) -> Views:
     """BYOL's asymmetric pair: view_1 always blurred; view_2 seldom, but solarised with p = 0.2."""
     jitter = Jitter(0.4, 0.4, 0.2, 0.1)
     first = View("view_1", size, Crop((smallest, 1.0)), jitter=jitter, grey=0.2, blur=_blur(size, 1.0))
     second = replace(first, name="view_2", blur=_blur(size, 0.1), solarise=0.2)
-    return Recipe((first, second), *NORMALISATION.get(data, NO_NORMALISATION))
+    return Views((first, second), *NORMALISATION.get(data, NO_NORMALISATION))
 
 
-def without_blur(views: Recipe) -> Recipe:
+def without_blur(views: Views) -> Views:
     """For images of 32 pixels, as SimCLR does on CIFAR."""
     return replace(views, views=tuple(replace(view, blur=None) for view in views))
 
@@ -163,7 +163,7 @@ def small_v3(recipe: TrainingRecipe, data: str, why: str, **options: object) -> 
 def on_textures(recipe: TrainingRecipe, **options: object) -> TrainingRecipe:
     """The proposal for the embedded set: without blur and normalisation."""
     size = IMAGE_SIZE["textures"]
-    views = Recipe(tuple(replace(view, size=size, blur=None) for view in recipe.views))
+    views = Views(tuple(replace(view, size=size, blur=None) for view in recipe.views))
     recipe = replace(recipe, variant="", image_size=size, views=views, batch_norm="sync")
     return embedded_recipe(recipe, replace(recipe.options, **options))
 

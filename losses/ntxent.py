@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import full_precision, require_positive
-from losses.gather import all_gather, rank
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.functional import full_precision, require_positive
+from saccade.models.gather import all_gather, rank
 
 
 @full_precision

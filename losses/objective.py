@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from losses.recipe import TrainingRecipe
-from models.learner import Outputs
-from models.queue import KeyQueue
-from models.schedules import Schedule, schedule
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.recipe import TrainingRecipe
+from saccade.models.learner import Outputs
+from saccade.models.queue import KeyQueue
+from saccade.models.schedules import Schedule, schedule
+from saccade.pipelines.draw import ViewParams
 
 
 class Objective(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from models.backbone import BackboneSpec
-from pipelines.recipe import Recipe
+from saccade.models.backbone import BackboneSpec
+from saccade.pipelines.views import Views
 
 NORMALISATION = {  # data set: mean, std of the RGB channels in [0, 1]
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -52,7 +52,7 @@ class TrainingRecipe:
     method: str
     data: str
     image_size: int
-    views: Recipe
+    views: Views
     backbone: BackboneSpec
     options: object  # the method's own frozen dataclass of hyper-parameters
     optimizer: OptimizerSpec
@@ -64,7 +64,7 @@ class TrainingRecipe:
     protocol: str = "knn"
     sources: Mapping[str, str] = field(default_factory=dict)
     proposals: Mapping[str, str] = field(default_factory=dict)
-    companion: Recipe | None = None  # the view `labelled` of labelled images that go beside unlabelled ones
+    companion: Views | None = None  # the view `labelled` of labelled images that go beside unlabelled ones
     variant: str = ""  # of several on one data set, e.g. 5crop
 
     @property
@@ -104,5 +104,5 @@ def embedded_recipe(recipe: TrainingRecipe, options: object) -> TrainingRecipe:
                    precision="fp32", protocol="knn", sources={}, proposals={"all": why})
 
 
-def _scaled(views: Recipe, factor: float) -> Recipe:
+def _scaled(views: Views, factor: float) -> Views:
     return replace(views, views=tuple(replace(view, size=max(1, round(view.size * factor))) for view in views))

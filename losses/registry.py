@@ -7,9 +7,9 @@ import importlib
 import pkgutil
 from functools import cache
 
-import losses
-from losses.objective import Method
-from pipelines.errors import UserError
+from saccade import losses
+from saccade.base.errors import UserError
+from saccade.losses.objective import Method
 
 
 @cache
@@ -17,7 +17,7 @@ def methods() -> dict[str, Method]:
     """name -> Method, in alphabetical order."""
     found = {}
     for info in pkgutil.iter_modules(losses.__path__):
-        for method in getattr(importlib.import_module(f"losses.{info.name}"), "METHODS", ()):
+        for method in getattr(importlib.import_module(f"saccade.losses.{info.name}"), "METHODS", ()):
             found[method.name] = method
     return dict(sorted(found.items()))
 

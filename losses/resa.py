@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from losses.functional import (
+from saccade.base.errors import UserError
+from saccade.losses.functional import (
     full_precision,
     normalise,
     own_candidates,
@@ -15,12 +16,11 @@ from losses.functional import (
     sinkhorn,
     soft_cross_entropy,
 )
-from losses.gather import all_gather, all_gather_no_grad
-from losses.objective import Objective
-from models.heads import mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
+from saccade.losses.objective import Objective
+from saccade.models.gather import all_gather, all_gather_no_grad
+from saccade.models.heads import mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
 
 FORMS = ("symmetric", "row")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from losses.objective import Method
-from losses.recipe import (
+from saccade.losses.objective import Method
+from saccade.losses.recipe import (
     NORMALISATION,
     OptimizerSpec,
     ScheduleSpec,
@@ -13,22 +13,22 @@ from losses.recipe import (
     choose_recipe,
     embedded_recipe,
 )
-from losses.resa import ReSA, ReSAOptions
-from models.backbone import BackboneSpec
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+from saccade.losses.resa import ReSA, ReSAOptions
+from saccade.models.backbone import BackboneSpec
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 IMAGENET_CODE = "winci-ai/resa @e7869d1"
 CIFAR_CODE = "winci-ai/resa_cifar @bc5d70a"
 
 
-def _views(data: str, size: int, blur: float) -> Recipe:
+def _views(data: str, size: int, blur: float) -> Views:
     weak = View("weak", size, Crop((0.2, 1.0)))
     strong = View("strong", size, Crop((0.2, 1.0), interpolation="bicubic"), jitter=Jitter(0.4, 0.4, 0.2, 0.1),
                   grey=0.2, blur=Blur(blur) if blur else None, solarise=0.2)
-    return Recipe((weak, strong), *NORMALISATION[data])
+    return Views((weak, strong), *NORMALISATION[data])
 
 
-def _multicrop(data: str) -> Recipe:
+def _multicrop(data: str) -> Views:
     """One weak and one strong view of 224 pixels from 0.32 of the image or more, ten strong ones of 96 from less."""
     base = _views(data, 224, blur=0.5)
     weak, strong = base
@@ -80,7 +80,7 @@ def _large_batch(variant: str, epochs: int, lr: float, result: str) -> TrainingR
                  "optimizer.lr": "README; the first release's gradient was 1/GPUs of this one on several GPUs"})
 
 
-def _transformer(variant: str, backbone: BackboneSpec, views: Recipe, result: str) -> TrainingRecipe:
+def _transformer(variant: str, backbone: BackboneSpec, views: Views, result: str) -> TrainingRecipe:
     base, history = _imagenet(), "winci-ai/resa history (33e3b69), since removed"
     return replace(
         base, variant=variant, views=views, backbone=backbone, epochs=300, batch_size=1024,

@@ -8,9 +8,16 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import full_precision, normalise, require_positive, require_unit_interval, soft_cross_entropy
-from losses.objective import Method, QueueObjective
-from losses.recipe import (
+from saccade.base.errors import UserError
+from saccade.losses.functional import (
+    full_precision,
+    normalise,
+    require_positive,
+    require_unit_interval,
+    soft_cross_entropy,
+)
+from saccade.losses.objective import Method, QueueObjective
+from saccade.losses.recipe import (
     NORMALISATION,
     OptimizerSpec,
     ScheduleSpec,
@@ -18,12 +25,11 @@ from losses.recipe import (
     choose_recipe,
     embedded_recipe,
 )
-from models.backbone import BackboneSpec
-from models.heads import mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+from saccade.models.backbone import BackboneSpec
+from saccade.models.heads import mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 CODE = "KyleZheng1997/ReSSL @4d67daa"
 SMALL_CODE = "re-upload of the authors' small-data code (cywinski/ressl_audio), unverified"
@@ -92,13 +98,13 @@ class ReSSL(QueueObjective):
         return {"loss": ressl_loss(crops, keys, self.queue.columns, self.options.t_student, self.options.t_teacher)}
 
 
-def _views(size: int, normalisation: tuple) -> Recipe:
+def _views(size: int, normalisation: tuple) -> Views:
     crop = Crop((0.2, 1.0))
     contrastive = View("contrastive", size, crop, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5))
-    return Recipe((View("weak", size, crop), contrastive), *normalisation)
+    return Views((View("weak", size, crop), contrastive), *normalisation)
 
 
-def _five_crops(base: Recipe) -> Recipe:
+def _five_crops(base: Views) -> Views:
     scales = {224: (0.2, 1.0), 192: (0.172, 0.86), 160: (0.143, 0.715), 128: (0.114, 0.571), 96: (0.086, 0.429)}
     weak, crop = base
     crops = (replace(crop, name=f"crop_{size}", size=size, crop=Crop(scale)) for size, scale in scales.items())

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
-from losses.byol import BYOL, BYOLOptions, byol_loss, byol_recipe
-from losses.functional import full_precision, require_unit_interval
-from losses.objective import Method
-from losses.recipe import OptimizerSpec, ScheduleSpec, TrainingRecipe, choose_recipe, embedded_recipe
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+from saccade.base.errors import UserError
+from saccade.losses.byol import BYOL, BYOLOptions, byol_loss, byol_recipe
+from saccade.losses.functional import full_precision, require_unit_interval
+from saccade.losses.objective import Method
+from saccade.losses.recipe import OptimizerSpec, ScheduleSpec, TrainingRecipe, choose_recipe, embedded_recipe
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 CODE = "tmllab/2022_NeurIPS_RSA @f4fa807"
 
@@ -68,7 +68,7 @@ class RSA(BYOL):
         return {"loss": loss, **parts, "beta": loss.new_full((), self.beta)}
 
 
-def _views(base: Recipe, size: int) -> Recipe:
+def _views(base: Views, size: int) -> Views:
     weak = [View(f"weak_{i}", size, Crop((0.2, 1.0))) for i in (1, 2)]
     aggressive = [replace(view, name=f"aggressive_{i}", parent=view.name, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2,
                           blur=Blur(0.5)) for i, view in enumerate(weak, 1)]

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import full_precision, normalise
-from losses.ntxent import nt_xent
-from losses.objective import Method, Objective
-from losses.recipe import OptimizerSpec, ScheduleSpec, TrainingRecipe, choose_recipe
-from models.backbone import BackboneSpec
-from models.heads import linear_classifier, mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.recipe import Crop, Jitter, Recipe, View, stec_blur
+from saccade.losses.functional import full_precision, normalise
+from saccade.losses.ntxent import nt_xent
+from saccade.losses.objective import Method, Objective
+from saccade.losses.recipe import OptimizerSpec, ScheduleSpec, TrainingRecipe, choose_recipe
+from saccade.models.backbone import BackboneSpec
+from saccade.models.heads import linear_classifier, mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import Crop, Jitter, View, Views, stec_blur
 
 CODE = "NeuromorphicComputing/S-TEC @ee2acfc"
 
@@ -82,7 +82,7 @@ def simclr_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
     return replace(recipe, views=views, companion=_labelled(views))
 
 
-def _views(base: str, size: int) -> Recipe:
+def _views(base: str, size: int) -> Views:
     strength = 0.5 if base.startswith("cifar") else 1.0
     on_device = not base.startswith("cifar")  # blur and solarise: STL-10 and ImageNet
     view = View(
@@ -94,10 +94,10 @@ def _views(base: str, size: int) -> Recipe:
         blur=stec_blur(size) if on_device else None,
         solarise=0.2 if on_device else 0.0,
     )
-    return Recipe((replace(view, name="view_1"), replace(view, name="view_2")))
+    return Views((replace(view, name="view_1"), replace(view, name="view_2")))
 
 
-def _labelled(views: Recipe) -> Recipe:
+def _labelled(views: Views) -> Views:
     """View i of a labelled image, without what the original adds on the device: blur and solarise."""
     return replace(views, views=(replace(views["view_1"], name="labelled", blur=None, solarise=0.0),))
 

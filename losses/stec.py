@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from losses.byol import BYOL, BYOLOptions, byol_recipe
-from losses.objective import Method, Objective
-from losses.recipe import TrainingRecipe
-from losses.simclr import CODE, PUBLISHED, SimCLR, SimCLROptions, simclr_recipe
-from losses.stec_targets import BINS, manipulation_loss, relative_transform, view_to_source
-from models.heads import mlp
-from models.learner import Outputs
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.byol import BYOL, BYOLOptions, byol_recipe
+from saccade.losses.objective import Method, Objective
+from saccade.losses.recipe import TrainingRecipe
+from saccade.losses.simclr import CODE, PUBLISHED, SimCLR, SimCLROptions, simclr_recipe
+from saccade.losses.stec_targets import BINS, manipulation_loss, relative_transform, view_to_source
+from saccade.models.heads import mlp
+from saccade.models.learner import Outputs
+from saccade.pipelines.draw import ViewParams
 
 MANIPULATION_WEIGHT = {"cifar10": 1.0, "cifar100": 1.0, "stl10": 0.3, "imagenet": 0.6}  # --manip_lambda, README
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import full_precision
-from losses.gather import all_reduce_sum, world_size
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.functional import full_precision
+from saccade.models.gather import all_reduce_sum, world_size
 
 BINS = 6
 RANGES = ((-2.0, 2.0), (-2.0, 2.0), (-0.5, 0.5))  # of the columns of the 2x3 matrix: linear, linear, translation

@@ -16,8 +16,8 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-import models.small_alexnet  # noqa: F401  (timm learns its name)
-from pipelines.errors import UserError
+import saccade.models.small_alexnet  # noqa: F401  (timm learns its name)
+from saccade.base.errors import UserError
 
 SMALL_IMAGE = 64  # pixels; up to here a ResNet's stem is replaced unless the recipe says otherwise
 STEMS = {

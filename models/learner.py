@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.gather import world_size
-from models.momentum import MomentumTeacher
-from models.norm import batch_permutation, shuffle, unshuffle
+from saccade.models.gather import world_size
+from saccade.models.momentum import MomentumTeacher
+from saccade.models.norm import batch_permutation, shuffle, unshuffle
 
 
 @dataclass

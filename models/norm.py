@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.gather import all_gather_no_grad, all_reduce_sum_with_grad, rank, world_size
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.models.gather import all_gather_no_grad, all_reduce_sum_with_grad, rank, world_size
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

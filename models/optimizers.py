@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 RULES = ("all", "ndim", "name")
 NORMS = ("separate", "decayed")

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.gather import all_gather_no_grad
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.models.gather import all_gather_no_grad
 
 
 class KeyQueue(nn.Module):

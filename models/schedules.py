@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 Schedule = Callable[[int], float]
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from timm.models import register_model
 from torch import Tensor, nn
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 FEATURES = 4096
 SMALLEST = 31  # pixels; three unpadded pools leave 3x3 maps of 31 or 32

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.errors import UserError
-from pipelines.manifest import manifest_of
-from pipelines.sources import BadImage, Source, bad_image, check_largest
+from saccade.base.errors import UserError
+from saccade.pipelines.manifest import manifest_of
+from saccade.pipelines.sources import BadImage, Source, bad_image, check_largest
 
 VERSION = 2
 HEADER = np.dtype(

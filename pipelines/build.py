@@ -9,15 +9,16 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from pipelines.beton import BetonSource
-from pipelines.errors import UserError
-from pipelines.order import Order, ShardedOrder
-from pipelines.pipeline import Pipeline
-from pipelines.recipe import Recipe
-from pipelines.reference import ReferencePipeline
-from pipelines.resident import ResidentPipeline, UnequalSizes
-from pipelines.shards import ShardSource
-from pipelines.sources import ArraySource, BadImage, Source
+from saccade.base.errors import UserError
+from saccade.base.machine import available_cpus
+from saccade.pipelines.beton import BetonSource
+from saccade.pipelines.order import Order, ShardedOrder
+from saccade.pipelines.pipeline import Pipeline
+from saccade.pipelines.reference import ReferencePipeline
+from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
+from saccade.pipelines.shards import ShardSource
+from saccade.pipelines.sources import ArraySource, BadImage, Source
+from saccade.pipelines.views import Views
 
 EXECUTORS = ("auto", "resident", "dali", "ffcv", "reference")
 _SMALL = 128  # pixels: sets of smaller images are kept in memory
@@ -63,7 +64,7 @@ def _for_photos() -> Choice:
                   "and decodes on a GPU; or python -m tools.convert to .beton")
 
 
-def build_pipeline(source: Source, recipe: Recipe, order: Order, executor: str = "auto",
+def build_pipeline(source: Source, recipe: Views, order: Order, executor: str = "auto",
                    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
                    workers: int | None = None) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
@@ -82,17 +83,19 @@ def build_pipeline(source: Source, recipe: Recipe, order: Order, executor: str =
     return pipeline
 
 
-def _build(executor: str, source: Source, recipe: Recipe, order: Order, device: torch.device | str, dtype: torch.dtype,
+def _build(executor: str, source: Source, recipe: Views, order: Order, device: torch.device | str, dtype: torch.dtype,
            workers: int | None) -> Pipeline:
     if executor == "resident":
         return ResidentPipeline(source, recipe, order, device, dtype)
     workers = available_cpus() if workers is None else workers
     if executor == "dali":
-        from pipelines.dali import DaliPipeline  # here: importing DALI takes a second, and it may not be installed
+        from saccade.pipelines.dali import (
+            DaliPipeline,  # here: importing DALI takes a second, and it may not be installed
+        )
 
         return DaliPipeline(source, recipe, order, device, dtype, threads=workers)
     if executor == "ffcv":
-        from pipelines.ffcv import FfcvPipeline
+        from saccade.pipelines.ffcv import FfcvPipeline
 
         return FfcvPipeline(source, recipe, order, device, dtype, workers=workers)
     return ReferencePipeline(source, recipe, order, device, dtype, workers=workers)
@@ -154,15 +157,3 @@ def dali_installed() -> bool:
         return find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:  # not even `nvidia`
         return False
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: affinity and the cgroup's quota, not what the machine has."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = open("/sys/fs/cgroup/cpu.max").read().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup v2: the affinity is what counts
-    return cpus

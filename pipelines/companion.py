@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipelines.errors import UserError
-from pipelines.pipeline import Batch, Pipeline
+from saccade.base.errors import UserError
+from saccade.pipelines.pipeline import Batch, Pipeline
 
 
 class CompanionPipeline(Pipeline):

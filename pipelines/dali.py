@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.dali_graph import DEPTH, Graph, pixels_as_file
-from pipelines.draw import ViewParams, draw
-from pipelines.errors import UserError
-from pipelines.header import jpeg_header
-from pipelines.pipeline import Batch, Pipeline
-from pipelines.render import Photos, appearance, render
-from pipelines.sources import decode
+from saccade.base.errors import UserError
+from saccade.pipelines.dali_graph import DEPTH, Graph, pixels_as_file
+from saccade.pipelines.draw import ViewParams, draw
+from saccade.pipelines.header import jpeg_header
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.render import Photos, appearance, render
+from saccade.pipelines.sources import decode
 
 _READ_AHEAD = 2  # chunks being read while DALI works on others
 _MOST, _LEAST, _BYTES = 256, 16, 512 << 20  # images of a chunk: at most, at least, and by their decoded size

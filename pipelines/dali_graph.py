@@ -10,9 +10,9 @@ from nvidia.dali import Pipeline as Dali
 from nvidia.dali import fn, types
 from torch import Tensor
 
-from pipelines.draw import ViewParams
-from pipelines.recipe import Recipe, View
-from pipelines.render import Photos
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.render import Photos
+from saccade.pipelines.views import View, Views
 
 DEPTH = 2  # batches in flight: one being decoded while the one before is rendered
 _FILTERS = {"bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC}
@@ -25,7 +25,7 @@ class Graph:
     decoded images. Feed up to DEPTH batches, then take one result for each batch fed.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, batch_size: int, threads: int, cuts: bool) -> None:
+    def __init__(self, recipe: Views, device: torch.device, batch_size: int, threads: int, cuts: bool) -> None:
         self.device, self.cuts = device, cuts
         self.views = [view for view in recipe if view.parent is None] if cuts else []
         self._dali = Dali(batch_size=batch_size, num_threads=threads, prefetch_queue_depth=DEPTH,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.beton import BetonSource
-from pipelines.embedded import CLASSES, textures
-from pipelines.errors import UserError
-from pipelines.remote import is_pattern, is_remote, local_shards
-from pipelines.shards import ShardSource
-from pipelines.sources import ArraySource, FolderSource, Source, check_largest
+from saccade.base.errors import UserError
+from saccade.pipelines.beton import BetonSource
+from saccade.pipelines.embedded import CLASSES, textures
+from saccade.pipelines.remote import is_pattern, is_remote, local_shards
+from saccade.pipelines.shards import ShardSource
+from saccade.pipelines.sources import ArraySource, FolderSource, Source, check_largest
 
 NAMES = ("textures", "cifar10", "cifar100", "stl10")
 _FILES = (".npz", ".beton", ".tar")

@@ -15,7 +15,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from pipelines.recipe import CentreCrop, Crop, Recipe, View
+from saccade.pipelines.views import CentreCrop, Crop, View, Views
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -65,7 +65,7 @@ class ViewParams:
         return (self.brightness != 1) | (self.contrast != 1) | (self.saturation != 1) | (self.hue != 0)
 
 
-def draw(recipe: Recipe, seed: int, epoch: int, index: Tensor, source: Tensor) -> dict[str, ViewParams]:
+def draw(recipe: Views, seed: int, epoch: int, index: Tensor, source: Tensor) -> dict[str, ViewParams]:
     """Parameters of every view of `recipe` for samples `index`.
 
     index: (N,) int64 sample numbers; source: (N, 2) int64 heights and widths in pixels, on the same device.

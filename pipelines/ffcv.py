@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.beton import BetonSource
-from pipelines.draw import ViewParams, draw
-from pipelines.errors import UserError
-from pipelines.jpeg import decode_into
-from pipelines.pipeline import Batch, Pipeline
-from pipelines.recipe import Recipe, View
-from pipelines.render import Photos, appearance, render
-from pipelines.sources import Source
+from saccade.base.errors import UserError
+from saccade.pipelines.beton import BetonSource
+from saccade.pipelines.draw import ViewParams, draw
+from saccade.pipelines.jpeg import decode_into
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.render import Photos, appearance, render
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import View, Views
 
 _AHEAD = 2  # batches made at the same time, so that one's last samples do not leave cores idle; as many again may wait
 _DECODED_BYTES = 1 << 28  # at most so much is decoded at once: a batch of large photos goes through in pieces
@@ -171,10 +171,10 @@ class FfcvPipeline(Pipeline):
         return Batch(views, params, index, None if label is None else label.to(**on))
 
 
-def _as_bytes(photos: Photos, recipe: Recipe, params: dict[str, ViewParams], threads: int) -> dict[str, Tensor]:
+def _as_bytes(photos: Photos, recipe: Views, params: dict[str, ViewParams], threads: int) -> dict[str, Tensor]:
     """Views with a crop of their own, cut and mirrored only: name -> (N, 3, S, S) uint8, channels-last."""
     plain = tuple(View(v.name, v.size, v.crop) for v in recipe if v.parent is None)
-    to_bytes = Recipe(plain, mean=(-0.5 / 255,) * 3, std=(1 / 255,) * 3)  # 255 x + 0.5, which casting rounds to nearest
+    to_bytes = Views(plain, mean=(-0.5 / 255,) * 3, std=(1 / 255,) * 3)  # 255 x + 0.5, which casting rounds to nearest
     views = render(photos, to_bytes, params, threads=threads)
     return {name: torch.from_numpy(view.permute(0, 2, 3, 1).numpy().astype(np.uint8)).permute(0, 3, 1, 2)
             for name, view in views.items()}  # numpy's cast: a quarter of the time of torch's

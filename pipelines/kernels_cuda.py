@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipelines.draw import ViewParams
-from pipelines.recipe import Recipe, View
-from pipelines.render_cpu import Sources
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.render_cpu import Sources
+from saccade.pipelines.views import View, Views
 
 BLOCK = 1024  # pixels of one program
 
@@ -32,7 +32,7 @@ def cut(sources: Sources, view: View, params: ViewParams) -> Tensor:
     return out
 
 
-def finish(image: Tensor, view: View, params: ViewParams, recipe: Recipe, dtype: torch.dtype) -> Tensor:
+def finish(image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: torch.dtype) -> Tensor:
     """Colour, grey, blur, solarise, normalise.
 
     image: (N, 3, S, S) uint8 or float32 in any memory layout -> (N, 3, S, S) of dtype, channels-last.

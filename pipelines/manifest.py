@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 FORMAT = "saccade data, version 1"
 

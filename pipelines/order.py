@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.draw import mix64, stream_key
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.pipelines.draw import mix64, stream_key
 
 
 class Order:

@@ -10,11 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.recipe import Recipe
-from pipelines.sources import Source
+from saccade.base.errors import UserError
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import Views
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Pipeline(ABC):
 
     choice = ""  # which executor this is and why it was chosen, for print
 
-    def __init__(self, source: Source, recipe: Recipe, order: Order, device: torch.device | str = "cpu",
+    def __init__(self, source: Source, recipe: Views, order: Order, device: torch.device | str = "cpu",
                  dtype: torch.dtype = torch.float32) -> None:
         self.source, self.recipe, self.order = source, recipe, order
         self.device, self.dtype = torch.device(device), dtype

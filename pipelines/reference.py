@@ -12,17 +12,17 @@ import torchvision.transforms.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
-from pipelines.errors import UserError
-from pipelines.pipeline import Batch, Pipeline
-from pipelines.recipe import Recipe, View
-from pipelines.sources import Source
+from saccade.base.errors import UserError
+from saccade.pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import View, Views
 
 _ADJUST = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "saturation": F.adjust_saturation,
            "hue": F.adjust_hue}
 
 
-def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Recipe) -> Tensor:
+def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
     """One view of one image: pixels (3, H, W) uint8, params of one sample -> (3, S, S) float32.
 
     Computed in float32 from start to end; rounding to uint8 between operations, as PIL does, is not part of the meaning
@@ -81,7 +81,7 @@ class ReferencePipeline(Pipeline):
 class _RenderedBatches(Dataset):
     """Item (epoch, indices) is a whole rendered batch, as plain tensors that travel between processes."""
 
-    def __init__(self, source: Source, recipe: Recipe, seed: int) -> None:
+    def __init__(self, source: Source, recipe: Views, seed: int) -> None:
         self.source, self.recipe, self.seed = source, recipe, seed
 
     def __getitem__(self, item: tuple[int, Tensor]):

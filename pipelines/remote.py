@@ -14,8 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from pipelines.errors import UserError
-from pipelines.shards import cache_folder
+from saccade.base.caches import cache_folder
+from saccade.base.errors import UserError
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _SCHEME = re.compile(r"^([a-z][a-z0-9+]*):", re.IGNORECASE)

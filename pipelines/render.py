@@ -11,10 +11,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from pipelines import ops, render_cpu
-from pipelines.draw import ViewParams
-from pipelines.errors import UserError
-from pipelines.recipe import Recipe, View
+from saccade.base.errors import UserError
+from saccade.pipelines import ops, render_cpu
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import View, Views
 
 BACKENDS = ("auto", "torch", "numba", "triton")
 
@@ -36,7 +36,7 @@ class Photos:
             yield self.buffer[begin:begin + 3 * height * width].view(1, height, width, 3).permute(0, 3, 1, 2)
 
 
-def render(pixels: Tensor | Photos, recipe: Recipe, params: dict[str, ViewParams], dtype: torch.dtype = torch.float32,
+def render(pixels: Tensor | Photos, recipe: Views, params: dict[str, ViewParams], dtype: torch.dtype = torch.float32,
            index: Tensor | None = None, backend: str = "auto", threads: int | None = None) -> dict[str, Tensor]:
     """All views of a batch.
 
@@ -62,7 +62,7 @@ def render(pixels: Tensor | Photos, recipe: Recipe, params: dict[str, ViewParams
     return {view.name: views[view.name] for view in recipe}
 
 
-def appearance(image: Tensor, view: View, params: ViewParams, recipe: Recipe, dtype: torch.dtype = torch.float32,
+def appearance(image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: torch.dtype = torch.float32,
                backend: str = "auto") -> Tensor:
     """Colour, grey, blur, solarise and normalise views already cut, for executors that cut their own.
 
@@ -128,7 +128,7 @@ def _sources(pixels: Tensor | Photos, index: Tensor | None) -> render_cpu.Source
 
 
 def _triton():
-    from pipelines import kernels_cuda  # here: only a machine with CUDA needs triton
+    from saccade.pipelines import kernels_cuda  # here: only a machine with CUDA needs triton
 
     return kernels_cuda
 
@@ -138,7 +138,7 @@ def _installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def _families(recipe: Recipe) -> list[list[View]]:
+def _families(recipe: Views) -> list[list[View]]:
     """Each view with a crop of its own, followed by the views derived from it."""
     return [[view] + [child for child in recipe if child.parent == view.name] for view in recipe if view.parent is None]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.draw import ViewParams
-from pipelines.recipe import Recipe, View
+from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import View, Views
 
 _SHARES = 4  # pieces of work for each thread: samples differ in cost, and a thread may lose its core for a while
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)
@@ -59,7 +59,7 @@ class Sources:
         return Sources(buffer.contiguous(), offset.contiguous(), 3 * size[:, 1], 3, 1, size)
 
 
-def render_family(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Recipe,
+def render_family(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Views,
                   resized: bool = True, threads: int | None = None) -> Tensor:
     """(F, N, S, S, 3) float32, normalised: F views that show one crop and flip, those of the first.
 
@@ -73,7 +73,7 @@ def render_family(sources: Sources, views: Sequence[View], params: Sequence[View
     return out
 
 
-def _arguments(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Recipe,
+def _arguments(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Views,
                resized: bool) -> tuple[tuple, Tensor]:
     size, count = views[0].size, len(params[0])
     if resized:
@@ -161,7 +161,7 @@ def _kernel(arguments: tuple):
     """The compiled kernel. A process's first call loads it; a machine's first call compiles it, and says so."""
     with _loading:
         if not _loaded:
-            from pipelines.kernels_cpu import render_samples  # here: importing numba takes half a second
+            from saccade.pipelines.kernels_cpu import render_samples  # here: importing numba takes half a second
 
             notice = threading.Timer(2.0, tqdm.write, ["compiling the CPU renderer, once for this machine ..."],
                                      {"file": sys.stderr})  # loading what is compiled takes 0.3 s

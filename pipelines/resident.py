@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.draw import ViewParams, draw
-from pipelines.errors import UserError
-from pipelines.pipeline import Batch, Pipeline
-from pipelines.prefetch import prefetched
-from pipelines.render import render
-from pipelines.sources import ArraySource, Source
+from saccade.base.errors import UserError
+from saccade.pipelines.draw import ViewParams, draw
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.prefetch import prefetched
+from saccade.pipelines.render import render
+from saccade.pipelines.sources import ArraySource, Source
 
 _DRAWN_AT_ONCE = {"cpu": 4096, "cuda": 65536}  # samples; a CPU must not wait long for its first batch
 

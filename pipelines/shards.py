@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UserError
-from pipelines.header import jpeg_header
-from pipelines.manifest import manifest_of
-from pipelines.sources import EXTENSIONS, BadImage, Source, check_largest, decode, image_size
+from saccade.base.caches import cache_folder
+from saccade.base.errors import UserError
+from saccade.pipelines.header import jpeg_header
+from saccade.pipelines.manifest import manifest_of
+from saccade.pipelines.sources import EXTENSIONS, BadImage, Source, check_largest, decode, image_size
 
 _OPEN_FILES = 128  # shards kept open at a time
 _FORMAT = 1  # of the kept index
@@ -140,12 +141,6 @@ def index_of(shard: Path) -> tuple[list[Member], bool]:
                         "compressed tars, copy damaged ones again.") from error
     _keep_index(shard, key, *found)
     return found
-
-
-def cache_folder() -> Path:
-    """Where indices and fetched shards are kept: SACCADE_CACHE, or saccade/ in the user's cache folder."""
-    chosen = os.environ.get("SACCADE_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saccade"
 
 
 def _places(shard: Path) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_CLASSES = 1_000_000  # more is a label that is no class number

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pipelines.errors import UserError
-from runs.folder import write_atomically
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

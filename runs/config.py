@@ -15,15 +15,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from losses.objective import Method
-from losses.recipe import IMAGE_SIZE, TrainingRecipe
-from losses.registry import find_method, methods
-from models.backbone import check_backbone
-from pipelines.build import EXECUTORS
-from pipelines.data import NAMES
-from pipelines.errors import UserError
-from pipelines.recipe import Recipe
-from pipelines.sources import ArraySource, Source
+from saccade.base.errors import UserError
+from saccade.losses.objective import Method
+from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
+from saccade.losses.registry import find_method, methods
+from saccade.models.backbone import check_backbone
+from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.data import NAMES
+from saccade.pipelines.sources import ArraySource, Source
+from saccade.pipelines.views import Views
 
 DATA_FLAGS = ("data", "val_data", "labelled_data", "data_dir")  # where the images lie may change, which they are may not
 MAX_WORKERS, MAX_IMAGE_SIZE = 1024, 4096
@@ -284,7 +284,7 @@ def with_settings(recipe: TrainingRecipe, settings: Sequence[str]) -> TrainingRe
 def _set(node: Any, path: list[str], text: str, key: str) -> Any:
     if isinstance(node, Mapping):
         return {**node, path[0]: _read(text, type(node.get(path[0])) if path[0] in node else Any, key)}
-    if isinstance(node, Recipe) and path[0] in (*node.names, "views"):
+    if isinstance(node, Views) and path[0] in (*node.names, "views"):
         return _set_views(node, path, text, key)
     names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
     if path[0] not in names:
@@ -297,7 +297,7 @@ def _set(node: Any, path: list[str], text: str, key: str) -> Any:
     return replace(node, **{path[0]: _read(text, get_type_hints(type(node))[path[0]], key)})
 
 
-def _set_views(node: Recipe, path: list[str], text: str, key: str) -> Recipe:
+def _set_views(node: Views, path: list[str], text: str, key: str) -> Views:
     """views.NAME.FIELD changes one view; views.views=NAME,NAME keeps these views alone."""
     if path == ["views"]:
         kept = [name.strip() for name in text.split(",")]

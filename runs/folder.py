@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-
-from pipelines.build import available_cpus
-from pipelines.errors import UserError
-
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "numba", "nvidia-dali-cuda130", "ffcv", "webdataset")
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
 
 
 class RunFolder:
@@ -81,66 +70,3 @@ class RunFolder:
             lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(bad.items()))
             write_atomically(self.path / "bad_images.txt", lambda f: f.write(lines.encode()))
             self._written["bad"] = len(bad)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call write(file) on a temporary file beside `path`, then move it there: a reader sees the old file or the whole new one.
-
-    A full disk or a missing right becomes a UserError and leaves nothing behind.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
-    try:
-        with os.fdopen(handle, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        # torch.save reports a full disk as a RuntimeError of its zip writer
-        if isinstance(error, OSError) or (
-                isinstance(error, RuntimeError) and ("writ" in str(error) or "unexpected pos" in str(error))):
-            full = shutil.disk_usage(path.parent).free < 1 << 22
-            reason = getattr(error, "strerror", None) or ("the disk is full" if full else error)
-            raise UserError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
-        raise
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages a run depends on, and Python's."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the code that runs, with "+" if it was changed; None outside a checkout."""
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
-                              check=True, timeout=10).stdout.strip()
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def hardware() -> dict[str, Any]:
-    """What this machine is, for summaries and measurements."""
-    described: dict[str, Any] = {"machine": platform.machine(), "cpus": available_cpus(), "threads": torch.get_num_threads()}
-    try:
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        described["cpu"] = names[0] if names else platform.processor()
-        described["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (OSError, ValueError):
-        pass
-    if torch.cuda.is_available():
-        described["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return described

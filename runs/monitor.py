@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from pipelines.errors import UserError
-from pipelines.pipeline import Batch, Pipeline
-from runs.folder import RunFolder
+from saccade.base.errors import UserError
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.runs.folder import RunFolder
 
 
 class Monitor:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
-from pipelines.order import Order
-from pipelines.recipe import Recipe
-from pipelines.reference import render_one
-from pipelines.sources import Source
-from runs.folder import write_atomically
+from saccade.base.files import write_atomically
+from saccade.pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from saccade.pipelines.order import Order
+from saccade.pipelines.reference import render_one
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import Views
 
 _CELL, _LINE, _GAP, _LEFT = 168, 13, 10, 8
 
@@ -33,7 +33,7 @@ def describe(params: ViewParams, i: int) -> list[str]:
     return lines + ([", ".join(rest)] if rest else [])
 
 
-def view_grid(source: Source, recipe: Recipe, seed: int = 0, epoch: int = 0, rows: int = 4) -> Image.Image:
+def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows: int = 4) -> Image.Image:
     """One row per image, the image first, then one column per view, the drawn parameters under each."""
     numbers = Order(len(source), 1, seed).permutation(epoch)[:rows].tolist()  # the first ones of that epoch
     pixels = [torch.tensor(source.read_or_replace(i)[0]).permute(2, 0, 1) for i in numbers]
@@ -43,7 +43,7 @@ def view_grid(source: Source, recipe: Recipe, seed: int = 0, epoch: int = 0, row
     row_height = _CELL + 3 * _LINE + _GAP
     grid = Image.new("RGB", (width, 22 + len(numbers) * row_height), "white")
     pen = ImageDraw.Draw(grid)
-    plain = Recipe(recipe.views)  # shown without normalisation
+    plain = Views(recipe.views)  # shown without normalisation
     for column, name in enumerate(("image", *recipe.names)):
         pen.text((_LEFT + column * (_CELL + _GAP), 4), name, fill="black", font=font)
     for row, (number, image) in enumerate(zip(numbers, pixels, strict=True)):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from evaluation.online import OnlineKNN
-from models.backbone import export_backbone
-from models.learner import Learner
-from pipelines.pipeline import Pipeline
-from runs.config import DATA_FLAGS, Config
-from runs.folder import RunFolder, git_commit, hardware, versions, write_atomically
-from runs.monitor import Monitor
-from runs.pictures import plot_curves, save_png, view_grid
+from saccade.base.files import write_atomically
+from saccade.base.machine import git_commit, hardware, versions
+from saccade.evaluation.online import OnlineKNN
+from saccade.models.backbone import export_backbone
+from saccade.models.learner import Learner
+from saccade.pipelines.pipeline import Pipeline
+from saccade.runs.config import DATA_FLAGS, Config
+from saccade.runs.folder import RunFolder
+from saccade.runs.monitor import Monitor
+from saccade.runs.pictures import plot_curves, save_png, view_grid
 
 
 def announce(config: Config, accelerator: Accelerator, folder: RunFolder, pipeline: Pipeline, learner: Learner,

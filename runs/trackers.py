@@ -8,8 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from pipelines.errors import UserError
-from runs.config import Config
+from saccade.base.errors import UserError
+from saccade.runs.config import Config
 
 
 class CSVTracker(GeneralTracker):

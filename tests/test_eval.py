@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-import eval as evaluate
-from evaluation.protocols import PROTOCOLS
-from models.backbone import BackboneSpec, create_backbone, export_backbone
+from saccade import eval as evaluate
+from saccade.evaluation.protocols import PROTOCOLS
+from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone
 
 SIZE, MEAN, STD = 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

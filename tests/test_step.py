@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses.registry import find_method, methods
-from pipelines.draw import draw
-from pipelines.order import Order
-from pipelines.prefetch import prefetched, tensors
-from pipelines.resident import ResidentPipeline
-from tools.benchmark.suites import noise
-from tools.benchmark.trainer import Trainer
+from saccade.losses.registry import find_method, methods
+from saccade.pipelines.draw import draw
+from saccade.pipelines.order import Order
+from saccade.pipelines.prefetch import prefetched, tensors
+from saccade.pipelines.resident import ResidentPipeline
+from saccade.tools.benchmark.suites import noise
+from saccade.tools.benchmark.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select"}
@@ -92,7 +92,7 @@ def test_prefetching_changes_no_batch():
 FAULTS = """
 import resource, sys
 import numpy as np
-from runs.allocator import keep_freed_memory
+from saccade.base.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 for _ in range(3):

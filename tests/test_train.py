@@ -16,9 +16,9 @@ import timm
 import torch
 from PIL import Image
 
-import train
-from models.backbone import load_backbone, replace_stem
-from runs.checkpoint import load_checkpoint
+from saccade import train
+from saccade.models.backbone import load_backbone, replace_stem
+from saccade.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--backbone", "test_resnet", "--batch-size", "16", "--log-every", "4", "--seed", "1"]
@@ -232,7 +232,7 @@ def test_a_warm_up_longer_than_the_run_is_said(data, tmp_path, capsys):
 
 
 def test_a_missing_tracker_is_said_before_a_folder_is_made(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("runs.config.find_spec", lambda name: None)
+    monkeypatch.setattr("saccade.runs.config.find_spec", lambda name: None)
     assert train.main(["--track", "wandb", "--out", str(tmp_path / "run")]) == 2
     assert "needs the package wandb" in capsys.readouterr().err and not (tmp_path / "run").exists()
 

@@ -1,10 +1,12 @@
-"""Commands: python -m tools.NAME."""
+"""Commands: `saccade NAME`, or python -m tools.NAME in a checkout."""
 
-import signal
-import sys
+if __name__ == "tools":  # python -m tools.NAME
+    import sys
 
-from runs.libraries import prepare_libraries
+    from base.checkout import start
 
-if sys.argv[:1] == ["-m"]:  # one of them is starting: Ctrl-C while its libraries load ends it without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    start(f"tools {' '.join(sys.argv[1:2])}".strip())
+
+from saccade.base.libraries import prepare_libraries
+
 prepare_libraries()  # before torch is imported

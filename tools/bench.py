@@ -9,19 +9,20 @@ from pathlib import Path
 
 import torch
 
-from pipelines.build import EXECUTORS, available_cpus
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from runs.allocator import keep_freed_memory
-from runs.config import MAX_IMAGE_SIZE, check_flags, parser, resolve
-from tools.benchmark.compare import compare
-from tools.benchmark.contenders import loaders, steps
-from tools.benchmark.measure import Contender, measure
-from tools.benchmark.picture import draw_bars
-from tools.benchmark.rows import Row, environment, table, write_rows
-from tools.benchmark.suites import SUITES, Work, build_suite, describe
-from tools.benchmark.trainer import Trainer
-from tools.command import run_command
+from saccade.base.allocator import keep_freed_memory
+from saccade.base.errors import UserError
+from saccade.base.machine import available_cpus
+from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.data import open_data
+from saccade.runs.config import MAX_IMAGE_SIZE, check_flags, parser, resolve
+from saccade.tools.benchmark.compare import compare
+from saccade.tools.benchmark.contenders import loaders, steps
+from saccade.tools.benchmark.measure import Contender, measure
+from saccade.tools.benchmark.picture import draw_bars
+from saccade.tools.benchmark.rows import Row, environment, table, write_rows
+from saccade.tools.benchmark.suites import SUITES, Work, build_suite, describe
+from saccade.tools.benchmark.trainer import Trainer
+from saccade.tools.command import run_command
 
 EXAMPLES = """examples:
   python -m tools.bench --quick                                   is everything fast here? under a minute
@@ -41,15 +42,15 @@ def main(argv: list[str] | None = None) -> int:
         return compare(Path(flags.compare[0]), Path(flags.compare[1]), flags.tolerance, flags.force)
     _set_threads()
     if flags.gpu_report:
-        from tools.benchmark.gpu import report
+        from benchmarks.gpu import report
 
         return report(Path(flags.gpu_report), minutes=flags.minutes, quick=flags.quick)
     if flags.growth:
-        from tools.benchmark.growth import growth
+        from benchmarks.growth import growth
 
         return growth(Path(flags.growth), Path(flags.json) if flags.json else None, flags.quick, flags.seconds)
     if flags.profile:
-        from tools.benchmark.profiling import profile_step
+        from benchmarks.profile_step import profile_step
 
         return profile_step(_train_flags(flags))
     if not torch.cuda.is_available():

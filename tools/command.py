@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 
 def run_command(name: str, main: Callable[[], int | None]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipelines.build import available_cpus
-from pipelines.errors import UserError
-from tools.command import run_command
-from tools.conversion.job import SINGLE, WRITERS, Job
-from tools.conversion.prepare import Settings
-from tools.conversion.run import convert
-from tools.conversion.sources import open_dataset
+from saccade.base.errors import UserError
+from saccade.base.machine import available_cpus
+from saccade.tools.command import run_command
+from saccade.tools.conversion.job import SINGLE, WRITERS, Job
+from saccade.tools.conversion.prepare import Settings
+from saccade.tools.conversion.run import convert
+from saccade.tools.conversion.sources import open_dataset
 
 _PART = {"wds": 1000, "folder": 1000, "beton": 1000, "npz": 10000, "parquet": 2000}
 

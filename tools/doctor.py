@@ -6,13 +6,13 @@ import sys
 
 import torch
 
-from pipelines.build import available_cpus
-from pipelines.errors import UserError
-from runs.config import parser
-from tools.benchmark.diagnosis import Speeds, advise, bottleneck, warnings_for
-from tools.benchmark.inspection import inspect
-from tools.benchmark.rows import columns
-from tools.command import run_command
+from saccade.base.errors import UserError
+from saccade.base.machine import available_cpus
+from saccade.runs.config import parser
+from saccade.tools.benchmark.diagnosis import Speeds, advise, bottleneck, warnings_for
+from saccade.tools.benchmark.inspection import inspect
+from saccade.tools.benchmark.rows import columns
+from saccade.tools.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

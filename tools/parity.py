@@ -17,20 +17,21 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from pipelines.build import build_pipeline, dali_installed
-from pipelines.data import open_data
-from pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
-from pipelines.embedded import textures
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.pipeline import Batch
-from pipelines.recipe import Recipe, View
-from pipelines.sources import ArraySource, FolderSource, Source
-from runs.folder import git_commit, versions, write_atomically
-from runs.pictures import save_png
-from tools.command import run_command
-from tools.parity_cases import method_recipes, operations, tolerance
-from tools.parity_draws import SIGNIFICANT, DrawTest, compare_draws
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
+from saccade.base.machine import git_commit, versions
+from saccade.pipelines.build import build_pipeline, dali_installed
+from saccade.pipelines.data import open_data
+from saccade.pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from saccade.pipelines.embedded import textures
+from saccade.pipelines.order import Order
+from saccade.pipelines.pipeline import Batch
+from saccade.pipelines.sources import ArraySource, FolderSource, Source
+from saccade.pipelines.views import View, Views
+from saccade.runs.pictures import save_png
+from saccade.tools.command import run_command
+from saccade.tools.parity_cases import method_recipes, operations, tolerance
+from saccade.tools.parity_draws import SIGNIFICANT, DrawTest, compare_draws
 
 _SMALL, _PHOTO = 32, 224  # pixels of the views of single operations, for resident and for photos
 
@@ -62,7 +63,7 @@ class Worst:
     shown: Tensor
 
 
-Render = Callable[[Source, Recipe], Batch]
+Render = Callable[[Source, Views], Batch]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +107,7 @@ def make_sources(folder: Path, data: str | None, images: int) -> dict[str, Sourc
             raise UserError(f"--data {data}: a folder of image files or tar shards is needed, {given.name} holds pixels.")
         small = _copy_photos(given, folder / "photos", images)
     sources = {"small": ArraySource("small", small), "photos": FolderSource(folder / "photos")}
-    from tools.convert import main as convert
+    from saccade.tools.convert import main as convert
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         convert([str(folder / "photos"), str(folder / "photos.beton")])
@@ -143,8 +144,8 @@ def executors() -> dict[str, tuple[str, Render]]:
     def built(executor: str, device: str = "cpu") -> Render:
         return lambda source, recipe: _first(build_pipeline(source, recipe, _order(source), executor, device, workers=2))
 
-    def dali_cuts(source: Source, recipe: Recipe) -> Batch:
-        from pipelines.dali import DaliPipeline
+    def dali_cuts(source: Source, recipe: Views) -> Batch:
+        from saccade.pipelines.dali import DaliPipeline
 
         return _first(DaliPipeline(source, recipe, _order(source), threads=2, cuts=True))
 
@@ -167,7 +168,7 @@ def _first(pipeline) -> Batch:
         return next(iter(pipeline))
 
 
-def compare(sources: dict[str, Source], small: dict[str, Recipe], photos: dict[str, Recipe]) -> tuple[list[Row], Worst | None]:
+def compare(sources: dict[str, Source], small: dict[str, Views], photos: dict[str, Views]) -> tuple[list[Row], Worst | None]:
     """A row for each executor and operation, and the view that is furthest off (in terms of its tolerance)."""
     rows, worst, most = [], None, -1.0
     expected: dict[tuple[str, str], Batch] = {}
@@ -184,7 +185,7 @@ def compare(sources: dict[str, Source], small: dict[str, Recipe], photos: dict[s
     return rows, worst
 
 
-def _compare(executor: str, operation: str, recipe: Recipe, judge: Batch, batch: Batch) -> tuple[Row, Worst]:
+def _compare(executor: str, operation: str, recipe: Views, judge: Batch, batch: Batch) -> tuple[Row, Worst]:
     std, mean = (torch.tensor(v)[:, None, None] for v in (recipe.std, recipe.mean))
     total, count, largest, worst = 0.0, 0, -1.0, None
     for view in recipe:
@@ -203,7 +204,7 @@ def _compare(executor: str, operation: str, recipe: Recipe, judge: Batch, batch:
     return Row(executor, operation, total / count, largest, allowed.mean, allowed.largest, allowed.reason), worst
 
 
-def render_with_pil(source: Source, recipe: Recipe) -> Batch:
+def render_with_pil(source: Source, recipe: Views) -> Batch:
     """The chain the papers ran: PIL images of 8 bits between all operations, PIL's blur, from our parameters."""
     images = [Image.fromarray(source.read_or_replace(i)[0]) for i in range(len(source))]
     sizes = torch.tensor([image.size[::-1] for image in images])
@@ -214,7 +215,7 @@ def render_with_pil(source: Source, recipe: Recipe) -> Batch:
     return Batch(views, params, index, None)
 
 
-def _with_pil(image: Image.Image, view: View, params: ViewParams, recipe: Recipe) -> Tensor:
+def _with_pil(image: Image.Image, view: View, params: ViewParams, recipe: Views) -> Tensor:
     interpolation = F.InterpolationMode(recipe.geometry_of(view).crop.interpolation)
     image = F.resized_crop(image, *params.box[0].tolist(), [view.size, view.size], interpolation)
     image = F.hflip(image) if params.flip else image

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from losses.registry import methods
-from pipelines.recipe import Blur, CentreCrop, Crop, Jitter, Recipe, View
+from saccade.losses.registry import methods
+from saccade.pipelines.views import Blur, CentreCrop, Crop, Jitter, View, Views
 
 _CROP = Crop((0.2, 1.0))
 _JITTER = Jitter(0.4, 0.4, 0.4, 0.1, p=1.0)
@@ -20,7 +20,7 @@ class Tolerance:
     reason: str
 
 
-def operations(size: int) -> dict[str, Recipe]:
+def operations(size: int) -> dict[str, Views]:
     """Every operation alone on a view of `size` pixels; colours on a crop, as in use."""
     plain = View("view", size, crop=_CROP, flip=0.0)
     views = {
@@ -39,12 +39,12 @@ def operations(size: int) -> dict[str, Recipe]:
         "solarise": replace(plain, solarise=1.0),
     }
     derived = replace(plain, name="derived", parent="view", jitter=_JITTER)
-    return {**{name: Recipe((view,)) for name, view in views.items()}, "derived view": Recipe((plain, derived))}
+    return {**{name: Views((view,)) for name, view in views.items()}, "derived view": Views((plain, derived))}
 
 
-def method_recipes(smallest: int, largest: int) -> dict[str, Recipe]:
+def method_recipes(smallest: int, largest: int) -> dict[str, Views]:
     """`method/data set` -> the published views, one name for those that are equal, of methods whose size is in the range."""
-    found: dict[Recipe, str] = {}
+    found: dict[Views, str] = {}
     for name, method in methods().items():
         for data in method.published:
             recipe = method.recipe(data, None)

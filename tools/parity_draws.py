@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from pipelines.draw import JITTER_OPERATIONS, draw
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
+from saccade.pipelines.draw import JITTER_OPERATIONS, draw
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 _CROP, _JITTER, _SIGMA = Crop((0.2, 1.0)), Jitter(0.4, 0.4, 0.2, 0.1, p=0.8), (0.1, 2.0)
 SIGNIFICANT = 1e-3  # seeds are fixed, so a p-value below this is a difference and not an accident
@@ -30,7 +30,7 @@ def compare_draws(samples: int = 4000, seed: int = 0) -> list[DrawTest]:
     """Ours and torchvision's `samples` draws for a 375 x 500 image, compared parameter by parameter."""
     view = View("view", 224, crop=_CROP, flip=0.5, jitter=_JITTER, grey=0.2, blur=Blur(0.5, _SIGMA), solarise=0.1)
     size = torch.tensor([375, 500])
-    ours = draw(Recipe((view,)), seed, 0, torch.arange(samples), size.expand(samples, 2))["view"]
+    ours = draw(Views((view,)), seed, 0, torch.arange(samples), size.expand(samples, 2))["view"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         boxes = torch.tensor([RandomResizedCrop.get_params(torch.empty(3, *size), _CROP.scale, _CROP.ratio)

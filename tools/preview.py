@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from runs.config import check_flags, parser, resolve
-from runs.pictures import save_png, view_grid
-from tools.command import run_command
+from saccade.base.errors import UserError
+from saccade.pipelines.data import open_data
+from saccade.runs.config import check_flags, parser, resolve
+from saccade.runs.pictures import save_png, view_grid
+from saccade.tools.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from losses.objective import Method
-from losses.recipe import IMAGE_SIZE, TrainingRecipe
-from losses.registry import find_method, methods
-from pipelines.errors import UserError
-from tools.command import run_command
+from saccade.base.errors import UserError
+from saccade.losses.objective import Method
+from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
+from saccade.losses.registry import find_method, methods
+from saccade.tools.command import run_command
 
 COLUMNS = ("method", "recipe", "from", "px", "views", "backbone", "optimizer", "weight decay", "schedule", "epochs",
            "batch", "batch norm", "precision", "protocol")
@@ -66,7 +66,7 @@ def row(method: Method, recipe: TrainingRecipe) -> tuple[str, ...]:
     """A recipe as cells of the table."""
     o, backbone = recipe.optimizer, recipe.backbone
     stem = "" if backbone.stem in ("plain", "auto") else f" ({backbone.stem})"
-    return (method.name, recipe.name, origin(method, recipe), str(recipe.image_size), str(len(recipe.views.views)),
+    return (method.name, recipe.name, origin(method, recipe), str(recipe.image_size), str(len(recipe.views)),
             backbone.name + stem, f"{o.name} {o.lr:g} at {o.lr_batch}", f"{o.weight_decay:g} ({o.rule})",
             recipe.schedule.kind, str(recipe.epochs), str(recipe.batch_size), recipe.batch_norm, recipe.precision,
             recipe.protocol)

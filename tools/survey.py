@@ -15,10 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from losses.registry import find_method, methods
-from pipelines.errors import UserError
-from runs.folder import RunFolder, git_commit, hardware, versions, write_atomically
-from tools.command import run_command
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
+from saccade.base.machine import git_commit, hardware, versions
+from saccade.losses.registry import find_method, methods
+from saccade.runs.folder import RunFolder
+from saccade.tools.command import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (("method", "{}"), ("loss_first", "{:.3f}"), ("loss_highest", "{:.3f}"), ("loss_last", "{:.3f}"),

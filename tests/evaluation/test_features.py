@@ -8,12 +8,12 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import nn
 
-from evaluation.features import SubsetOrder, extract, raw_pixels
-from evaluation.quality import effective_rank, feature_std
-from models.backbone import replace_stem
-from pipelines.errors import UserError
-from pipelines.recipe import Crop, Recipe, View
-from pipelines.sources import ArraySource, FolderSource
+from saccade.base.errors import UserError
+from saccade.evaluation.features import SubsetOrder, extract, raw_pixels
+from saccade.evaluation.quality import effective_rank, feature_std
+from saccade.models.backbone import replace_stem
+from saccade.pipelines.sources import ArraySource, FolderSource
+from saccade.pipelines.views import Crop, View, Views
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -85,7 +85,7 @@ def test_raw_pixels_are_the_pixels(source):
 
 
 def test_augment_renders_the_recipe_instead_of_the_centre_crop(source):
-    recipe = Recipe((View("flipped", 32, crop=Crop((1.0, 1.0), (1.0, 1.0)), flip=1.0),))
+    recipe = Views((View("flipped", 32, crop=Crop((1.0, 1.0), (1.0, 1.0)), flip=1.0),))
     found = extract(nn.Flatten(), source, 32, MEAN, STD, augment=recipe).features
     expected = torch.from_numpy(source.images).permute(0, 3, 1, 2).flip(3).flatten(1) / 255
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

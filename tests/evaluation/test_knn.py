@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from evaluation.accuracy import accuracy
-from evaluation.knn import knn_accuracy, neighbours, votes
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.evaluation.accuracy import accuracy
+from saccade.evaluation.knn import knn_accuracy, neighbours, votes
 from tests.reference import assert_close, load_reference, needs_reference
 
 
@@ -74,7 +74,7 @@ def test_knn_equals_a_plain_loop(clusters, metric, temperature):
 
 def test_chunks_do_not_change_the_result(clusters, monkeypatch):
     whole = knn_accuracy(*clusters, ks=(5, 20))
-    monkeypatch.setattr("evaluation.knn._ELEMENTS", 700)  # 7 test images at a time
+    monkeypatch.setattr("saccade.evaluation.knn._ELEMENTS", 700)  # 7 test images at a time
     assert knn_accuracy(*clusters, ks=(5, 20)) == whole
 
 

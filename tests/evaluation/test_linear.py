@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation.accuracy import Accuracy
-from evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
-from evaluation.protocols import PROTOCOLS, find_protocol
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.evaluation.accuracy import Accuracy
+from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
+from saccade.evaluation.protocols import PROTOCOLS, find_protocol
 
 
 def blobs(n=400, d=10, classes=4, spread=0.1, seed=0):

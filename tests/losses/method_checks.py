@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from losses.recipe import TrainingRecipe
-from losses.registry import find_method
-from models.backbone import BackboneSpec, create_backbone, feature_size
-from models.learner import Learner
-from pipelines.draw import ViewParams, draw
+from saccade.losses.recipe import TrainingRecipe
+from saccade.losses.registry import find_method
+from saccade.models.backbone import BackboneSpec, create_backbone, feature_size
+from saccade.models.learner import Learner
+from saccade.pipelines.draw import ViewParams, draw
 
 SIZE = 32
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import losses
-import train
-from losses.registry import methods
+from saccade import losses, train
+from saccade.losses.registry import methods
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md"
 
@@ -24,7 +23,7 @@ def simsiam(tmp_path, monkeypatch):
     methods.cache_clear()
     yield test
     methods.cache_clear()
-    sys.modules.pop("losses.simsiam", None)
+    sys.modules.pop("saccade.losses.simsiam", None)
 
 
 def test_its_own_test_passes(simsiam):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-import train
-from losses.registry import find_method
-from runs.config import with_settings
+from saccade import train
+from saccade.losses.registry import find_method
+from saccade.runs.config import with_settings
 
 
 @pytest.fixture(scope="module")

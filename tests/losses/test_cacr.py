@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from losses.cacr import cacr_loss
-from losses.functional import attraction_weights, drop_diagonal, repulsion_weights, squared_distance
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.cacr import cacr_loss
+from saccade.losses.functional import attraction_weights, drop_diagonal, repulsion_weights, squared_distance
 from tests.reference import assert_close, load_reference
 
 SMALL = [

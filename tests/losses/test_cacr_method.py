@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from losses.cacr import RECIPES, cacr_loss, cacr_recipe
-from losses.functional import normalise
-from models.backbone import create_backbone
-from models.heads import mlp
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.cacr import RECIPES, cacr_loss, cacr_recipe
+from saccade.losses.functional import normalise
+from saccade.models.backbone import create_backbone
+from saccade.models.heads import mlp
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference import assert_close
 
@@ -46,7 +46,7 @@ def test_objective_is_the_pure_function_of_all_views(options):
 def test_authors_recipes_have_their_network(data, size, count):
     recipe = cacr_recipe(data)
     backbone = create_backbone(recipe.backbone, recipe.image_size)
-    assert recipe.image_size == size and not recipe.proposals and len(recipe.views.views) == 5
+    assert recipe.image_size == size and not recipe.proposals and len(recipe.views) == 5
     assert _count(backbone) + _count(mlp(4096, recipe.options.projector_hidden, recipe.options.projector_dim)) == count
     with torch.no_grad():
         features = backbone.eval()(torch.rand(2, 3, size, size))

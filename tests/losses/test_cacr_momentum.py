@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from losses.cacr_momentum import cacr_key_loss, cacr_momentum_loss
-from losses.functional import normalise
-from losses.gather import rank
-from losses.moco import moco_v3_loss
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.cacr_momentum import cacr_key_loss, cacr_momentum_loss
+from saccade.losses.functional import normalise
+from saccade.losses.moco import moco_v3_loss
+from saccade.models.gather import rank
 from tests.distributed import run_ranks
 from tests.reference import assert_close, load_reference
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from losses.cacr_queue import cacr_queue_loss
-from losses.functional import normalise
-from losses.gather import rank
-from models.queue import KeyQueue
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.cacr_queue import cacr_queue_loss
+from saccade.losses.functional import normalise
+from saccade.models.gather import rank
+from saccade.models.queue import KeyQueue
 from tests.distributed import run_ranks
 from tests.reference import assert_close, load_reference
 

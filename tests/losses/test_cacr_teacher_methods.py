@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from losses.cacr_momentum import RECIPES as MOMENTUM
-from losses.cacr_momentum import cacr_momentum_loss, effective_negatives
-from losses.cacr_queue import RECIPES as QUEUE
-from losses.cacr_queue import cacr_queue_loss
-from losses.functional import normalise
-from losses.gather import rank
-from losses.moco import moco_v3_loss
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.cacr_momentum import RECIPES as MOMENTUM
+from saccade.losses.cacr_momentum import cacr_momentum_loss, effective_negatives
+from saccade.losses.cacr_queue import RECIPES as QUEUE
+from saccade.losses.cacr_queue import cacr_queue_loss
+from saccade.losses.functional import normalise
+from saccade.losses.moco import moco_v3_loss
+from saccade.models.gather import rank
 from tests.distributed import run_ranks
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference import assert_close
@@ -137,7 +137,7 @@ def test_authors_recipes():
     for recipe in (QUEUE["imagenet"], QUEUE["imagenet100"]):
         o = recipe.options
         assert (o.t_pos, o.t_neg, o.queue_size, o.teacher_momentum, recipe.batch_size) == (1.0, 2.0, 65536, 0.999, 256)
-        assert len(recipe.views.views) == 5 and not recipe.proposals and recipe.optimizer.lr == 0.03
+        assert len(recipe.views) == 5 and not recipe.proposals and recipe.optimizer.lr == 0.03
     r50, vit = MOMENTUM["imagenet"], MOMENTUM["imagenet-vit"]
     assert (r50.options.temperature, r50.options.teacher_momentum, r50.optimizer.lr, r50.epochs) == (
         1.0,

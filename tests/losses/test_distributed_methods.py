@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from losses.gather import rank, world_size
-from losses.recipe import TrainingRecipe
-from losses.registry import find_method, methods
-from models.learner import Learner
-from models.norm import convert_batch_norm
-from pipelines.draw import draw
+from saccade.losses.recipe import TrainingRecipe
+from saccade.losses.registry import find_method, methods
+from saccade.models.gather import rank, world_size
+from saccade.models.learner import Learner
+from saccade.models.norm import convert_batch_norm
+from saccade.pipelines.draw import draw
 from tests.distributed import run_ranks
 from tests.reference import assert_close
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from losses.functional import (
+from saccade.base.errors import UserError
+from saccade.losses.functional import (
     attraction_weights,
     drop_diagonal,
     full_precision,
@@ -13,7 +14,6 @@ from losses.functional import (
     soft_cross_entropy,
     squared_distance,
 )
-from pipelines.errors import UserError
 from tests.reference import assert_close, load_reference
 
 

@@ -2,8 +2,14 @@
 
 import torch
 
-from losses.gather import all_gather, all_gather_no_grad, all_reduce_sum, rank, world_size
-from models.gather import all_reduce_sum_with_grad
+from saccade.models.gather import (
+    all_gather,
+    all_gather_no_grad,
+    all_reduce_sum,
+    all_reduce_sum_with_grad,
+    rank,
+    world_size,
+)
 from tests.distributed import run_ranks
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.functional import normalise
-from losses.gather import rank
-from losses.moco import moco_v2_loss, moco_v3_loss
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.functional import normalise
+from saccade.losses.moco import moco_v2_loss, moco_v3_loss
+from saccade.models.gather import rank
 from tests.distributed import run_ranks
 from tests.reference import assert_close
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from losses.byol import byol_loss, byol_recipe
-from losses.functional import normalise
-from losses.resa import resa_assignment, resa_loss
-from losses.resa_recipes import RECIPES as RESA
-from losses.resa_recipes import resa_recipe
-from losses.ressl import RECIPES as RESSL
-from losses.ressl import ressl_loss, ressl_recipe
-from losses.rsa import rsa_loss, rsa_recipe
-from models.norm import SplitBatchNorm2d, convert_batch_norm
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.byol import byol_loss, byol_recipe
+from saccade.losses.functional import normalise
+from saccade.losses.resa import resa_assignment, resa_loss
+from saccade.losses.resa_recipes import RECIPES as RESA
+from saccade.losses.resa_recipes import resa_recipe
+from saccade.losses.ressl import RECIPES as RESSL
+from saccade.losses.ressl import ressl_loss, ressl_recipe
+from saccade.losses.rsa import rsa_loss, rsa_recipe
+from saccade.models.norm import SplitBatchNorm2d, convert_batch_norm
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference import assert_close
 

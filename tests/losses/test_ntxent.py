@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from losses.gather import rank
-from losses.ntxent import nt_xent
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.ntxent import nt_xent
+from saccade.models.gather import rank
 from tests.distributed import run_ranks
 from tests.reference import assert_close, load_reference
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.protocols import find_protocol
-from losses.recipe import IMAGE_SIZE, TrainingRecipe
-from losses.registry import find_method, methods
-from models.backbone import BackboneSpec, create_backbone
-from models.norm import batch_norm_splits
-from models.schedules import schedule
-from pipelines.errors import UserError
-from runs.config import check_recipe_name
-from tools.recipes import main, origin, recipe_names
+from saccade.base.errors import UserError
+from saccade.evaluation.protocols import find_protocol
+from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
+from saccade.losses.registry import find_method, methods
+from saccade.models.backbone import BackboneSpec, create_backbone
+from saccade.models.norm import batch_norm_splits
+from saccade.models.schedules import schedule
+from saccade.runs.config import check_recipe_name
+from saccade.tools.recipes import main, origin, recipe_names
 
 ALL = [(method.name, name) for method in methods().values() for name in recipe_names(method)]
 

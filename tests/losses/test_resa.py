@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from losses.functional import normalise
-from losses.gather import rank
-from losses.resa import resa_assignment, resa_loss
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.functional import normalise
+from saccade.losses.resa import resa_assignment, resa_loss
+from saccade.models.gather import rank
 from tests.distributed import run_ranks
 from tests.reference import assert_close, load_reference
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from losses.functional import normalise
-from losses.gather import rank
-from losses.ressl import ressl_loss
-from models.queue import KeyQueue
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.functional import normalise
+from saccade.losses.ressl import ressl_loss
+from saccade.models.gather import rank
+from saccade.models.queue import KeyQueue
 from tests.distributed import run_ranks
 from tests.reference import assert_close, load_reference
 

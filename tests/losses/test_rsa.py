@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from losses.byol import byol_loss
-from losses.functional import normalise
-from losses.rsa import rsa_loss
-from models.schedules import schedule
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.byol import byol_loss
+from saccade.losses.functional import normalise
+from saccade.losses.rsa import rsa_loss
+from saccade.models.schedules import schedule
 from tests.reference import assert_close, load_reference
 
 CASES = {  # name: tolerance of losses, of gradients

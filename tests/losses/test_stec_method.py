@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.byol import BYOL
-from losses.functional import normalise
-from losses.gather import rank
-from losses.ntxent import nt_xent
-from losses.simclr import PUBLISHED, simclr_recipe
-from losses.stec import efference_copy, stec_byol_recipe, stec_recipe
-from losses.stec_targets import manipulation_loss
-from pipelines.errors import UserError
-from runs.config import method_of
+from saccade.base.errors import UserError
+from saccade.losses.byol import BYOL
+from saccade.losses.functional import normalise
+from saccade.losses.ntxent import nt_xent
+from saccade.losses.simclr import PUBLISHED, simclr_recipe
+from saccade.losses.stec import efference_copy, stec_byol_recipe, stec_recipe
+from saccade.losses.stec_targets import manipulation_loss
+from saccade.models.gather import rank
+from saccade.runs.config import method_of
 from tests.distributed import run_ranks
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference import assert_close

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.stec_targets import bin_targets, manipulation_loss, relative_transform, view_to_source
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.losses.stec_targets import bin_targets, manipulation_loss, relative_transform, view_to_source
 from tests.reference import assert_close, load_reference
 
 

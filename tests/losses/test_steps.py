@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import normalise
-from losses.ntxent import nt_xent
-from losses.objective import Objective
-from losses.recipe import TrainingRecipe
-from losses.resa import ReSA, ReSAOptions
-from losses.resa_recipes import resa_recipe
-from losses.ressl import ReSSL, ReSSLOptions, ressl_recipe
-from losses.rsa import RSA, RSAOptions, rsa_recipe
-from losses.stec_targets import manipulation_loss
-from models.learner import Learner
-from models.optimizers import parameter_groups
-from models.schedules import schedule
+from saccade.losses.functional import normalise
+from saccade.losses.ntxent import nt_xent
+from saccade.losses.objective import Objective
+from saccade.losses.recipe import TrainingRecipe
+from saccade.losses.resa import ReSA, ReSAOptions
+from saccade.losses.resa_recipes import resa_recipe
+from saccade.losses.ressl import ReSSL, ReSSLOptions, ressl_recipe
+from saccade.losses.rsa import RSA, RSAOptions, rsa_recipe
+from saccade.losses.stec_targets import manipulation_loss
+from saccade.models.learner import Learner
+from saccade.models.optimizers import parameter_groups
+from saccade.models.schedules import schedule
 from tests.reference import assert_close, load_reference
 
 STEPS = 1e-10  # the tolerance of float64 training sequences

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.momentum import MomentumTeacher
+from saccade.models.momentum import MomentumTeacher
 
 
 def _network() -> nn.Sequential:

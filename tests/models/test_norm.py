@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.gather import rank
-from models.norm import (
+from saccade.base.errors import UserError
+from saccade.models.gather import rank
+from saccade.models.norm import (
     SplitBatchNorm2d,
     SyncBatchNorm,
     batch_permutation,
@@ -16,7 +17,6 @@ from models.norm import (
     shuffle,
     unshuffle,
 )
-from pipelines.errors import UserError
 from tests.distributed import run_ranks
 from tests.reference import assert_close, load_reference
 

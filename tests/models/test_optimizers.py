@@ -8,9 +8,9 @@ import torch
 from timm.optim import Lars
 from torch import nn
 
-from models.optimizers import LARS, parameter_groups
-from models.schedules import schedule
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.models.optimizers import LARS, parameter_groups
+from saccade.models.schedules import schedule
 from tests.reference import assert_close, load_reference
 
 

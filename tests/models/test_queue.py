@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.gather import rank
-from models.queue import KeyQueue
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.models.gather import rank
+from saccade.models.queue import KeyQueue
 from tests.distributed import run_ranks
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from models.schedules import KINDS, schedule
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.models.schedules import KINDS, schedule
 from tests.reference import assert_close, load_reference
 
 

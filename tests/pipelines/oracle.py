@@ -4,8 +4,8 @@ import torch
 import torchvision.transforms.functional as F
 from torch import Tensor
 
-from pipelines.draw import ViewParams, draw
-from pipelines.recipe import Recipe, View
+from saccade.pipelines.draw import ViewParams, draw
+from saccade.pipelines.views import View, Views
 
 
 def cut(pixels: Tensor, view: View, params: ViewParams) -> Tensor:
@@ -17,7 +17,7 @@ def cut(pixels: Tensor, view: View, params: ViewParams) -> Tensor:
     return F.hflip(image) if params.flip else image
 
 
-def colour(image: Tensor, view: View, params: ViewParams, recipe: Recipe) -> Tensor:
+def colour(image: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
     """image (3, S, S) float64, one sample's params -> the finished view."""
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     factors = (params.brightness, params.contrast, params.saturation, params.hue)
@@ -32,7 +32,7 @@ def colour(image: Tensor, view: View, params: ViewParams, recipe: Recipe) -> Ten
     return F.normalize(image, list(recipe.mean), list(recipe.std))
 
 
-def views_of(images: list[Tensor], recipe: Recipe, params: dict[str, ViewParams]) -> dict[str, Tensor]:
+def views_of(images: list[Tensor], recipe: Views, params: dict[str, ViewParams]) -> dict[str, Tensor]:
     """images: N tensors (3, H, W) uint8 of any sizes -> name -> (N, 3, S, S) float64."""
     views = {}
     for view in recipe:
@@ -42,7 +42,7 @@ def views_of(images: list[Tensor], recipe: Recipe, params: dict[str, ViewParams]
     return views
 
 
-def drawn(recipe: Recipe, images: list[Tensor] | Tensor, seed: int = 0) -> dict[str, ViewParams]:
+def drawn(recipe: Views, images: list[Tensor] | Tensor, seed: int = 0) -> dict[str, ViewParams]:
     size = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).view(-1, 2)
     return draw(recipe, seed, 0, torch.arange(len(images)), size)
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.beton import BetonSource
-from pipelines.build import build_pipeline, dali_installed
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.recipe import CentreCrop, Crop, Recipe, View
-from pipelines.sources import FolderSource
+from saccade.base.errors import UserError
+from saccade.pipelines.beton import BetonSource
+from saccade.pipelines.build import build_pipeline, dali_installed
+from saccade.pipelines.data import open_data
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import FolderSource
+from saccade.pipelines.views import CentreCrop, Crop, View, Views
 from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with, write_idx
 
 GOOD = 11  # one bad image among 12 is less than 10 %
-RECIPE = Recipe((View("whole", SIDE, crop=CentreCrop(), flip=0.0), View("cut", 16, crop=Crop((0.3, 1.0)))))
+RECIPE = Views((View("whole", SIDE, crop=CentreCrop(), flip=0.0), View("cut", 16, crop=Crop((0.3, 1.0)))))
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
 EXECUTORS = ["reference", "resident", pytest.param("dali", marks=needs_dali), pytest.param("dali-cuts", marks=needs_dali)]
 
@@ -80,7 +80,7 @@ def folder_with(folder, name: str, data: bytes):
 def epoch_of(source, executor: str, seed: int = 0):
     """sample -> (views, label) of one whole epoch."""
     if executor == "dali-cuts":
-        from pipelines.dali import DaliPipeline
+        from saccade.pipelines.dali import DaliPipeline
 
         pipeline = DaliPipeline(source, RECIPE, Order(len(source), 4, seed, drop_last=False), threads=2, cuts=True)
     else:

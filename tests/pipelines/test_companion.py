@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-import train
-from pipelines.build import build_pipeline
-from pipelines.companion import CompanionPipeline
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.recipe import Recipe, View
-from pipelines.sources import ArraySource
-from runs.checkpoint import load_checkpoint
+from saccade import train
+from saccade.base.errors import UserError
+from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.companion import CompanionPipeline
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import ArraySource
+from saccade.pipelines.views import View, Views
+from saccade.runs.checkpoint import load_checkpoint
 
 
 def _pixels(n: int, seed: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def _pipeline() -> CompanionPipeline:
     unlabelled = ArraySource("unlabelled", _pixels(20, 0))
     labelled = ArraySource("labelled", _pixels(6, 1), np.arange(6) % 3)
     main, other = (
-        build_pipeline(source, Recipe((View(name, 8),)), Order(len(source), 4, seed=5))
+        build_pipeline(source, Views((View(name, 8),)), Order(len(source), 4, seed=5))
         for source, name in ((unlabelled, "view_1"), (labelled, "labelled"))
     )
     return CompanionPipeline(main, other)

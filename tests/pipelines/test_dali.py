@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.build import build_pipeline, dali_installed
-from pipelines.errors import UserError
-from pipelines.header import jpeg_header
-from pipelines.order import Order
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
-from pipelines.sources import ArraySource, FolderSource, image_size
+from saccade.base.errors import UserError
+from saccade.pipelines.build import build_pipeline, dali_installed
+from saccade.pipelines.header import jpeg_header
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import ArraySource, FolderSource, image_size
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from tests.pipelines.files import picture, stored
 
 JITTER = Jitter(0.4, 0.4, 0.4, 0.1)
-RECIPE = Recipe((View("weak", 64, crop=Crop((0.2, 1.0))), View("strong", 64, jitter=JITTER, grey=0.2, blur=Blur(), parent="weak"),
+RECIPE = Views((View("weak", 64, crop=Crop((0.2, 1.0))), View("strong", 64, jitter=JITTER, grey=0.2, blur=Blur(), parent="weak"),
                  View("small", 24, crop=Crop((0.05, 0.2), interpolation="bicubic"), jitter=JITTER, solarise=0.5)),
                 mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
@@ -42,7 +42,7 @@ def photos(tmp_path) -> FolderSource:
 
 
 def dali(source, batch: int = 8, cuts: bool | None = None, seed: int = 0):
-    from pipelines.dali import DaliPipeline
+    from saccade.pipelines.dali import DaliPipeline
 
     return DaliPipeline(source, RECIPE, Order(len(source), batch, seed), threads=2, cuts=cuts)
 
@@ -104,7 +104,7 @@ def test_jpeg_that_only_decoding_finds_damaged_is_replaced(photos):
 
 @needs_dali
 def test_file_that_only_pil_can_decode_goes_through_pil(photos, monkeypatch):
-    from pipelines.dali_graph import Graph
+    from saccade.pipelines.dali_graph import Graph
 
     result, failures = Graph.result, [RuntimeError("Error when executing: Failed to decode sample #1 : nvJPEG")]
 
@@ -125,7 +125,7 @@ def test_file_that_only_pil_can_decode_goes_through_pil(photos, monkeypatch):
 
 @needs_dali
 def test_another_error_of_dali_is_not_taken_for_a_bad_image(photos, monkeypatch):
-    from pipelines.dali_graph import Graph
+    from saccade.pipelines.dali_graph import Graph
 
     monkeypatch.setattr(Graph, "result", lambda graph: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with dali(photos) as pipeline, pytest.raises(RuntimeError, match="out of memory"):

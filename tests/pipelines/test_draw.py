@@ -8,13 +8,13 @@ import torch
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from pipelines.draw import ViewParams, draw, mix64, stream_key, uniform
-from pipelines.order import Order
-from pipelines.recipe import Blur, CentreCrop, Crop, Jitter, Recipe, View
+from saccade.pipelines.draw import ViewParams, draw, mix64, stream_key, uniform
+from saccade.pipelines.order import Order
+from saccade.pipelines.views import Blur, CentreCrop, Crop, Jitter, View, Views
 from tests.distributed import run_ranks
 
 FULL = View("weak", 32, Crop((0.08, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(), solarise=0.2)
-RECIPE = Recipe((FULL, View("other", 32, Crop((0.2, 1.0)), jitter=Jitter(0.8, 0.8, 0.8, 0.2))))
+RECIPE = Views((FULL, View("other", 32, Crop((0.2, 1.0)), jitter=Jitter(0.8, 0.8, 0.8, 0.2))))
 P_MIN = 1e-4  # a fixed seed: these tests either always pass or always fail
 
 
@@ -69,7 +69,7 @@ def test_parameters_depend_on(change):
     other = {"seed": lambda: draw(RECIPE, 1, 0, index, sizes(500))["weak"],
              "epoch": lambda: draw(RECIPE, 0, 1, index, sizes(500))["weak"],
              "index": lambda: draw(RECIPE, 0, 0, index + 500, sizes(500))["weak"],
-             "view": lambda: draw(Recipe(FULL.times(2)), 0, 0, index, sizes(500))["weak_1"]}[change]()
+             "view": lambda: draw(Views(FULL.times(2)), 0, 0, index, sizes(500))["weak_1"]}[change]()
     equal = (base["weak"].box == other.box).all(1).float().mean()
     assert equal < 0.05
     correlation = torch.corrcoef(torch.stack([base["weak"].box[:, 2].float(), other.box[:, 2].float()]))[0, 1]
@@ -78,12 +78,12 @@ def test_parameters_depend_on(change):
 
 def test_adding_a_view_leaves_the_others_as_they_were():
     index = torch.arange(50)
-    alone = draw(Recipe((FULL,)), 0, 0, index, sizes(50))["weak"]
+    alone = draw(Views((FULL,)), 0, 0, index, sizes(50))["weak"]
     assert same(alone, draw(RECIPE, 0, 0, index, sizes(50))["weak"])
 
 
 def test_derived_view_shares_crop_and_flip_and_draws_its_own_colours():
-    recipe = Recipe((View("weak", 32), View("aggressive", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=1.0), parent="weak")))
+    recipe = Views((View("weak", 32), View("aggressive", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=1.0), parent="weak")))
     drawn = draw(recipe, 0, 0, torch.arange(100), sizes(100))
     assert torch.equal(drawn["weak"].box, drawn["aggressive"].box)
     assert torch.equal(drawn["weak"].flip, drawn["aggressive"].flip)
@@ -110,7 +110,7 @@ def test_crops_are_distributed_as_torchvisions(height, width, scale):
     """500x60 exercises the ten tries and the fallback; 3x1 the smallest boxes."""
     n = 4000
     view = View("v", 32, Crop(scale))
-    ours = draw(Recipe((view,)), 11, 0, torch.arange(n), sizes(n, height, width))["v"].box.numpy()
+    ours = draw(Views((view,)), 11, 0, torch.arange(n), sizes(n, height, width))["v"].box.numpy()
     torch.manual_seed(0)
     blank = torch.empty(3, height, width)
     theirs = [RandomResizedCrop.get_params(blank, list(scale), [3 / 4, 4 / 3]) for _ in range(n)]
@@ -133,7 +133,7 @@ def test_colour_factors_are_distributed_as_torchvisions(many):
 
 def test_strong_jitter_stops_at_zero_as_torchvisions():
     view = View("v", 32, jitter=Jitter(1.5, 0.0, 0.0, 0.0, p=1.0))
-    drawn = draw(Recipe((view,)), 0, 0, torch.arange(4000), sizes(4000))["v"]
+    drawn = draw(Views((view,)), 0, 0, torch.arange(4000), sizes(4000))["v"]
     low, high = ColorJitter(1.5).brightness
     assert kstest(drawn.brightness.numpy(), "uniform", (low, high - low)).pvalue > P_MIN
     assert (drawn.contrast == 1).all() and (drawn.hue == 0).all()
@@ -170,7 +170,7 @@ def test_uniform_has_no_gaps():
 
 def test_centre_crop_is_the_centred_square():
     view = View("v", 32, crop=CentreCrop(0.875), flip=0.0)
-    box = draw(Recipe((view,)), 0, 0, torch.arange(2), torch.tensor([[256, 320], [1, 1]]))["v"].box
+    box = draw(Views((view,)), 0, 0, torch.arange(2), torch.tensor([[256, 320], [1, 1]]))["v"].box
     assert box.tolist() == [[16, 48, 224, 224], [0, 0, 1, 1]]
 
 

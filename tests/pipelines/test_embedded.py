@@ -4,8 +4,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipelines.embedded import CLASSES, textures
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
+from saccade.pipelines.embedded import CLASSES, textures
 
 
 @pytest.fixture(scope="module")

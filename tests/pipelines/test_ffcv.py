@@ -16,23 +16,23 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import ffcv, jpeg
-from pipelines.beton import HEADER, BetonSource
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.ffcv import FfcvPipeline
-from pipelines.order import Order
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
-from pipelines.reference import ReferencePipeline
-from pipelines.sources import ArraySource
-from tools.conversion.prepare import Settings, prepare
-from tools.conversion.write_packed import BetonWriter
-from tools.conversion.writers import Item
+from saccade.base.errors import UserError
+from saccade.pipelines import ffcv, jpeg
+from saccade.pipelines.beton import HEADER, BetonSource
+from saccade.pipelines.data import open_data
+from saccade.pipelines.ffcv import FfcvPipeline
+from saccade.pipelines.order import Order
+from saccade.pipelines.reference import ReferencePipeline
+from saccade.pipelines.sources import ArraySource
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.tools.conversion.prepare import Settings, prepare
+from saccade.tools.conversion.write_packed import BetonWriter
+from saccade.tools.conversion.writers import Item
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed (pip install '.[ffcv]')")
 SIZES = [(90, 120), (120, 90), (64, 64), (70, 133), (200, 151)]
 _WEAK = View("weak", 48, crop=Crop((0.3, 1.0)))
-FULL = Recipe(
+FULL = Views(
     (
         _WEAK,
         View(
@@ -49,7 +49,7 @@ FULL = Recipe(
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )
-PLAIN = Recipe((_WEAK, View("small", 24, crop=Crop((0.05, 0.3), interpolation="bicubic"))))
+PLAIN = Views((_WEAK, View("small", 24, crop=Crop((0.05, 0.3), interpolation="bicubic"))))
 
 
 def photo(number: int) -> Image.Image:
@@ -194,9 +194,9 @@ def test_an_abandoned_epoch_lets_the_interpreter_end(tmp_path):
     path = write_beton(tmp_path / "x.beton", "keep")
     code = (
         "from pathlib import Path\nfrom pipelines.beton import BetonSource\nfrom pipelines.ffcv import FfcvPipeline\n"
-        "from pipelines.order import Order\nfrom pipelines.recipe import Recipe, View\n"
+        "from pipelines.order import Order\nfrom pipelines.views import Views, View\n"
         f"source = BetonSource(Path({str(path)!r}))\n"
-        "steps = iter(FfcvPipeline(source, Recipe((View('a', 16),)), Order(len(source), 4), workers=2))\n"
+        "steps = iter(FfcvPipeline(source, Views((View('a', 16),)), Order(len(source), 4), workers=2))\n"
         "print(next(steps).index.shape)\n"
     )
     done = subprocess.run(
@@ -328,7 +328,7 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.writer import DatasetWriter
-from pipelines.beton import BetonSource
+from saccade.pipelines.beton import BetonSource
 from PIL import Image
 
 def theirs(path, os_cache):

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.recipe import Blur, Jitter, Recipe, View
-from pipelines.render import Photos, appearance, render
+from saccade.pipelines.render import Photos, appearance, render
+from saccade.pipelines.views import Blur, Jitter, View, Views
 from tests.pipelines.oracle import drawn, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = Recipe(View("view", 32, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=Blur(), solarise=0.2).times(2))
+RECIPE = Views(View("view", 32, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=Blur(), solarise=0.2).times(2))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ DIGEST = """
     import hashlib, torch
     from tests.pipelines.oracle import drawn, pictures
     from tests.pipelines.test_kernels_cpu import RECIPE
-    from pipelines.render import render
+    from saccade.pipelines.render import render
     images = pictures(16, 32, 32)
     def digest():
         views = render(images, RECIPE, drawn(RECIPE, images), backend="numba")

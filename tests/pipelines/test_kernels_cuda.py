@@ -11,8 +11,8 @@ import pytest
 import torch
 from packaging.version import Version
 
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
-from pipelines.render import Photos, appearance, render
+from saccade.pipelines.render import Photos, appearance, render
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from tests.pipelines.oracle import drawn, pictures, views_of
 from tests.reference import load_reference
 
@@ -23,11 +23,11 @@ TOLERANCE = 1e-5  # in [0, 1], as in test_render.py
 
 STRONG = {"jitter": Jitter(0.8, 0.8, 0.8, 0.2), "grey": 0.3, "solarise": 0.3}
 RECIPES = {
-    "derived views": Recipe((View("weak", 32), View("strong", 32, **STRONG, blur=Blur(), parent="weak")),
+    "derived views": Views((View("weak", 32), View("strong", 32, **STRONG, blur=Blur(), parent="weak")),
                             (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
-    "no blur, several blocks, cubic": Recipe((View("view", 37, Crop((0.05, 1.0), interpolation="bicubic"), **STRONG),)),
-    "blur without jitter": Recipe((View("view", 9, blur=Blur(1.0, (0.1, 3.0), 5), solarise=0.5),)),
-    "geometry alone": Recipe((View("view", 21, Crop((0.01, 1.0), (0.2, 5.0))),)),
+    "no blur, several blocks, cubic": Views((View("view", 37, Crop((0.05, 1.0), interpolation="bicubic"), **STRONG),)),
+    "blur without jitter": Views((View("view", 9, blur=Blur(1.0, (0.1, 3.0), 5), solarise=0.5),)),
+    "geometry alone": Views((View("view", 21, Crop((0.01, 1.0), (0.2, 5.0))),)),
 }
 
 
@@ -97,9 +97,9 @@ def test_blur_and_solarise_equal_the_stec_reference(case):
     ref = load_reference(case)
     images, none = ref["images"], torch.zeros(len(ref["images"]), dtype=torch.bool)
     view = View("view", images.shape[-1], blur=Blur(kernel_size=int(ref["kernel_size"])), solarise=0.5)
-    params = drawn(Recipe((view,)), images)["view"]
+    params = drawn(Views((view,)), images)["view"]
     blurred = replace(params, sigma=torch.where(ref["applied"], ref["sigma"], torch.zeros(len(images))), solarise=none)
-    out = appearance(images.to(DEVICE), view, blurred.to(DEVICE), Recipe((view,)), backend="triton")
+    out = appearance(images.to(DEVICE), view, blurred.to(DEVICE), Views((view,)), backend="triton")
     # The fixtures' README: an independent convolution in float32 matched them to 5e-7.
     torch.testing.assert_close(out.cpu(), ref["blurred"], rtol=0, atol=5e-7)
 
@@ -135,7 +135,7 @@ def test_kernels_compile_for_hopper_without_one():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pipelines import kernels_cuda
+    from saccade.pipelines import kernels_cuda
 
     floats = {name: "*fp32" for name in ("factors", "sums", "sigma")}
     integers = {name: "i32" for name in ("sample_stride", "channel_stride", "column_stride", "reach")}

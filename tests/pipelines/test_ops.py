@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
-from pipelines import ops
+from saccade.pipelines import ops
 from tests.pipelines.oracle import pictures
 from tests.reference import load_reference
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipelines.errors import UserError
-from pipelines.order import Order
+from saccade.base.errors import UserError
+from saccade.pipelines.order import Order
 
 
 @pytest.mark.parametrize("samples, batch", [(64, 16), (67, 16), (5, 5), (1, 1)])

@@ -9,9 +9,9 @@ import torch
 import torchvision.transforms.functional as F
 from PIL import Image, ImageOps
 
-from pipelines.errors import UserError
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View, evaluation_recipe, stec_blur
-from pipelines.render import Photos, appearance, render
+from saccade.base.errors import UserError
+from saccade.pipelines.render import Photos, appearance, render
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views, evaluation_views, stec_blur
 from tests.pipelines.oracle import drawn, pictures, views_of
 from tests.reference import load_reference
 
@@ -22,24 +22,24 @@ BACKENDS = ["torch", "numba"]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 RECIPES = {
-    "resa": Recipe((View("weak", 32, Crop((0.2, 1.0))),
+    "resa": Views((View("weak", 32, Crop((0.2, 1.0))),
                     View("strong", 32, Crop((0.2, 1.0), interpolation="bicubic"), jitter=Jitter(0.4, 0.4, 0.2, 0.1),
                          grey=0.2, blur=Blur(0.5), solarise=0.2)), **IMAGENET),
-    "ressl": Recipe((View("weak", 24, Crop((0.2, 1.0))),
+    "ressl": Views((View("weak", 24, Crop((0.2, 1.0))),
                      View("strong", 24, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2,
                           blur=Blur(0.5, (0.1, 2.0), 5)))),
-    "rsa": Recipe((*View("weak", 32, Crop((0.2, 1.0))).times(2),
+    "rsa": Views((*View("weak", 32, Crop((0.2, 1.0))).times(2),
                    *(View(f"strong_{i}", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5),
                           parent=f"weak_{i}") for i in range(2))), **IMAGENET),
-    "stec": Recipe(View("view", 96, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=stec_blur(96),
+    "stec": Views(View("view", 96, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=stec_blur(96),
                         solarise=0.2).times(2)),
-    "evaluation": evaluation_recipe(28, **IMAGENET, fraction=0.875),
-    "odd": Recipe((View("tiny", 1),
+    "evaluation": evaluation_views(28, **IMAGENET, fraction=0.875),
+    "odd": Views((View("tiny", 1),
                    View("odd", 17, jitter=Jitter(1.0, 1.0, 1.0, 0.5, p=1.0), blur=Blur(1.0, (0.1, 9.0), 33)),
                    View("cubic", 45, Crop((0.01, 1.0), interpolation="bicubic"), grey=1.0))),
 }
 COLOUR = {"jitter": Jitter(0.4, 0.4, 0.2, 0.1), "grey": 0.2, "blur": Blur()}
-MULTI_CROP = Recipe((*View("global", 224, Crop((0.32, 1.0)), **COLOUR).times(2),
+MULTI_CROP = Views((*View("global", 224, Crop((0.32, 1.0)), **COLOUR).times(2),
                      *View("local", 96, Crop((0.05, 0.32), interpolation="bicubic"), **COLOUR, solarise=0.2).times(2)),
                     **IMAGENET)
 
@@ -90,7 +90,7 @@ BOXES = [(0, 0, 1, 1), (10, 19, 1, 1), (0, 0, 1, 20), (5, 3, 1, 9), (0, 7, 11, 1
 @pytest.mark.parametrize("size", [1, 3, 8, 11, 33])
 def test_extreme_boxes_are_torchvisions(size, interpolation, backend):
     images = pictures(len(BOXES) * 2, 11, 20)
-    recipe = Recipe((View("view", size, Crop(interpolation=interpolation)),))
+    recipe = Views((View("view", size, Crop(interpolation=interpolation)),))
     params = drawn(recipe, images)
     params = {"view": replace(params["view"], box=torch.tensor(BOXES * 2),
                               flip=torch.arange(2).repeat_interleave(len(BOXES)).bool())}
@@ -105,7 +105,7 @@ def test_random_cases_are_torchvisions(backend):
         taps = int(random.integers(1, size)) * 2 + 1
         view = View("view", size, Crop((0.01, 1.0), (0.2, 5.0), ("bilinear", "bicubic")[case % 2]),
                     jitter=Jitter(1, 1, 1, 0.5), grey=0.3, blur=Blur(0.7, (0.01, 4.0), taps), solarise=0.5)
-        recipe, images = Recipe((view,)), pictures(3, height, width, seed=case)
+        recipe, images = Views((view,)), pictures(3, height, width, seed=case)
         params = drawn(recipe, images, seed=case)
         # Gains of 2 in brightness, contrast and saturation make single pixels worse than published recipes do.
         view = render(images, recipe, params, backend=backend)["view"].double()
@@ -187,14 +187,14 @@ def test_appearance_finishes_views_cut_elsewhere(backend):
     view, images = recipe["view_0"], pictures(12, 96, 96)
     params = drawn(recipe, images)["view_0"]
     whole = replace(params, box=torch.tensor([[0, 0, 96, 96]]).expand(12, 4), flip=torch.zeros(12, dtype=torch.bool))
-    expected = {"view_0": views_of(images, Recipe((view,)), {"view_0": whole})["view_0"]}
+    expected = {"view_0": views_of(images, Views((view,)), {"view_0": whole})["view_0"]}
     floats = images.float() / 255
     for image in (images.permute(0, 2, 3, 1).contiguous(), images, floats,
                   floats.contiguous(memory_format=torch.channels_last), images.double() / 255):
         before = image.clone()
         out = appearance(image, view, params, recipe, backend=backend)
         assert out.is_contiguous(memory_format=torch.channels_last) and out.dtype == torch.float32
-        assert_views({"view_0": out}, expected, Recipe((view,)))
+        assert_views({"view_0": out}, expected, Views((view,)))
         assert torch.equal(image, before), "the caller's image was changed"
 
 
@@ -202,9 +202,9 @@ def test_appearance_finishes_views_cut_elsewhere(backend):
 def test_a_choice_the_recipe_does_not_have_is_not_executed(backend):
     strong, plain = RECIPES["resa"]["strong"], View("strong", 32)
     images = pictures(8, 32, 32)
-    params = drawn(Recipe((strong,)), images)
+    params = drawn(Views((strong,)), images)
     image = images.float() / 255
-    out = appearance(image, plain, params["strong"], Recipe((plain,)), backend=backend)
+    out = appearance(image, plain, params["strong"], Views((plain,)), backend=backend)
     torch.testing.assert_close(out, image, rtol=0, atol=1e-7)
 
 
@@ -214,7 +214,7 @@ def test_blur_and_solarise_equal_the_stec_reference(case, backend):
     ref = load_reference(case)
     images, count = ref["images"], len(ref["images"])
     view = View("view", images.shape[-1], blur=Blur(kernel_size=int(ref["kernel_size"])), solarise=0.5)
-    recipe, none = Recipe((view,)), torch.zeros(count, dtype=torch.bool)
+    recipe, none = Views((view,)), torch.zeros(count, dtype=torch.bool)
     params = drawn(recipe, images)["view"]
     blurred = replace(params, sigma=torch.where(ref["applied"], ref["sigma"], torch.zeros(count)), solarise=none)
     # float32 sums in another order: two units in the last place at 1.0
@@ -244,7 +244,7 @@ def pil_view(pixels, view, params):
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_geometry_is_pils_to_one_rounding(interpolation):
-    recipe = Recipe((View("view", 32, Crop(interpolation=interpolation)),))
+    recipe = Views((View("view", 32, Crop(interpolation=interpolation)),))
     images = pictures(40, 48, 40) // 2 + 64  # away from black and white, where PIL cuts its first cubic pass
     params = drawn(recipe, images)
     out = render(images, recipe, params)["view"].double()
@@ -256,7 +256,7 @@ def test_geometry_is_pils_to_one_rounding(interpolation):
 
 def test_colour_differs_from_pils_only_by_its_uint8_rounding():
     view = View("view", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, solarise=0.2)
-    recipe, images = Recipe((view,)), pictures(60, 48, 40)
+    recipe, images = Views((view,)), pictures(60, 48, 40)
     params = drawn(recipe, images)
     out = render(images, recipe, params)["view"].double()
     pil = torch.stack([pil_view(x, view, params["view"][n:n + 1]) for n, x in enumerate(images)])

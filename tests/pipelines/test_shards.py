@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import remote, shards
-from pipelines.build import create_order
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.order import Order, ShardedOrder
-from pipelines.shards import ShardSource, index_of
-from pipelines.sources import ArraySource, decode
+from saccade.base.errors import UserError
+from saccade.pipelines import remote, shards
+from saccade.pipelines.build import create_order
+from saccade.pipelines.data import open_data
+from saccade.pipelines.order import Order, ShardedOrder
+from saccade.pipelines.shards import ShardSource, index_of
+from saccade.pipelines.sources import ArraySource, decode
 from tests.pipelines.files import picture, stored, tar_with, write_idx
 
 
@@ -79,7 +79,7 @@ def test_shards_written_by_webdataset(tmp_path):
 
 
 def test_shards_written_by_convert_keep_classes(tmp_path):
-    from tools.convert import main as convert
+    from saccade.tools.convert import main as convert
 
     for k in range(6):
         file = tmp_path / "photos" / ("zebra", "ant")[k % 2] / f"{k}.jpg"

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.beton import BetonSource
-from pipelines.build import build_pipeline, dali_installed
-from pipelines.data import open_data
-from pipelines.order import Order
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
-from pipelines.shards import ShardSource
-from pipelines.sources import FolderSource
+from saccade.pipelines.beton import BetonSource
+from saccade.pipelines.build import build_pipeline, dali_installed
+from saccade.pipelines.data import open_data
+from saccade.pipelines.order import Order
+from saccade.pipelines.shards import ShardSource
+from saccade.pipelines.sources import FolderSource
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with
 
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
 EXECUTORS = ["resident", "reference", pytest.param("dali", marks=needs_dali), "ffcv"]
 IMAGES = 26
 JITTER = Jitter(0.4, 0.4, 0.4, 0.1)
-RECIPE = Recipe((View("weak", 24, crop=Crop((0.2, 1.0))), View("strong", 24, jitter=JITTER, blur=Blur(kernel_size=5), parent="weak")))
+RECIPE = Views((View("weak", 24, crop=Crop((0.2, 1.0))), View("strong", 24, jitter=JITTER, blur=Blur(kernel_size=5), parent="weak")))
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_closed_pipelines_leave_nothing_behind(data, executor, workers, times):
 
 
 def test_shard_source_keeps_few_files_open_and_closes_them(data, monkeypatch):
-    monkeypatch.setattr("pipelines.shards._OPEN_FILES", 2)
+    monkeypatch.setattr("saccade.pipelines.shards._OPEN_FILES", 2)
     before = resources()["files"]
     source = open_data(str(data / "x-{0..2}.tar"))[0]
     assert isinstance(source, ShardSource)

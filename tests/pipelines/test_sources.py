@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.sources import FolderSource, decode, image_size
+from saccade.base.errors import UserError
+from saccade.pipelines.data import open_data
+from saccade.pipelines.sources import FolderSource, decode, image_size
 
 
 def save(path, mode="RGB", size=(20, 12), **options):

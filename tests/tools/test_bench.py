@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from losses.registry import find_method, methods
-from pipelines.errors import UserError
-from tools import bench
-from tools.benchmark import gpu, growth
-from tools.benchmark.baseline import FLAVOURS, ManyCrops
-from tools.benchmark.compare import compare
-from tools.benchmark.measure import Contender, cpu_seconds, measure, memory_mib
-from tools.benchmark.profiling import by_kind
-from tools.benchmark.rows import Row, environment, read_rows, write_rows
-from tools.benchmark.suites import noise, photo_recipe, photos
+from benchmarks.profile_step import by_kind
+from saccade.base.errors import UserError
+from saccade.losses.registry import find_method, methods
+from saccade.tools import bench
+from saccade.tools.benchmark import gpu, growth
+from saccade.tools.benchmark.baseline import FLAVOURS, ManyCrops
+from saccade.tools.benchmark.compare import compare
+from saccade.tools.benchmark.measure import Contender, cpu_seconds, measure, memory_mib
+from saccade.tools.benchmark.rows import Row, environment, read_rows, write_rows
+from saccade.tools.benchmark.suites import noise, photo_recipe, photos
 
 CPU = torch.device("cpu")
 

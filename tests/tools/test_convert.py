@@ -17,16 +17,16 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.manifest import manifest_of
-from pipelines.sources import FolderSource, decode
-from tools.conversion import forecast, run
-from tools.conversion.job import Job
-from tools.conversion.journal import OWN
-from tools.conversion.prepare import Settings
-from tools.conversion.sources import open_dataset
-from tools.convert import main
+from saccade.base.errors import UserError
+from saccade.pipelines.data import open_data
+from saccade.pipelines.manifest import manifest_of
+from saccade.pipelines.sources import FolderSource, decode
+from saccade.tools.conversion import forecast, run
+from saccade.tools.conversion.job import Job
+from saccade.tools.conversion.journal import OWN
+from saccade.tools.conversion.prepare import Settings
+from saccade.tools.conversion.sources import open_dataset
+from saccade.tools.convert import main
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_pyarrow = pytest.mark.skipif(

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.errors import UserError
-from tools import doctor
-from tools.benchmark.diagnosis import Speeds, advise, bottleneck, warnings_for
-from tools.benchmark.inspection import decode_rate, decoded_gib, without_colour
-from tools.benchmark.suites import noise, photo_recipe
+from saccade.base.errors import UserError
+from saccade.tools import doctor
+from saccade.tools.benchmark.diagnosis import Speeds, advise, bottleneck, warnings_for
+from saccade.tools.benchmark.inspection import decode_rate, decoded_gib, without_colour
+from saccade.tools.benchmark.suites import noise, photo_recipe
 
 HEALTHY = Speeds(
     "t",

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.draw import draw
-from pipelines.errors import UserError
-from pipelines.recipe import Crop, Jitter, Recipe
-from tools import parity
-from tools.parity_cases import method_recipes, operations, tolerance
-from tools.parity_draws import SIGNIFICANT, binomial, chi_squared, compare_draws, kolmogorov_smirnov
+from saccade.base.errors import UserError
+from saccade.pipelines.draw import draw
+from saccade.pipelines.views import Crop, Jitter, Views
+from saccade.tools import parity
+from saccade.tools.parity_cases import method_recipes, operations, tolerance
+from saccade.tools.parity_draws import SIGNIFICANT, binomial, chi_squared, compare_draws, kolmogorov_smirnov
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def sources(tmp_path_factory):
     return parity.make_sources(tmp_path_factory.mktemp("parity"), None, 2)
 
 
-def some(size: int) -> dict[str, Recipe]:
+def some(size: int) -> dict[str, Views]:
     return {name: recipe for name, recipe in operations(size).items() if name in ("crop bicubic", "jitter, any order", "derived view")}
 
 
@@ -87,10 +87,10 @@ def test_draws_are_torchvisions():
 def test_draws_that_differ_are_noticed(monkeypatch, changed):
     from dataclasses import replace
 
-    from tools import parity_draws
+    from saccade.tools import parity_draws
 
     def other(recipe, *args):
-        return draw(Recipe((replace(recipe["view"], **changed),)), *args)
+        return draw(Views((replace(recipe["view"], **changed),)), *args)
 
     monkeypatch.setattr(parity_draws, "draw", other)
     assert [test for test in compare_draws(samples=4000) if test.p < SIGNIFICANT]

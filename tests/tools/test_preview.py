@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from pipelines.errors import UserError
-from tools import preview
+from saccade.base.errors import UserError
+from saccade.tools import preview
 
 
 def test_a_row_for_each_image_and_a_column_for_each_view(tmp_path, capsys):

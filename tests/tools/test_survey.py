@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.errors import UserError
-from tools.survey import main
+from saccade.base.errors import UserError
+from saccade.tools.survey import main
 
 
 def test_a_row_holds_what_the_run_and_its_features_showed(tmp_path, capsys):

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from pipelines.errors import UserError
-from pipelines.recipe import Crop, Recipe, View
-from pipelines.sources import FolderSource, Source
+from saccade.base.errors import UserError
+from saccade.pipelines.sources import FolderSource, Source
+from saccade.pipelines.views import Crop, View, Views
 
 FLAVOURS = ("torchvision-pil", "torchvision-v2")
 
@@ -32,7 +32,7 @@ class GaussianBlur:
 class ManyCrops:
     """All views of one image, as MoCo's TwoCropsTransform makes two. A derived view starts from its parent's crop."""
 
-    def __init__(self, recipe: Recipe, flavour: str) -> None:
+    def __init__(self, recipe: Views, flavour: str) -> None:
         self.names = [(view.name, view.parent) for view in recipe]
         self.prepare = v2.PILToTensor() if flavour == "torchvision-v2" else lambda image: image
         cut, paint = (_cut_v2, _paint_v2) if flavour == "torchvision-v2" else (_cut_pil, _paint_pil)
@@ -63,7 +63,7 @@ def _cut_v2(view: View) -> Callable:
     )
 
 
-def _paint_pil(view: View, recipe: Recipe) -> Callable:
+def _paint_pil(view: View, recipe: Views) -> Callable:
     steps = []
     if view.jitter:
         j = view.jitter
@@ -77,7 +77,7 @@ def _paint_pil(view: View, recipe: Recipe) -> Callable:
     return v1.Compose([*steps, v1.ToTensor(), v1.Normalize(recipe.mean, recipe.std)])
 
 
-def _paint_v2(view: View, recipe: Recipe) -> Callable:
+def _paint_v2(view: View, recipe: Views) -> Callable:
     steps = []
     if view.jitter:
         j = view.jitter
@@ -101,7 +101,7 @@ def _mode(crop: Crop) -> v1.InterpolationMode:
     return v1.InterpolationMode(crop.interpolation)
 
 
-class Views(Dataset):
+class ViewsDataset(Dataset):
     """Item i: the views of image i and its label (-1 without one)."""
 
     def __init__(self, source: Source, transform: ManyCrops) -> None:
@@ -120,10 +120,10 @@ class Views(Dataset):
 
 
 def baseline_loader(
-    source: Source, recipe: Recipe, flavour: str, batch_size: int, workers: int, device: torch.device
+    source: Source, recipe: Views, flavour: str, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
     """Shuffled, pinned on a GPU; one permutation after another without end, so that workers do not end with an epoch."""
-    views = Views(source, ManyCrops(recipe, flavour))
+    views = ViewsDataset(source, ManyCrops(recipe, flavour))
     return DataLoader(
         views,
         batch_size,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
-from tools.benchmark.rows import KEY, columns, read_rows
+from saccade.base.errors import UserError
+from saccade.tools.benchmark.rows import KEY, columns, read_rows
 
 
 def compare(old_file: Path, new_file: Path, tolerance: float, force: bool) -> int:

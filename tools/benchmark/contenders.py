@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
-from pipelines.build import available_cpus, build_pipeline, choose_executor
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.pipeline import Batch, Pipeline
-from tools.benchmark.baseline import FLAVOURS, baseline_loader
-from tools.benchmark.measure import Contender
-from tools.benchmark.rows import Row, device_name
-from tools.benchmark.suites import Work
-from tools.benchmark.trainer import Trainer
+from saccade.base.errors import UserError
+from saccade.base.machine import available_cpus
+from saccade.pipelines.build import build_pipeline, choose_executor
+from saccade.pipelines.order import Order
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.tools.benchmark.baseline import FLAVOURS, baseline_loader
+from saccade.tools.benchmark.measure import Contender
+from saccade.tools.benchmark.rows import Row, device_name
+from saccade.tools.benchmark.suites import Work
+from saccade.tools.benchmark.trainer import Trainer
 
 
 def loaders(

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.build import available_cpus, build_pipeline, choose_executor
-from pipelines.order import Order
-from pipelines.recipe import Recipe
-from pipelines.sources import ArraySource, BadImage, FolderSource, Source
-from tools.benchmark.contenders import epochs
-from tools.benchmark.diagnosis import Speeds
-from tools.benchmark.measure import Contender, measure
-from tools.benchmark.rows import Row
-from tools.benchmark.trainer import Trainer
+from saccade.base.machine import available_cpus
+from saccade.pipelines.build import build_pipeline, choose_executor
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import ArraySource, BadImage, FolderSource, Source
+from saccade.pipelines.views import Views
+from saccade.tools.benchmark.contenders import epochs
+from saccade.tools.benchmark.diagnosis import Speeds
+from saccade.tools.benchmark.measure import Contender, measure
+from saccade.tools.benchmark.rows import Row
+from saccade.tools.benchmark.trainer import Trainer
 
 SECONDS, ROUNDS, BUDGET, SAMPLED = 0.7, 3, 20.0, 64
 
@@ -42,7 +43,7 @@ def inspect(argv: list[str]) -> Speeds:
             device.type,
             recipe.image_size,
             recipe.batch_size,
-            len(recipe.views.views),
+            len(recipe.views),
         )
         return Contender(row, start)
 
@@ -94,7 +95,7 @@ def batch_dtype(batch) -> torch.dtype:
     return next(iter(batch.views.values())).dtype
 
 
-def without_colour(recipe: Recipe) -> Recipe:
+def without_colour(recipe: Views) -> Views:
     """The same crops only: what is left of the cost is colour and blur."""
     return replace(recipe, views=tuple(replace(v, jitter=None, grey=0.0, blur=None, solarise=0.0) for v in recipe))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tools.benchmark.rows import Row
+from saccade.tools.benchmark.rows import Row
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from runs.folder import write_atomically
-from tools.benchmark.rows import Row
+from saccade.base.files import write_atomically
+from saccade.tools.benchmark.rows import Row
 
 COLOURS = {"baseline": "#9aa0a6", "loader": "#1f77b4", "model": "#e69f00", "train": "#009e73"}
 NAMES = {"baseline": "torchvision", "loader": "loader ceiling", "model": "model ceiling", "train": "end to end"}

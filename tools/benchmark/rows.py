@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from pipelines.errors import UserError
-from runs.folder import git_commit, hardware, versions, write_atomically
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
+from saccade.base.machine import git_commit, hardware, versions
 
 KEY = ("kind", "executor", "recipe", "data", "device", "backbone", "batch_size", "image_size", "precision", "workers")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from losses.recipe import NORMALISATION
-from losses.registry import find_method
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.recipe import Blur, Crop, Jitter, Recipe, View
-from pipelines.sources import ArraySource, Source
+from saccade.base.errors import UserError
+from saccade.losses.recipe import NORMALISATION
+from saccade.losses.registry import find_method
+from saccade.pipelines.data import open_data
+from saccade.pipelines.sources import ArraySource, Source
+from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"  # real images beside a developer's checkout
 SUITES = ("cifar", "photos", "multicrop")
@@ -27,7 +27,7 @@ class Work:
     """A recipe over a source. data: what the rows call the images."""
 
     recipe_name: str
-    recipe: Recipe
+    recipe: Views
     data: str
     source: Source
     batch_size: int
@@ -61,14 +61,14 @@ def build_suite(
     )
 
 
-def photo_recipe(size: int, crops: int = 0) -> Recipe:
+def photo_recipe(size: int, crops: int = 0) -> Views:
     """MoCo v2's two views (crop 0.2-1, jitter, grey, blur), and SwAV's small ones where `crops` are wanted."""
     base = View("view", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5, (0.1, 2.0)))
     small = replace(base, name="small", size=round(size * 96 / 224), crop=Crop((0.05, 0.2)))
-    return Recipe(base.times(2) + (small.times(crops) if crops else ()), *NORMALISATION["imagenet"])
+    return Views(base.times(2) + (small.times(crops) if crops else ()), *NORMALISATION["imagenet"])
 
 
-def describe(recipe: Recipe) -> str:
+def describe(recipe: Views) -> str:
     """E.g. "2x224+6x96"."""
     sizes = [view.size for view in recipe]
     return "+".join(f"{sizes.count(s)}x{s}" for s in dict.fromkeys(sizes))
@@ -131,7 +131,7 @@ def _synthetic_jpegs(count: int) -> list[bytes]:
 
 def as_betons(source: Source, scratch: Path) -> dict[str, Source]:
     """The folder as .beton, its JPEGs kept and as raw pixels; what needs a package that is missing is left out."""
-    from tools.convert import main as convert
+    from saccade.tools.convert import main as convert
 
     made = {}
     for form, flags in {"jpg": [], "raw": ["--store", "raw"]}.items():

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import train
-from pipelines.data import open_data
-from pipelines.pipeline import Batch
-from pipelines.sources import Source
-from runs.config import check_flags, parse_flags, resolve
+from saccade import train
+from saccade.pipelines.data import open_data
+from saccade.pipelines.pipeline import Batch
+from saccade.pipelines.sources import Source
+from saccade.runs.config import check_flags, parse_flags, resolve
 
 
 class Trainer:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UserError
-from pipelines.sources import BadImage
-from tools.conversion.job import Job
-from tools.conversion.journal import same_disk_free
-from tools.conversion.prepare import Prepared, Settings, prepare
-from tools.conversion.readers import Reader
-from tools.conversion.sources import DataSet
-from tools.conversion.write_packed import PAGE
+from saccade.base.errors import UserError
+from saccade.pipelines.sources import BadImage
+from saccade.tools.conversion.job import Job
+from saccade.tools.conversion.journal import same_disk_free
+from saccade.tools.conversion.prepare import Prepared, Settings, prepare
+from saccade.tools.conversion.readers import Reader
+from saccade.tools.conversion.sources import DataSet
+from saccade.tools.conversion.write_packed import PAGE
 
 _SAMPLE = 64
 

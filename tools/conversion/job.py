@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
-from tools.conversion.prepare import Settings
-from tools.conversion.read_parquet import pyarrow_parquet
-from tools.conversion.sources import DataSet
-from tools.conversion.write_packed import BetonWriter, NpzWriter, ParquetWriter
-from tools.conversion.writers import FolderWriter, WdsWriter, Writer
+from saccade.base.errors import UserError
+from saccade.tools.conversion.prepare import Settings
+from saccade.tools.conversion.read_parquet import pyarrow_parquet
+from saccade.tools.conversion.sources import DataSet
+from saccade.tools.conversion.write_packed import BetonWriter, NpzWriter, ParquetWriter
+from saccade.tools.conversion.writers import FolderWriter, WdsWriter, Writer
 
 WRITERS: dict[str, type[Writer]] = {
     "folder": FolderWriter,

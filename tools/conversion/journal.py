@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
-from tools.conversion.writers import Row, whole_file
+from saccade.base.errors import UserError
+from saccade.tools.conversion.writers import Row, whole_file
 
 OWN = "conversion"  # the journal's folder within the working folder
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipelines.header import jpeg_header
-from pipelines.jpeg import decode_into
-from pipelines.sources import BadImage, decode, image_size
+from saccade.pipelines.header import jpeg_header
+from saccade.pipelines.jpeg import decode_into
+from saccade.pipelines.sources import BadImage, decode, image_size
 
 RAW = ".raw"  # Prepared.kind of pixels; other kinds are file extensions
 _KINDS = {

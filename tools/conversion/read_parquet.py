@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UserError
-from pipelines.sources import BadImage, check_largest
-from tools.conversion.readers import Reader
+from saccade.base.errors import UserError
+from saccade.pipelines.sources import BadImage, check_largest
+from saccade.tools.conversion.readers import Reader
 
 _CACHED = 4  # row groups kept, about 100 images each
 

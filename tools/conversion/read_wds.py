@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.errors import UserError
-from pipelines.shards import ShardSource, index_of
-from tools.conversion.readers import Reader
+from saccade.base.errors import UserError
+from saccade.pipelines.shards import ShardSource, index_of
+from saccade.tools.conversion.readers import Reader
 
 
 class WdsReader(Reader):

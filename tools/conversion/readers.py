@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.beton import BetonSource
-from pipelines.errors import UserError
-from pipelines.manifest import manifest_of
-from pipelines.sources import ArraySource, BadImage, FolderSource, list_images
+from saccade.base.errors import UserError
+from saccade.pipelines.beton import BetonSource
+from saccade.pipelines.manifest import manifest_of
+from saccade.pipelines.sources import ArraySource, BadImage, FolderSource, list_images
 
 _FILE_COLUMNS = ("file", "filename", "file_name", "image", "img", "path", "name", "id", "image_id")
 _LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "breed")

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.errors import UserError
-from pipelines.manifest import Manifest, Split
-from pipelines.sources import BadImage
-from tools.conversion.forecast import check_space, forecast, prepared_or_bad
-from tools.conversion.job import WRITERS, Job, check, describe, plan_of
-from tools.conversion.journal import Journal, publish
-from tools.conversion.readers import Reader
-from tools.conversion.sources import DataSet
-from tools.conversion.verify import verify_split
-from tools.conversion.writers import Item, Row, Writer
+from saccade.base.errors import UserError
+from saccade.pipelines.manifest import Manifest, Split
+from saccade.pipelines.sources import BadImage
+from saccade.tools.conversion.forecast import check_space, forecast, prepared_or_bad
+from saccade.tools.conversion.job import WRITERS, Job, check, describe, plan_of
+from saccade.tools.conversion.journal import Journal, publish
+from saccade.tools.conversion.readers import Reader
+from saccade.tools.conversion.sources import DataSet
+from saccade.tools.conversion.verify import verify_split
+from saccade.tools.conversion.writers import Item, Row, Writer
 
 _LIST = 20  # bad images named in a message
 

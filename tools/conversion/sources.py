@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data import NAMES, load_npz, open_data
-from pipelines.errors import UserError
-from pipelines.manifest import manifest_of
-from pipelines.sources import ArraySource
-from tools.conversion.read_parquet import ParquetReader
-from tools.conversion.read_wds import WdsReader
-from tools.conversion.readers import ArrayReader, BetonReader, CsvReader, FolderReader, Reader
+from saccade.base.errors import UserError
+from saccade.pipelines.data import NAMES, load_npz, open_data
+from saccade.pipelines.manifest import manifest_of
+from saccade.pipelines.sources import ArraySource
+from saccade.tools.conversion.read_parquet import ParquetReader
+from saccade.tools.conversion.read_wds import WdsReader
+from saccade.tools.conversion.readers import ArrayReader, BetonReader, CsvReader, FolderReader, Reader
 
 SPLITS = ("train", "val", "valid", "validation", "test", "unlabeled")
 _TORCHVISION = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "stl10_binary": "stl10"}

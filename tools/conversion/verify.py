@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.data import load_npz
-from pipelines.errors import UserError
-from tools.conversion.prepare import RAW, Settings, prepare
-from tools.conversion.read_parquet import ParquetReader
-from tools.conversion.read_wds import WdsReader
-from tools.conversion.readers import ArrayReader, BetonReader, FolderReader, Reader
-from tools.conversion.writers import Row
+from saccade.base.errors import UserError
+from saccade.pipelines.data import load_npz
+from saccade.tools.conversion.prepare import RAW, Settings, prepare
+from saccade.tools.conversion.read_parquet import ParquetReader
+from saccade.tools.conversion.read_wds import WdsReader
+from saccade.tools.conversion.readers import ArrayReader, BetonReader, FolderReader, Reader
+from saccade.tools.conversion.writers import Row
 
 SAMPLE = 1000
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.beton import (
+from saccade.base.errors import UserError
+from saccade.pipelines.beton import (
     ALLOCATION,
     FIELD,
     HEADER,
@@ -23,11 +24,10 @@ from pipelines.beton import (
     ROWS,
     VERSION,
 )
-from pipelines.beton import RAW as RAW_MODE
-from pipelines.errors import UserError
-from tools.conversion.prepare import RAW
-from tools.conversion.read_parquet import pyarrow_parquet
-from tools.conversion.writers import Item, Row, Writer, whole_file
+from saccade.pipelines.beton import RAW as RAW_MODE
+from saccade.tools.conversion.prepare import RAW
+from saccade.tools.conversion.read_parquet import pyarrow_parquet
+from saccade.tools.conversion.writers import Item, Row, Writer, whole_file
 
 PAGE = 1 << 23  # bytes; FFCV's default. Data does not cross pages
 _ROW_GROUP = 100  # images in a parquet row group, as Hugging Face writes them

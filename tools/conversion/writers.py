@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import UserError
-from tools.conversion.prepare import Prepared
+from saccade.base.errors import UserError
+from saccade.tools.conversion.prepare import Prepared
 
 
 @dataclass(frozen=True)

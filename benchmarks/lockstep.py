@@ -11,16 +11,16 @@ import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-import train
-from models.learner import Learner
-from models.schedules import schedule
-from pipelines.build import build_pipeline
-from pipelines.order import Order
-from pipelines.pipeline import Batch, Pipeline
-from pipelines.recipe import Recipe
-from pipelines.sources import Source
-from runs.config import Config
-from tools.parity_cases import Tolerance, tolerance
+from saccade import train
+from saccade.models.learner import Learner
+from saccade.models.schedules import schedule
+from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.order import Order
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import Views
+from saccade.runs.config import Config
+from saccade.tools.parity_cases import Tolerance, tolerance
 
 CONTROL = "noise"  # no executor: reference's views with noise as large as the tolerance, for what that does to losses
 
@@ -134,7 +134,7 @@ def _endless(pipeline: Pipeline) -> Iterator[Batch]:
         yield from pipeline
 
 
-def _noisy(batch: Batch, recipe: Recipe, step: int) -> Batch:
+def _noisy(batch: Batch, recipe: Views, step: int) -> Batch:
     """Uniform noise whose mean size is the mean pixel difference that executors are allowed."""
     generator = torch.Generator().manual_seed(step)
     size = 2 * tolerance(CONTROL, "crop bilinear").mean / 255 / torch.tensor(recipe.std)[:, None, None]
@@ -147,7 +147,7 @@ def _noisy(batch: Batch, recipe: Recipe, step: int) -> Batch:
     )
 
 
-def _compare_batches(found: Agreement, judge: Batch, batch: Batch, recipe: Recipe, steps: int) -> None:
+def _compare_batches(found: Agreement, judge: Batch, batch: Batch, recipe: Views, steps: int) -> None:
     found.same_samples += torch.equal(batch.index, judge.index)
     found.same_params += all(
         torch.equal(getattr(batch.params[view], name), value)

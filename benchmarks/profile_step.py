@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tools.benchmark.rows import columns
-from tools.benchmark.trainer import Trainer
+from saccade.tools.benchmark.rows import columns
+from saccade.tools.benchmark.trainer import Trainer
 
 WARM_UP, STEPS = 3, 5
 KINDS = (  # the first whose words occur in an operator's name

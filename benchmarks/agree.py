@@ -1,4 +1,4 @@
-"""python -m tools.agree: the same training steps on several executors, side by side: same samples, pixels, losses?"""
+"""python -m benchmarks.agree: the same training steps on several executors, side by side: same samples, pixels, losses?"""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from losses.recipe import ScheduleSpec
-from pipelines.build import available_cpus
-from pipelines.data import open_data
-from pipelines.errors import UserError
-from pipelines.order import Order
-from pipelines.sources import FolderSource, Source
-from runs.config import Config, check_flags, parse_flags, resolve
-from runs.folder import git_commit, hardware, versions, write_atomically
-from tools.command import run_command
-from tools.lockstep import CONTROL, Agreement, LossTolerance, compare
+from benchmarks.lockstep import CONTROL, Agreement, LossTolerance, compare
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
+from saccade.base.machine import available_cpus, git_commit, hardware, versions
+from saccade.losses.recipe import ScheduleSpec
+from saccade.pipelines.data import open_data
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import FolderSource, Source
+from saccade.runs.config import Config, check_flags, parse_flags, resolve
+from saccade.tools.command import run_command
 
 EXECUTORS = ("reference", "dali", "ffcv", "ffcv-raw")
 RECIPES = {"ressl": "imagenet-5crop"}  # where no --recipe is given; else imagenet100
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             show(config, found)
             runs.append(
                 {
-                    "command": "python -m tools.agree " + shlex.join(sys.argv[1:] if argv is None else argv),
+                    "command": "python -m benchmarks.agree " + shlex.join(sys.argv[1:] if argv is None else argv),
                     "date": time.strftime("%Y-%m-%d"),
                     "commit": git_commit(),
                     "seconds": round(time.monotonic() - started),
@@ -83,7 +83,7 @@ def open_photos(data: str) -> FolderSource:
 
 def packed(photos: FolderSource, folder: Path, executor: str) -> Source:
     """The photos as a .beton in `folder`: JPEG files as they are for ffcv, pixels for ffcv-raw."""
-    from tools.convert import main as convert
+    from saccade.tools.convert import main as convert
 
     beton = folder / f"{executor}.beton"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -230,13 +230,13 @@ def _train_flags(flags: argparse.Namespace, method: str) -> argparse.Namespace:
     for name in ("backbone", "image_size", "batch_size", "steps", "lr", "seed", "workers"):
         if getattr(flags, name) is not None:
             argv.append(f"--{name.replace('_', '-')}={getattr(flags, name)}")
-    parsed = parse_flags(argv, "tools.agree")
+    parsed = parse_flags(argv, "benchmarks.agree")
     check_flags(parsed)
     return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(prog="tools.agree", description=main.__doc__)
+    command = argparse.ArgumentParser(prog="benchmarks.agree", description=main.__doc__)
     command.add_argument("--data", required=True, metavar="PHOTOS", help="a folder of photos")
     command.add_argument("--method", default="rsa,ressl", help="one or more, with commas between (default: rsa,ressl)")
     command.add_argument("--recipe", help="the published recipe (default: imagenet-5crop for ressl, else imagenet100)")
@@ -263,4 +263,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command("tools.agree", main)
+    run_command("benchmarks.agree", main)

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from losses.registry import find_method, methods
-from pipelines.build import available_cpus
-from tools.benchmark.contenders import epochs, loaders, steps
-from tools.benchmark.measure import Contender, measure
-from tools.benchmark.rows import Row, environment, table, write_rows
-from tools.benchmark.suites import Work, build_suite, describe, noise, photo_recipe
-from tools.benchmark.trainer import Trainer
+from saccade.base.machine import available_cpus
+from saccade.losses.registry import find_method, methods
+from saccade.tools.benchmark.contenders import epochs, loaders, steps
+from saccade.tools.benchmark.measure import Contender, measure
+from saccade.tools.benchmark.rows import Row, environment, table, write_rows
+from saccade.tools.benchmark.suites import Work, build_suite, describe, noise, photo_recipe
+from saccade.tools.benchmark.trainer import Trainer
 
 CIFAR_IMAGES, RESERVE = 50_000, 20  # seconds kept for the turn that runs when time is up
 

@@ -6,9 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from saccade.base.caches import cache_folder
+
 
 def prepare_libraries() -> None:
-    """Waiting threads sleep, and what is compiled is kept in ~/.cache/saccade. What the user has set stays."""
+    """Waiting threads sleep, and what is compiled is kept in the cache folder. What the user has set stays."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not burn shared cores
     wanted = {"TORCHINDUCTOR_CACHE_DIR": "compiled", "TRITON_CACHE_DIR": "triton"}
     if missing := [variable for variable in wanted if variable not in os.environ]:
@@ -17,11 +19,11 @@ def prepare_libraries() -> None:
 
 
 def _writable_cache() -> Path:
-    cache = Path(os.path.expanduser("~/.cache/saccade"))
+    cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK | os.X_OK):
+            return cache
     except OSError:
-        cache = None
-    if cache is None or not os.access(cache, os.W_OK | os.X_OK):  # Triton would fail; /tmp is kept for this process at least
-        cache = Path(tempfile.mkdtemp(prefix="saccade-"))
-    return cache
+        pass
+    return Path(tempfile.mkdtemp(prefix="saccade-"))  # Triton would fail; /tmp is kept for this process at least

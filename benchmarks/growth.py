@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from losses.registry import find_method
-from pipelines.build import available_cpus
-from pipelines.order import Order
-from pipelines.resident import ResidentPipeline
-from tools.benchmark.contenders import epochs
-from tools.benchmark.measure import Contender, measure, memory_mib
-from tools.benchmark.picture import new_axes, save_figure
-from tools.benchmark.rows import Row, device_name, environment, write_rows
-from tools.benchmark.suites import noise
-from tools.benchmark.trainer import Trainer
+from saccade.base.machine import available_cpus
+from saccade.losses.registry import find_method
+from saccade.pipelines.order import Order
+from saccade.pipelines.resident import ResidentPipeline
+from saccade.tools.benchmark.contenders import epochs
+from saccade.tools.benchmark.measure import Contender, measure, memory_mib
+from saccade.tools.benchmark.picture import new_axes, save_figure
+from saccade.tools.benchmark.rows import Row, device_name, environment, write_rows
+from saccade.tools.benchmark.suites import noise
+from saccade.tools.benchmark.trainer import Trainer
 
 BACKBONE = "test_resnet"
 
@@ -113,12 +113,12 @@ def _trained(x: int, batch: int, size: int = 32, method: str = "simclr", setting
     row = Row(
         "train",
         "resident",
-        f"{method} cifar10 {len(trainer.config.recipe.views.views)}x{size}",
+        f"{method} cifar10 {len(trainer.config.recipe.views)}x{size}",
         source.name,
         device_name(trainer.device),
         size,
         batch,
-        len(trainer.config.recipe.views.views),
+        len(trainer.config.recipe.views),
         None,
         BACKBONE,
         trainer.precision,
@@ -181,7 +181,7 @@ def _alone(what: str, arguments: list, rounds: int, seconds: float) -> Row:
 
 
 def _start(what: str, arguments: list, rounds: int, seconds: float) -> subprocess.Popen:
-    code = "import sys, json; from tools.benchmark.growth import answer; answer(*json.loads(sys.argv[1]))"
+    code = "import sys, json; from benchmarks.growth import answer; answer(*json.loads(sys.argv[1]))"
     command = [sys.executable, "-c", code, json.dumps([what, arguments, rounds, seconds])]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipelines.errors import UserError
+from saccade.base.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Views:
     """The views made of every image, and the normalisation they share. Parents stand before their children."""
 
     views: tuple[View, ...]
@@ -111,6 +111,9 @@ class Recipe:
             known[view.name] = view
         if not self.views:
             raise UserError("the recipe has no views; give at least one.")
+
+    def __len__(self) -> int:
+        return len(self.views)
 
     def __iter__(self) -> Iterator[View]:
         return iter(self.views)
@@ -136,7 +139,7 @@ def stec_blur(size: int) -> Blur:
     return Blur(p=0.5, sigma=(0.1 * size / 224, 2.0 * size / 224), kernel_size=max(3, taps + 1 - taps % 2))
 
 
-def evaluation_recipe(size: int, mean: tuple[float, float, float], std: tuple[float, float, float],
-                      fraction: float = 1.0) -> Recipe:
+def evaluation_views(size: int, mean: tuple[float, float, float], std: tuple[float, float, float],
+                      fraction: float = 1.0) -> Views:
     """One view, `eval`, without any chance: the centre crop of `fraction` of the short side, at `size` pixels."""
-    return Recipe((View("eval", size, crop=CentreCrop(fraction), flip=0.0),), mean, std)
+    return Views((View("eval", size, crop=CentreCrop(fraction), flip=0.0),), mean, std)

@@ -1,0 +1,41 @@
+"""Saccade pre-trains vision backbones without labels, the data pipeline first.
+
+`import saccade` loads nothing heavy; a name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from saccade.base.errors import UserError as UserError
+    from saccade.models.backbone import load_backbone as load_backbone
+    from saccade.pipelines.build import build_pipeline as build_pipeline
+    from saccade.pipelines.data import open_data as open_data
+    from saccade.pipelines.views import View as View
+    from saccade.pipelines.views import Views as Views
+
+_HOMES = {  # public name: the module it lives in
+    "UserError": "saccade.base.errors",
+    "View": "saccade.pipelines.views",
+    "Views": "saccade.pipelines.views",
+    "build_pipeline": "saccade.pipelines.build",
+    "load_backbone": "saccade.models.backbone",
+    "open_data": "saccade.pipelines.data",
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'saccade' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

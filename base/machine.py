@@ -1,0 +1,77 @@
+"""What this machine is and which versions run on it: for records, and for how many workers to start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "numba", "nvidia-dali-cuda130", "ffcv", "webdataset")
+ROOT = Path(__file__).resolve().parents[1]  # of a checkout, or of the installed package
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: affinity and the cgroup's quota, not what the machine has."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = open("/sys/fs/cgroup/cpu.max").read().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2: the affinity is what counts
+    return cpus
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages a run depends on, and Python's."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with "+" if it was changed; None outside a checkout of ours."""
+    commit = _git("rev-parse", "HEAD") if _is_checkout() else None
+    return commit and commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def git_diff() -> str:
+    """What the checkout's tracked files changed since its commit; "" where nothing did, or outside a checkout of ours."""
+    return (_git("diff", "HEAD") or "") if _is_checkout() else ""
+
+
+def _is_checkout() -> bool:
+    """An installed package may lie inside somebody else's repository (their .venv): that is not our commit."""
+    top = _git("rev-parse", "--show-toplevel")
+    return bool(top) and Path(top).resolve() == ROOT
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, errors="replace",
+                              check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """What this machine is, for summaries and measurements."""
+    import torch  # here: the ground floor is loaded before torch is
+
+    described: dict[str, Any] = {"machine": platform.machine(), "cpus": available_cpus(), "threads": torch.get_num_threads()}
+    try:
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        described["cpu"] = names[0] if names else platform.processor()
+        described["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (OSError, ValueError):
+        pass
+    if torch.cuda.is_available():
+        described["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return described
