@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         check_flags(flags)
         subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
         if flags.backbone and subject.run is not None:
-            raise UserError(f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out.")
+            raise UserError(
+                f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out."
+            )
         protocol = find_protocol(flags.protocol, subject.image_size)
         train, test, data = open_both(flags, subject)
         evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
@@ -195,7 +197,10 @@ def print_table(result: dict, subject: Subject, train: Source, test: Source, sum
     rows = [
         ("backbone", f"{subject.name}: {result['backbone']}, {result['network']} network"),
         ("protocol", f"{result['protocol']}: {summary} ({source})"),
-        ("train on", f"{train.name}: {result['n_train']} images, {result['classes']} classes, {result['image_size']} px"),
+        (
+            "train on",
+            f"{train.name}: {result['n_train']} images, {result['classes']} classes, {result['image_size']} px",
+        ),
         ("test on", f"{test.name}: {result['n_test']} images"),
         ("features", f"{result['features']}, std {result['feature_std']}, effective rank {result['effective_rank']}"),
     ]

@@ -16,4 +16,8 @@ class BuildPy(build_py):
 
 
 rooms = find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")])
-setup(packages=["saccade", *(f"saccade.{room}" for room in rooms)], package_dir={"saccade": "."}, cmdclass={"build_py": BuildPy})
+setup(
+    packages=["saccade", *(f"saccade.{room}" for room in rooms)],
+    package_dir={"saccade": "."},
+    cmdclass={"build_py": BuildPy},
+)

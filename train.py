@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         check_flags(flags)
         accelerator = start_accelerator(flags.device, flags.precision)
         with accelerator.local_main_process_first():  # one process downloads
-            train_data, val_data = open_data(flags.data, flags.val_data, flags.data_dir, allow_pipe=flags.allow_pipe or None)
+            train_data, val_data = open_data(
+                flags.data, flags.val_data, flags.data_dir, allow_pipe=flags.allow_pipe or None
+            )
             labelled = open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
         out = Path(flags.out or f"outputs/{flags.method}-{Path(flags.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
         config = resolve(flags, train_data, out)
@@ -89,18 +91,28 @@ def start_accelerator(device: str, precision: str) -> Accelerator:
         precision = "fp32" if cpu else "bf16"
     if precision == "fp16" and cpu:
         raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on a CPU.")
-    accelerator = Accelerator(cpu=cpu, mixed_precision={"fp32": "no"}.get(precision, precision),
-                              kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is unknown to torch 2.11
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != launched:
-        raise UserError(f"{launched} processes were launched but {accelerator.num_processes} found each other; "
-                        "launch with torchrun, or accelerate launch --multi_gpu.")
+        raise UserError(
+            f"{launched} processes were launched but {accelerator.num_processes} found each other; "
+            "launch with torchrun, or accelerate launch --multi_gpu."
+        )
     return accelerator
 
 
-def run(config: Config, accelerator: Accelerator, train_data: Source, val_data: Source | None,
-        labelled: Source | None = None) -> int:
+def run(
+    config: Config,
+    accelerator: Accelerator,
+    train_data: Source,
+    val_data: Source | None,
+    labelled: Source | None = None,
+) -> int:
     """`labelled`: images beside unlabelled training data, for an online classifier and for kNN."""
     set_seed(config.seed)
     with build_train_pipeline(config, accelerator, train_data, labelled) as pipeline:
@@ -116,16 +128,23 @@ def run(config: Config, accelerator: Accelerator, train_data: Source, val_data: 
 # -------------------------------------------------------------- pipeline
 
 
-def build_train_pipeline(config: Config, accelerator: Accelerator, source: Source,
-                         labelled: Source | None = None) -> Pipeline:
+def build_train_pipeline(
+    config: Config, accelerator: Accelerator, source: Source, labelled: Source | None = None
+) -> Pipeline:
     """Views of the recipe, in our order, this process's share of every batch, in the training precision; labelled images
     beside them for a method that has a use for those.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
 
     def build(source: Source, views: Views) -> Pipeline:
-        order = create_order(source, config.shard_group, config.recipe.batch_size, config.seed, accelerator.process_index,
-                             accelerator.num_processes)
+        order = create_order(
+            source,
+            config.shard_group,
+            config.recipe.batch_size,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
         return build_pipeline(source, views, order, config.pipeline, accelerator.device, dtype, config.workers)
 
     pipeline = build(source, config.recipe.views)
@@ -143,19 +162,26 @@ def build_learner(config: Config, source: Source, steps_per_epoch: int, total_st
     batch, rest = divmod(recipe.batch_size // world_size(), config.accumulate)
     splits = batch_norm_splits(recipe.batch_norm)
     if rest:
-        raise UserError(f"--accumulate {config.accumulate} does not divide the {recipe.batch_size // world_size()} images of a "
-                        "process's batch.")
+        raise UserError(
+            f"--accumulate {config.accumulate} does not divide the {recipe.batch_size // world_size()} images of a "
+            "process's batch."
+        )
     if batch < 2:
-        raise UserError(f"a forward pass of {batch} image has no batch statistics; give --batch-size "
-                        f"{2 * world_size() * config.accumulate} or more.")
+        raise UserError(
+            f"a forward pass of {batch} image has no batch statistics; give --batch-size "
+            f"{2 * world_size() * config.accumulate} or more."
+        )
     if batch % splits:
-        raise UserError(f"a forward pass of {batch} images does not fall into the {splits} groups of batch_norm="
-                        f"{recipe.batch_norm}; give --batch-size {recipe.batch_size // batch * max(1, batch // splits) * splits} "
-                        "or --set batch_norm=local.")
+        raise UserError(
+            f"a forward pass of {batch} images does not fall into the {splits} groups of batch_norm="
+            f"{recipe.batch_norm}; give --batch-size {recipe.batch_size // batch * max(1, batch // splits) * splits} "
+            "or --set batch_norm=local."
+        )
     backbone = create_backbone(recipe.backbone, recipe.image_size)
     classes = int(source.labels.max()) + 1 if source.labels is not None else None
-    objective = find_method(recipe.method).objective(recipe, feature_size(backbone, recipe.image_size), classes,
-                                                     steps_per_epoch, total_steps)
+    objective = find_method(recipe.method).objective(
+        recipe, feature_size(backbone, recipe.image_size), classes, steps_per_epoch, total_steps
+    )
     if config.joint_views is not None:
         objective.joint_forward = config.joint_views
     return convert_batch_norm(Learner(backbone, objective, config.seed), recipe.batch_norm)
@@ -165,8 +191,9 @@ def build_optimizer(learner: Learner, spec: OptimizerSpec) -> torch.optim.Optimi
     """LARS, SGD or AdamW, with the recipe's rule of which parameters decay."""
     classifier = "objective.classifier" if getattr(learner.objective, "classifier", None) is not None else None
     trust = spec.trust_coefficient if spec.name == "lars" else None
-    groups = parameter_groups(learner.named_parameters(), spec.rule, spec.weight_decay, trust_coefficient=trust,
-                              classifier=classifier)
+    groups = parameter_groups(
+        learner.named_parameters(), spec.rule, spec.weight_decay, trust_coefficient=trust, classifier=classifier
+    )
     if spec.name == "lars":
         return LARS(groups, spec.lr, spec.momentum, norm=spec.lars_norm)
     if spec.name == "sgd":
@@ -179,14 +206,27 @@ def build_optimizer(learner: Learner, spec: OptimizerSpec) -> torch.optim.Optimi
 # ------------------------------------------------------------------ loop
 
 
-def train(config: Config, accelerator: Accelerator, folder: RunFolder, pipeline: Pipeline, learner: Learner,
-          known_data: Source, val_data: Source | None, total_steps: int) -> int:
+def train(
+    config: Config,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    pipeline: Pipeline,
+    learner: Learner,
+    known_data: Source,
+    val_data: Source | None,
+    total_steps: int,
+) -> int:
     """`known_data`: where kNN looks for neighbours, the training images or the labelled ones beside them."""
     recipe = config.recipe
     learner.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(learner, recipe.optimizer)
-    learning_rate = schedule(recipe.schedule.kind, recipe.optimizer.lr, total_steps=total_steps,
-                             steps_per_epoch=len(pipeline), **recipe.schedule.options)
+    learning_rate = schedule(
+        recipe.schedule.kind,
+        recipe.optimizer.lr,
+        total_steps=total_steps,
+        steps_per_epoch=len(pipeline),
+        **recipe.schedule.options,
+    )
     step, state = 0, {}
     if config.resume:
         state = load_checkpoint(config.out)
@@ -236,8 +276,16 @@ def train(config: Config, accelerator: Accelerator, folder: RunFolder, pipeline:
     return 0
 
 
-def training_step(model: torch.nn.Module, learner: Learner, optimizer: torch.optim.Optimizer, accelerator: Accelerator,
-                  batch: Batch, step: int, lr: float, config: Config) -> dict[str, torch.Tensor]:
+def training_step(
+    model: torch.nn.Module,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    batch: Batch,
+    step: int,
+    lr: float,
+    config: Config,
+) -> dict[str, torch.Tensor]:
     """One optimizer step on one batch; returns the losses of its last forward pass."""
     # Dropout and the like depend on the step and the process alone, so a resumed run repeats them.
     torch.manual_seed(stream_key(config.seed, step, accelerator.process_index) >> 1)
@@ -247,7 +295,9 @@ def training_step(model: torch.nn.Module, learner: Learner, optimizer: torch.opt
     for part, last in micro_batches(batch, config.accumulate):
         with nullcontext() if last else accelerator.no_sync(model):
             labelled = part.companion
-            losses = model(part.views, part.params, part.label, labelled and (labelled.views["labelled"], labelled.label))
+            losses = model(
+                part.views, part.params, part.label, labelled and (labelled.views["labelled"], labelled.label)
+            )
             accelerator.backward(losses["loss"] / config.accumulate)
     if config.recipe.optimizer.clip_norm:
         accelerator.clip_grad_norm_(model.parameters(), config.recipe.optimizer.clip_norm)
@@ -261,7 +311,7 @@ def micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:
     """The batch in `parts` equal pieces, and whether a piece is the last."""
     size = len(batch.index) // parts
     for i in range(parts):
-        yield batch[i * size:(i + 1) * size], i == parts - 1
+        yield batch[i * size : (i + 1) * size], i == parts - 1
 
 
 def evaluation_steps(every: int | None, steps_per_epoch: int, total_steps: int) -> set[int]:
@@ -277,21 +327,42 @@ def checkpoint_due(step: int, every: int | None, pipeline: Pipeline, saved_at: f
     return step % every == 0 if every else pipeline.seen == 0 and time.monotonic() - saved_at > 60
 
 
-def save(config: Config, accelerator: Accelerator, learner: Learner, optimizer: torch.optim.Optimizer, pipeline: Pipeline,
-         step: int, totals: dict[str, float], baselines: dict[str, float]) -> None:
+def save(
+    config: Config,
+    accelerator: Accelerator,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    pipeline: Pipeline,
+    step: int,
+    totals: dict[str, float],
+    baselines: dict[str, float],
+) -> None:
     """A checkpoint of everything that changes during a run; UserError if the network is no longer finite."""
     if not all(bool(p.isfinite().all()) for p in learner.parameters()):
-        raise UserError(f"the run diverged: its weights are not finite at step {step}, so nothing was saved or exported; "
-                        "start again with a lower --lr, a longer warm-up, or --precision fp32.")
+        raise UserError(
+            f"the run diverged: its weights are not finite at step {step}, so nothing was saved or exported; "
+            "start again with a lower --lr, a longer warm-up, or --precision fp32."
+        )
     if accelerator.is_main_process:
-        save_checkpoint(config.out, step, {
-            "step": step, "learner": learner.state_dict(), "optimizer": optimizer.state_dict(),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None, "pipeline": pipeline.state_dict(),
-            "totals": totals, "baselines": baselines}, config.keep)
+        save_checkpoint(
+            config.out,
+            step,
+            {
+                "step": step,
+                "learner": learner.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+                "pipeline": pipeline.state_dict(),
+                "totals": totals,
+                "baselines": baselines,
+            },
+            config.keep,
+        )
 
 
-def restore(state: dict, accelerator: Accelerator, learner: Learner, optimizer: torch.optim.Optimizer,
-            pipeline: Pipeline) -> int:
+def restore(
+    state: dict, accelerator: Accelerator, learner: Learner, optimizer: torch.optim.Optimizer, pipeline: Pipeline
+) -> int:
     """Put everything back as the checkpoint has it; returns its step."""
     try:
         pipeline.load_state_dict(state["pipeline"])
@@ -300,7 +371,9 @@ def restore(state: dict, accelerator: Accelerator, learner: Learner, optimizer: 
         if accelerator.scaler and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UserError(f"--resume: the checkpoint does not belong to this run ({str(error).splitlines()[0][:200]}).") from error
+        raise UserError(
+            f"--resume: the checkpoint does not belong to this run ({str(error).splitlines()[0][:200]})."
+        ) from error
     return state["step"]
 
 

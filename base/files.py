@@ -32,8 +32,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         Path(temporary).unlink(missing_ok=True)
         # torch.save reports a full disk as a RuntimeError of its zip writer
         if isinstance(error, OSError) or (
-                isinstance(error, RuntimeError) and ("writ" in str(error) or "unexpected pos" in str(error))):
+            isinstance(error, RuntimeError) and ("writ" in str(error) or "unexpected pos" in str(error))
+        ):
             full = shutil.disk_usage(path.parent).free < 1 << 22
             reason = getattr(error, "strerror", None) or ("the disk is full" if full else error)
-            raise UserError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
+            raise UserError(
+                f"{path} cannot be written ({reason}); free some space or choose another folder."
+            ) from error
         raise

@@ -9,7 +9,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "numba", "nvidia-dali-cuda130", "ffcv", "webdataset")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "numpy",
+    "pillow",
+    "numba",
+    "nvidia-dali-cuda130",
+    "ffcv",
+    "webdataset",
+)
 ROOT = Path(__file__).resolve().parents[1]  # of a checkout, or of the installed package
 
 
@@ -55,8 +66,14 @@ def _is_checkout() -> bool:
 
 def _git(*arguments: str) -> str | None:
     try:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, errors="replace",
-                              check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            timeout=10,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -65,7 +82,11 @@ def hardware() -> dict[str, Any]:
     """What this machine is, for summaries and measurements."""
     import torch  # here: the ground floor is loaded before torch is
 
-    described: dict[str, Any] = {"machine": platform.machine(), "cpus": available_cpus(), "threads": torch.get_num_threads()}
+    described: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpus": available_cpus(),
+        "threads": torch.get_num_threads(),
+    }
     try:
         names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         described["cpu"] = names[0] if names else platform.processor()

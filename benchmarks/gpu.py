@@ -176,7 +176,9 @@ def host_waits(size: Size, device: torch.device, scratch: Path, rows: list[Row])
         batch = next(iter(trainer.pipeline))
         trainer.step(batch)  # makes the optimizer's state
         row = Row("step", "none", method, source.name, device.type, 32, 64, len(batch.views), backbone="test_resnet")
-        row.more["host_waits"] = _waits(lambda step=trainer.step, batch=batch: step(batch)) if device.type == "cuda" else None
+        row.more["host_waits"] = (
+            _waits(lambda step=trainer.step, batch=batch: step(batch)) if device.type == "cuda" else None
+        )
         made.append(row)
     return made
 

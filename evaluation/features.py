@@ -77,7 +77,9 @@ def extract(
         order = SubsetOrder(len(source), max_images, batch_size)
     recipe = augment or _centre_crop(image_size, mean, std, fraction, interpolation)
     with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
-        batches = progress_bar(forward_batches(backbone, pipeline, precision), len(pipeline), "features", "batch", progress)
+        batches = progress_bar(
+            forward_batches(backbone, pipeline, precision), len(pipeline), "features", "batch", progress
+        )
         features, labels = zip(*batches, strict=True)
     return Features(
         torch.cat([f.cpu() for f in features]),
@@ -88,8 +90,17 @@ def extract(
 def progress_bar(items: Iterable, total: int, what: str, unit: str, shown: bool = True) -> tqdm:
     """The items, with a bar that shows rate and time left; a line every half minute where the output is no terminal."""
     wait, delay = (0.1, 1) if sys.stderr.isatty() else (30, 30)
-    return tqdm(items, what, total, unit=f" {unit}", leave=False, disable=not shown, mininterval=wait, delay=delay,
-                dynamic_ncols=True)
+    return tqdm(
+        items,
+        what,
+        total,
+        unit=f" {unit}",
+        leave=False,
+        disable=not shown,
+        mininterval=wait,
+        delay=delay,
+        dynamic_ncols=True,
+    )
 
 
 def forward_batches(

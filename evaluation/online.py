@@ -24,12 +24,25 @@ class OnlineKNN:
 
     BASELINES: ClassVar = ("raw_pixel_knn_top1", "untrained_knn_top1")
 
-    def __init__(self, accelerator: Accelerator, learner: Learner, recipe: TrainingRecipe, train_data: Source,
-                 val_data: Source | None, monitor, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        learner: Learner,
+        recipe: TrainingRecipe,
+        train_data: Source,
+        val_data: Source | None,
+        monitor,
+        workers: int | None = None,
+    ) -> None:
         self._accelerator, self._learner, self._recipe, self._monitor = accelerator, learner, recipe, monitor
         self._train, self._val, self._workers = train_data, val_data, workers
-        self._why_not = ("there is no evaluation data (--val-data)" if val_data is None else
-                         "the images have no labels" if train_data.labels is None or val_data.labels is None else None)
+        self._why_not = (
+            "there is no evaluation data (--val-data)"
+            if val_data is None
+            else "the images have no labels"
+            if train_data.labels is None or val_data.labels is None
+            else None
+        )
 
     def baselines(self) -> dict[str, float]:
         """Top-1 (%) of raw pixels and of the backbone as it stands, logged as step 0."""
@@ -39,7 +52,9 @@ class OnlineKNN:
         if not self._accelerator.is_main_process:
             return {}
         if len(self._train) < NEIGHBOURS:
-            self._monitor.message(f"kNN takes all {len(self._train)} training images as neighbours, fewer than {NEIGHBOURS}")
+            self._monitor.message(
+                f"kNN takes all {len(self._train)} training images as neighbours, fewer than {NEIGHBOURS}"
+            )
         with self._monitor.paused():
             pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in (self._train, self._val)]
             found = dict(zip(self.BASELINES, (self._top1(*pixels), self._backbone_top1()), strict=True))
@@ -57,12 +72,24 @@ class OnlineKNN:
     def _backbone_top1(self) -> float:
         recipe = self._recipe
         fraction = 0.875 if recipe.image_size >= 160 else 1.0  # photos: 224 of 256, as every paper evaluates
-        features = [extract(self._learner.backbone, source, recipe.image_size, recipe.views.mean, recipe.views.std, fraction,
-                            device=self._accelerator.device, workers=self._workers, max_images=MAX_IMAGES)
-                    for source in (self._train, self._val)]
+        features = [
+            extract(
+                self._learner.backbone,
+                source,
+                recipe.image_size,
+                recipe.views.mean,
+                recipe.views.std,
+                fraction,
+                device=self._accelerator.device,
+                workers=self._workers,
+                max_images=MAX_IMAGES,
+            )
+            for source in (self._train, self._val)
+        ]
         return self._top1(*features)
 
     def _top1(self, train: Features, val: Features) -> float:
         k = min(NEIGHBOURS, len(train))
-        return knn_accuracy(train.features, train.labels, val.features, val.labels, (k,), TEMPERATURE,
-                            device=self._accelerator.device)[k].top1
+        return knn_accuracy(
+            train.features, train.labels, val.features, val.labels, (k,), TEMPERATURE, device=self._accelerator.device
+        )[k].top1

@@ -219,9 +219,7 @@ PROTOCOLS = {
                 drop_last=True,
                 printed="best",
             ),
-            notes=(
-                "the original trains the classifier with the backbone in train mode: --batch-norm-drift does too",
-            ),
+            notes=("the original trains the classifier with the backbone in train mode: --batch-norm-drift does too",),
         ),
         Protocol(
             "rsa-imagenet",

@@ -30,8 +30,9 @@ class Objective(nn.Module):
     shuffle_teacher = False
     evaluate_teacher = False
 
-    def __init__(self, recipe: TrainingRecipe, features: int, classes: int | None, steps_per_epoch: int,
-                 total_steps: int) -> None:
+    def __init__(
+        self, recipe: TrainingRecipe, features: int, classes: int | None, steps_per_epoch: int, total_steps: int
+    ) -> None:
         super().__init__()
         self.recipe, self.options = recipe, recipe.options
         self.features, self.classes = features, classes
@@ -42,8 +43,10 @@ class Objective(nn.Module):
         """The views of student and teacher among the recipe's: those the class names. Override for a free number."""
         needed = dict.fromkeys((*self.student_views, *self.teacher_views))
         if missing := [name for name in needed if name not in views]:
-            raise UserError(f"{self.recipe.method} needs the views {', '.join(needed)}; the recipe has "
-                            f"{', '.join(views)} and lacks {', '.join(missing)}.")
+            raise UserError(
+                f"{self.recipe.method} needs the views {', '.join(needed)}; the recipe has "
+                f"{', '.join(views)} and lacks {', '.join(missing)}."
+            )
         return self.student_views, self.teacher_views
 
     def projector(self) -> nn.Module:
@@ -83,8 +86,10 @@ class QueueObjective(Objective):
         size, batch = self.options.queue_size, self.recipe.batch_size
         if size % batch:
             fitting = max(b for b in range(1, batch + 1) if size % b == 0)
-            raise UserError(f"a queue of {size} keys does not hold whole batches of {batch}; give --batch-size "
-                            f"{fitting} or --set options.queue_size={max(1, round(size / batch)) * batch}.")
+            raise UserError(
+                f"a queue of {size} keys does not hold whole batches of {batch}; give --batch-size "
+                f"{fitting} or --set options.queue_size={max(1, round(size / batch)) * batch}."
+            )
         self.queue = KeyQueue(self.options.projector_dim, size)
         self._fresh: list[Tensor] = []
 

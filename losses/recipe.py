@@ -16,8 +16,15 @@ NORMALISATION = {  # data set: mean, std of the RGB channels in [0, 1]
     "imagenet100": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-IMAGE_SIZE = {"textures": 32, "cifar10": 32, "cifar100": 32, "stl10": 96, "tiny-imagenet": 64, "imagenet100": 224,
-              "imagenet": 224}
+IMAGE_SIZE = {
+    "textures": 32,
+    "cifar10": 32,
+    "cifar100": 32,
+    "stl10": 96,
+    "tiny-imagenet": 64,
+    "imagenet100": 224,
+    "imagenet": 224,
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,7 @@ class TrainingRecipe:
 
 
 def choose_recipe(recipes: Mapping[str, TrainingRecipe], data: str, image_size: int | None = None) -> TrainingRecipe:
-    """The recipe called `data`, else the one of the nearest image size, marked as a proposal; at `image_size` if given.
-    """
+    """The recipe called `data`, else the one of the nearest image size, marked as a proposal; at `image_size` if given."""
     chosen = recipes.get(data)
     if chosen is None:
         size = image_size or IMAGE_SIZE.get(data, 224)
@@ -86,8 +92,12 @@ def choose_recipe(recipes: Mapping[str, TrainingRecipe], data: str, image_size: 
     if image_size in (None, chosen.image_size):
         return chosen
     why = f"{chosen.image_size} px in the recipe; every view is scaled with it"
-    return replace(chosen, image_size=image_size, views=_scaled(chosen.views, image_size / chosen.image_size),
-                   proposals={**chosen.proposals, "image_size": why})
+    return replace(
+        chosen,
+        image_size=image_size,
+        views=_scaled(chosen.views, image_size / chosen.image_size),
+        proposals={**chosen.proposals, "image_size": why},
+    )
 
 
 def embedded_recipe(recipe: TrainingRecipe, options: object) -> TrainingRecipe:
@@ -97,11 +107,21 @@ def embedded_recipe(recipe: TrainingRecipe, options: object) -> TrainingRecipe:
     """
     why = "ours, to be seen working in two minutes on two CPU cores; the loss and, but for blur, the views are theirs"
     views = tuple(replace(view, blur=None) for view in recipe.views)
-    return replace(recipe, data="textures", options=options, views=replace(recipe.views, views=views),
-                   backbone=BackboneSpec("test_resnet", "plain", True),
-                   optimizer=OptimizerSpec("sgd", 0.05, 128, weight_decay=5e-4, rule="ndim"),
-                   schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 0.8}), epochs=8, batch_size=128,
-                   precision="fp32", protocol="knn", sources={}, proposals={"all": why})
+    return replace(
+        recipe,
+        data="textures",
+        options=options,
+        views=replace(recipe.views, views=views),
+        backbone=BackboneSpec("test_resnet", "plain", True),
+        optimizer=OptimizerSpec("sgd", 0.05, 128, weight_decay=5e-4, rule="ndim"),
+        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 0.8}),
+        epochs=8,
+        batch_size=128,
+        precision="fp32",
+        protocol="knn",
+        sources={},
+        proposals={"all": why},
+    )
 
 
 def _scaled(views: Views, factor: float) -> Views:

@@ -27,6 +27,8 @@ def find_method(name: str) -> Method:
     known = methods()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(f"--method {name} is unknown; use one of {', '.join(known)}"
-                        + (f" (did you mean {near[0]}?)." if near else "."))
+        raise UserError(
+            f"--method {name} is unknown; use one of {', '.join(known)}"
+            + (f" (did you mean {near[0]}?)." if near else ".")
+        )
     return known[name]

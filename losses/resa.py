@@ -126,8 +126,10 @@ class ReSA(Objective):
         online = [normalise(outputs.student[view].embedding) for view in self.student_views]
         momentum = [normalise(outputs.teacher[view].projection) for view in self.teacher_views]
         own = own_candidates(len(assignment), assignment.device)
-        return {"loss": resa_loss(online, momentum, assignment, o.temperature, o.form),
-                "self_assigned": assignment.gather(1, own[:, None]).mean()}  # 1: each sample to itself alone
+        return {
+            "loss": resa_loss(online, momentum, assignment, o.temperature, o.form),
+            "self_assigned": assignment.gather(1, own[:, None]).mean(),
+        }  # 1: each sample to itself alone
 
 
 def _xavier(head: nn.Module) -> nn.Module:

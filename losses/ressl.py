@@ -113,46 +113,78 @@ def _five_crops(base: Views) -> Views:
 
 def _small(data: str, size: int, stem: str, queue_size: int, momentum: float) -> TrainingRecipe:
     return TrainingRecipe(
-        method="ressl", data=data, image_size=size, views=_views(size, SMALL_NORMALISATION[data]),
+        method="ressl",
+        data=data,
+        image_size=size,
+        views=_views(size, SMALL_NORMALISATION[data]),
         backbone=BackboneSpec("resnet18", stem, zero_init_last=False),
         options=ReSSLOptions(queue_size=queue_size, teacher_momentum=momentum),
         optimizer=OptimizerSpec("sgd", 0.06, 256, weight_decay=5e-4),
         schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 5}),
-        epochs=800, batch_size=256, batch_norm="split-8", protocol="ressl",
-        sources={"optimizer.weight_decay": "the author in issue 11 of KyleZheng1997/ReSSL, on everything",
-                 "optimizer.lr": SMALL_CODE, "options": SMALL_CODE, "views": SMALL_CODE,
-                 "batch_norm": f"{SMALL_CODE}: 8 splits in student and teacher, the teacher's batch shuffled",
-                 "backbone.stem": SMALL_CODE},
-        proposals={"epochs": "the re-upload's default; the paper's is not known"})
+        epochs=800,
+        batch_size=256,
+        batch_norm="split-8",
+        protocol="ressl",
+        sources={
+            "optimizer.weight_decay": "the author in issue 11 of KyleZheng1997/ReSSL, on everything",
+            "optimizer.lr": SMALL_CODE,
+            "options": SMALL_CODE,
+            "views": SMALL_CODE,
+            "batch_norm": f"{SMALL_CODE}: 8 splits in student and teacher, the teacher's batch shuffled",
+            "backbone.stem": SMALL_CODE,
+        },
+        proposals={"epochs": "the re-upload's default; the paper's is not known"},
+    )
 
 
 def _imagenet(data: str = "imagenet") -> TrainingRecipe:
     return TrainingRecipe(
-        method="ressl", data=data, image_size=224, views=_views(224, NORMALISATION[data]),
+        method="ressl",
+        data=data,
+        image_size=224,
+        views=_views(224, NORMALISATION[data]),
         backbone=BackboneSpec("resnet50", "plain", zero_init_last=False),
         options=ReSSLOptions(teacher_momentum=0.999, projector_hidden=4096, projector_dim=512, queue_size=131072),
         optimizer=OptimizerSpec("sgd", 0.05, 256, weight_decay=1e-4, rule="name"),
         schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 5}),
-        epochs=200, batch_size=256, protocol="ressl-imagenet",
-        sources={"optimizer.rule": f"{CODE}: names with bn or bias, which leaves the four downsample gammas decayed",
-                 "batch_norm": f"{CODE}: 32 images on each of 8 GPUs, the teacher's shuffled; on one GPU "
-                               "--set batch_norm=split-8 is the nearest",
-                 "options": CODE, "views": CODE,
-                 "epochs": "README: 200 epochs linear 69.9; 74.7 with five crops (--recipe imagenet-5crop)"})
+        epochs=200,
+        batch_size=256,
+        protocol="ressl-imagenet",
+        sources={
+            "optimizer.rule": f"{CODE}: names with bn or bias, which leaves the four downsample gammas decayed",
+            "batch_norm": f"{CODE}: 32 images on each of 8 GPUs, the teacher's shuffled; on one GPU "
+            "--set batch_norm=split-8 is the nearest",
+            "options": CODE,
+            "views": CODE,
+            "epochs": "README: 200 epochs linear 69.9; 74.7 with five crops (--recipe imagenet-5crop)",
+        },
+    )
 
 
 _IMAGENET = _imagenet()
 _IMAGENET100 = _imagenet("imagenet100")
-RECIPES = {r.name: r for r in (
-    _small("cifar10", 32, "cifar", 4096, 0.99), _small("cifar100", 32, "cifar", 4096, 0.99),
-    _small("stl10", 64, "cifar-maxpool", 16384, 0.996), _small("tiny-imagenet", 64, "cifar-maxpool", 16384, 0.996),
-    replace(_IMAGENET100, options=replace(_IMAGENET100.options, queue_size=16384, teacher_momentum=0.996),
-            proposals={"all": "the authors give no recipe: that of ImageNet with the queue and momentum of their "
-                              "middle-sized sets"}),
-    _IMAGENET, replace(_IMAGENET, variant="5crop", views=_five_crops(_IMAGENET.views)),
-)}
-RECIPES["textures"] = embedded_recipe(replace(RECIPES["cifar10"], batch_norm="local"),
-                                       ReSSLOptions(queue_size=2048, projector_hidden=512))
+RECIPES = {
+    r.name: r
+    for r in (
+        _small("cifar10", 32, "cifar", 4096, 0.99),
+        _small("cifar100", 32, "cifar", 4096, 0.99),
+        _small("stl10", 64, "cifar-maxpool", 16384, 0.996),
+        _small("tiny-imagenet", 64, "cifar-maxpool", 16384, 0.996),
+        replace(
+            _IMAGENET100,
+            options=replace(_IMAGENET100.options, queue_size=16384, teacher_momentum=0.996),
+            proposals={
+                "all": "the authors give no recipe: that of ImageNet with the queue and momentum of their "
+                "middle-sized sets"
+            },
+        ),
+        _IMAGENET,
+        replace(_IMAGENET, variant="5crop", views=_five_crops(_IMAGENET.views)),
+    )
+}
+RECIPES["textures"] = embedded_recipe(
+    replace(RECIPES["cifar10"], batch_norm="local"), ReSSLOptions(queue_size=2048, projector_hidden=512)
+)
 PUBLISHED = tuple(name for name, recipe in RECIPES.items() if "all" not in recipe.proposals)
 
 
@@ -161,5 +193,6 @@ def ressl_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
     return choose_recipe(RECIPES, data, image_size)
 
 
-METHODS = (Method("ressl", "similarities to past images: a student's follow a teacher's", ReSSL, ressl_recipe,
-                  PUBLISHED),)
+METHODS = (
+    Method("ressl", "similarities to past images: a student's follow a teacher's", ReSSL, ressl_recipe, PUBLISHED),
+)

@@ -70,8 +70,12 @@ class RSA(BYOL):
 
 def _views(base: Views, size: int) -> Views:
     weak = [View(f"weak_{i}", size, Crop((0.2, 1.0))) for i in (1, 2)]
-    aggressive = [replace(view, name=f"aggressive_{i}", parent=view.name, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2,
-                          blur=Blur(0.5)) for i, view in enumerate(weak, 1)]
+    aggressive = [
+        replace(
+            view, name=f"aggressive_{i}", parent=view.name, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5)
+        )
+        for i, view in enumerate(weak, 1)
+    ]
     return replace(base, views=(*weak, *aggressive))
 
 
@@ -80,34 +84,56 @@ def _from_byol(data: str, beta: float, result: str) -> TrainingRecipe:
     base = byol_recipe(data)
     sources = {name: CODE for name in ("views", "optimizer", "options")}
     return replace(
-        base, method="rsa", views=_views(base.views, base.image_size),
+        base,
+        method="rsa",
+        views=_views(base.views, base.image_size),
         options=RSAOptions(**{**asdict(base.options), "teacher_momentum": 0.99}, beta=beta),
-        sources={**sources, "epochs": f"arXiv 2206.01999: {result}",
-                 "options.beta": "arXiv 2206.01999; the code's default is 0.4 on every data set"}, proposals={})
+        sources={
+            **sources,
+            "epochs": f"arXiv 2206.01999: {result}",
+            "options.beta": "arXiv 2206.01999; the code's default is 0.4 on every data set",
+        },
+        proposals={},
+    )
 
 
 def _imagenet(variant: str, epochs: int, lr: float, result: str) -> TrainingRecipe:
     base = _from_byol("imagenet", 0.4, result)
     return replace(
-        base, variant=variant, epochs=epochs, batch_size=2048, precision="fp16", protocol="rsa-imagenet",
+        base,
+        variant=variant,
+        epochs=epochs,
+        batch_size=2048,
+        precision="fp16",
+        protocol="rsa-imagenet",
         optimizer=OptimizerSpec("lars", lr, 256, weight_decay=1e-6, rule="ndim", lars_norm="decayed"),
-        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 10}), batch_norm="sync",
-        sources={**base.sources, "optimizer.lr": "README (200 epochs), arXiv 2206.01999 (100 epochs)",
-                 "precision": "arXiv 2206.01999; the README's command leaves it out"})
+        schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 10}),
+        batch_norm="sync",
+        sources={
+            **base.sources,
+            "optimizer.lr": "README (200 epochs), arXiv 2206.01999 (100 epochs)",
+            "precision": "arXiv 2206.01999; the README's command leaves it out",
+        },
+    )
 
 
 _DRIFT = "; printed after a probe in train mode: eval.py --batch-norm-drift"
-RECIPES = {r.name: r for r in (
-    _from_byol("cifar10", 0.3, "200 epochs linear 92.4, 800 epochs 93.9" + _DRIFT),
-    _from_byol("cifar100", 0.3, "200 epochs linear 68.9, 800 epochs 71.3" + _DRIFT),
-    _from_byol("stl10", 0.4, "200 epochs linear 93.3, 800 epochs 94.3" + _DRIFT),
-    _from_byol("tiny-imagenet", 0.4, "200 epochs linear 54.9, 800 epochs 56.7" + _DRIFT),
-    _from_byol("imagenet100", 0.4, "200 epochs linear 85.5, 100 epochs 83.7"),
-    _imagenet("", 200, 0.6, "200 epochs linear 73.1"), _imagenet("100ep", 100, 0.9, "100 epochs linear 71.4"),
-)}
+RECIPES = {
+    r.name: r
+    for r in (
+        _from_byol("cifar10", 0.3, "200 epochs linear 92.4, 800 epochs 93.9" + _DRIFT),
+        _from_byol("cifar100", 0.3, "200 epochs linear 68.9, 800 epochs 71.3" + _DRIFT),
+        _from_byol("stl10", 0.4, "200 epochs linear 93.3, 800 epochs 94.3" + _DRIFT),
+        _from_byol("tiny-imagenet", 0.4, "200 epochs linear 54.9, 800 epochs 56.7" + _DRIFT),
+        _from_byol("imagenet100", 0.4, "200 epochs linear 85.5, 100 epochs 83.7"),
+        _imagenet("", 200, 0.6, "200 epochs linear 73.1"),
+        _imagenet("100ep", 100, 0.9, "100 epochs linear 71.4"),
+    )
+}
 PUBLISHED = tuple(RECIPES)
 RECIPES["textures"] = embedded_recipe(
-    RECIPES["cifar10"], RSAOptions(projector_hidden=512, predictor_hidden=512, beta=0.3))
+    RECIPES["cifar10"], RSAOptions(projector_hidden=512, predictor_hidden=512, beta=0.3)
+)
 
 
 def rsa_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
@@ -115,5 +141,8 @@ def rsa_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
     return choose_recipe(RECIPES, data, image_size)
 
 
-METHODS = (Method("rsa", "BYOL whose weak views teach aggressive ones, which also attract each other", RSA, rsa_recipe,
-                  PUBLISHED),)
+METHODS = (
+    Method(
+        "rsa", "BYOL whose weak views teach aggressive ones, which also attract each other", RSA, rsa_recipe, PUBLISHED
+    ),
+)

@@ -66,8 +66,10 @@ def create_backbone(spec: BackboneSpec, image_size: int) -> nn.Module:
         raise UserError(f"--backbone {spec.name} cannot be built for {image_size}-pixel images: {error}.") from error
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if patch and image_size % patch[0]:
-        raise UserError(f"--backbone {spec.name} cuts patches of {patch[0]} pixels, which do not divide an image of "
-                        f"{image_size}; give --image-size {max(1, round(image_size / patch[0])) * patch[0]}.")
+        raise UserError(
+            f"--backbone {spec.name} cuts patches of {patch[0]} pixels, which do not divide an image of "
+            f"{image_size}; give --image-size {max(1, round(image_size / patch[0])) * patch[0]}."
+        )
     if spec.stem != "plain":
         replace_stem(model, spec.stem)
     if spec.conv_init == "fan_in_half":
@@ -86,8 +88,10 @@ def fix_as_moco_v3(model: nn.Module, position: bool, patches: bool) -> None:
     the class token. Source: Chen et al. 2021 (arXiv 2104.02057), facebookresearch/moco-v3.
     """
     if not isinstance(model, VisionTransformer) or model.pos_embed is None:
-        raise UserError(f"a fixed position embedding and frozen patches are for timm's ViTs; {type(model).__name__} "
-                        "has neither; give --set backbone.position=default and --set backbone.freeze_patches=false.")
+        raise UserError(
+            f"a fixed position embedding and frozen patches are for timm's ViTs; {type(model).__name__} "
+            "has neither; give --set backbone.position=default and --set backbone.freeze_patches=false."
+        )
     projection = model.patch_embed.proj
     bound = math.sqrt(6 / (projection.weight[0].numel() + projection.out_channels))
     nn.init.uniform_(projection.weight, -bound, bound)
@@ -104,7 +108,7 @@ def fix_as_moco_v3(model: nn.Module, position: bool, patches: bool) -> None:
         angles = [place.flatten()[:, None] * frequency for place in (x, y)]
         table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
         with torch.no_grad():
-            model.pos_embed.zero_()[0, model.pos_embed.shape[1] - len(table):] = table
+            model.pos_embed.zero_()[0, model.pos_embed.shape[1] - len(table) :] = table
         model.pos_embed.requires_grad_(False)
 
 
@@ -141,8 +145,10 @@ def check_backbone(name: str) -> None:
     """Raise UserError with the nearest names unless timm knows the model."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UserError(f"--backbone {name}: timm has no such model"
-                        + (f"; the nearest are {', '.join(near)}." if near else "; timm.list_models() names them."))
+        raise UserError(
+            f"--backbone {name}: timm has no such model"
+            + (f"; the nearest are {', '.join(near)}." if near else "; timm.list_models() names them.")
+        )
 
 
 def load_backbone(folder: Path) -> tuple[nn.Module, dict]:
@@ -170,8 +176,21 @@ def _family(name: str) -> str:
 
 def _takes_image_size(name: str) -> bool:
     return _family(name) in (
-        "vision_transformer", "deit", "beit", "eva", "swin_transformer", "swin_transformer_v2", "volo", "cait", "xcit",
-        "mlp_mixer", "vision_transformer_hybrid", "crossvit", "twins", "small_alexnet")
+        "vision_transformer",
+        "deit",
+        "beit",
+        "eva",
+        "swin_transformer",
+        "swin_transformer_v2",
+        "volo",
+        "cait",
+        "xcit",
+        "mlp_mixer",
+        "vision_transformer_hybrid",
+        "crossvit",
+        "twins",
+        "small_alexnet",
+    )
 
 
 def feature_size(model: nn.Module, image_size: int) -> int:
@@ -189,14 +208,20 @@ def feature_size(model: nn.Module, image_size: int) -> int:
     return features.shape[1]
 
 
-def export_backbone(model: nn.Module, spec: BackboneSpec, image_size: int, description: Mapping[str, object]
-                    ) -> dict[str, bytes]:
+def export_backbone(
+    model: nn.Module, spec: BackboneSpec, image_size: int, description: Mapping[str, object]
+) -> dict[str, bytes]:
     """The files backbone.safetensors (timm's own parameter names) and backbone.json, which `load_backbone` reads.
 
     With a plain stem `timm.create_model(architecture, num_classes=0, checkpoint_path=...)` loads the weights strictly;
     for other stems see `replace_stem`.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    described = {"architecture": spec.name, "stem": spec.stem, "options": _creation_options(spec, image_size),
-                 "image_size": image_size, **description}
+    described = {
+        "architecture": spec.name,
+        "stem": spec.stem,
+        "options": _creation_options(spec, image_size),
+        "image_size": image_size,
+        **description,
+    }
     return {"backbone.safetensors": save(weights), "backbone.json": (json.dumps(described, indent=2) + "\n").encode()}

@@ -10,8 +10,17 @@ from torch import nn
 OUTPUT_NORMS = ("none", "affine", "gamma", "plain")
 
 
-def mlp(features: int, hidden: Sequence[int], out: int, *, hidden_bias: bool = True, hidden_norm: bool = True,
-        out_bias: bool = True, out_norm: str = "none", activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def mlp(
+    features: int,
+    hidden: Sequence[int],
+    out: int,
+    *,
+    hidden_bias: bool = True,
+    hidden_norm: bool = True,
+    out_bias: bool = True,
+    out_norm: str = "none",
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
     """Linear [- BatchNorm] - activation for each hidden width, then Linear [- BatchNorm]: (N, features) -> (N, out).
 
     out_norm: "none", "affine" (weight and bias), "gamma" (weight learned, bias frozen at 0; S-TEC), "plain" (neither; ReSA,

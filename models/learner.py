@@ -27,8 +27,10 @@ class Branch:
         return self.projection if self.prediction is None else self.prediction
 
     def split(self, sizes: list[int]) -> list[Branch]:
-        parts = [t.split(sizes) if t is not None else [None] * len(sizes)
-                 for t in (self.features, self.projection, self.prediction)]
+        parts = [
+            t.split(sizes) if t is not None else [None] * len(sizes)
+            for t in (self.features, self.projection, self.prediction)
+        ]
         return [Branch(*part) for part in zip(*parts, strict=True)]
 
 
@@ -92,11 +94,18 @@ class Learner(nn.Module):
     def end_step(self) -> None:
         self.objective.end_step()
 
-    def forward(self, views: dict[str, Tensor], params: dict[str, Any], label: Tensor | None = None,
-                companion: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        views: dict[str, Tensor],
+        params: dict[str, Any],
+        label: Tensor | None = None,
+        companion: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """views, params: by name; label: (N,) classes; companion: images and classes for `Outputs.labelled`."""
         names = self.objective.student_views
-        student = self._together(views, names) if self.objective.joint_forward else {n: self.student(views[n]) for n in names}
+        student = (
+            self._together(views, names) if self.objective.joint_forward else {n: self.student(views[n]) for n in names}
+        )
         teacher = {}
         if self.teacher is not None:
             with torch.no_grad():

@@ -60,13 +60,23 @@ def _for_photos() -> Choice:
     photos = "image files of any size, each decoded once"
     if dali_installed():
         return Choice("dali", photos)
-    return Choice("reference", "image files of any size", f"{_INSTALL_DALI} makes this about three times as fast on a CPU "
-                  "and decodes on a GPU; or python -m tools.convert to .beton")
+    return Choice(
+        "reference",
+        "image files of any size",
+        f"{_INSTALL_DALI} makes this about three times as fast on a CPU "
+        "and decodes on a GPU; or python -m tools.convert to .beton",
+    )
 
 
-def build_pipeline(source: Source, recipe: Views, order: Order, executor: str = "auto",
-                   device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                   workers: int | None = None) -> Pipeline:
+def build_pipeline(
+    source: Source,
+    recipe: Views,
+    order: Order,
+    executor: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    workers: int | None = None,
+) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
     Its `choice` says which executor it is and why.
@@ -83,8 +93,15 @@ def build_pipeline(source: Source, recipe: Views, order: Order, executor: str = 
     return pipeline
 
 
-def _build(executor: str, source: Source, recipe: Views, order: Order, device: torch.device | str, dtype: torch.dtype,
-           workers: int | None) -> Pipeline:
+def _build(
+    executor: str,
+    source: Source,
+    recipe: Views,
+    order: Order,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    workers: int | None,
+) -> Pipeline:
     if executor == "resident":
         return ResidentPipeline(source, recipe, order, device, dtype)
     workers = available_cpus() if workers is None else workers
@@ -114,20 +131,28 @@ def _check(executor: str, source: Source, device: torch.device) -> None:
     """UserError where this executor cannot work on this source."""
     if executor == "dali":
         if not dali_installed():
-            raise UserError(f"--pipeline dali: NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use "
-                            "--pipeline reference.")
+            raise UserError(
+                f"--pipeline dali: NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use "
+                "--pipeline reference."
+            )
         if type(source).encoded is Source.encoded:
             instead = "ffcv" if isinstance(source, BetonSource) else "resident"
-            raise UserError(f"--pipeline dali decodes image files and tar shards, {source.name} holds decoded images or is a "
-                            f".beton; use --pipeline {instead} or auto.")
+            raise UserError(
+                f"--pipeline dali decodes image files and tar shards, {source.name} holds decoded images or is a "
+                f".beton; use --pipeline {instead} or auto."
+            )
     if executor == "ffcv" and not isinstance(source, BetonSource):
-        raise UserError(f"--pipeline ffcv reads .beton files, {source.name} is none; convert it with "
-                        "python -m tools.convert SRC DST.beton, or use --pipeline auto.")
+        raise UserError(
+            f"--pipeline ffcv reads .beton files, {source.name} is none; convert it with "
+            "python -m tools.convert SRC DST.beton, or use --pipeline auto."
+        )
     if executor == "resident" and not isinstance(source, ArraySource):
         size = _common_size(source)
         if size and not _fits(source, size, device):
-            raise UserError(f"--pipeline resident: {len(source)} images of {size[1]}x{size[0]} do not fit into the memory of "
-                            f"{device}; use --pipeline auto.")
+            raise UserError(
+                f"--pipeline resident: {len(source)} images of {size[1]}x{size[0]} do not fit into the memory of "
+                f"{device}; use --pipeline auto."
+            )
 
 
 def _common_size(source: Source) -> tuple[int, int] | None:

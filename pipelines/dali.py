@@ -96,12 +96,24 @@ class DaliPipeline(Pipeline):
     def _chunks(self, epoch: int, shards: list[Tensor]) -> Iterator[_Chunk]:
         """The epoch's images, read a little ahead, with their parameters drawn."""
         waiting: deque[tuple[Tensor, bool, list[Future]]] = deque()
-        pieces = ((piece, i == last) for shard in shards for last in [-(-len(shard) // self._chunk_size) - 1]
-                  for i, piece in enumerate(shard.split(self._chunk_size)))
+        pieces = (
+            (piece, i == last)
+            for shard in shards
+            for last in [-(-len(shard) // self._chunk_size) - 1]
+            for i, piece in enumerate(shard.split(self._chunk_size))
+        )
         try:
             for index, ends_batch in pieces:
-                waiting.append((index, ends_batch, [self._readers.submit(self._files, part.tolist())
-                                                    for part in index.tensor_split(2 * self.threads)]))
+                waiting.append(
+                    (
+                        index,
+                        ends_batch,
+                        [
+                            self._readers.submit(self._files, part.tolist())
+                            for part in index.tensor_split(2 * self.threads)
+                        ],
+                    )
+                )
                 if len(waiting) > _READ_AHEAD:
                     yield self._read(epoch, *waiting.popleft())
             while waiting:
@@ -166,8 +178,14 @@ class DaliPipeline(Pipeline):
             try:
                 cut = self._graph.result()
                 if isinstance(cut, Photos) and cut.size.tolist() != [list(file.size) for file in chunk.files]:
-                    raise RuntimeError("decoded to another size than its header's: " + ", ".join(
-                        f"sample #{k}" for k, file in enumerate(chunk.files) if cut.size[k].tolist() != list(file.size)))
+                    raise RuntimeError(
+                        "decoded to another size than its header's: "
+                        + ", ".join(
+                            f"sample #{k}"
+                            for k, file in enumerate(chunk.files)
+                            if cut.size[k].tolist() != list(file.size)
+                        )
+                    )
                 in_flight.popleft()
                 return chunk, cut
             except RuntimeError as error:
@@ -204,17 +222,27 @@ class DaliPipeline(Pipeline):
         if isinstance(cut, Photos):
             return render(cut, self.recipe, chunk.params, self.dtype)
         chunk.params = {name: params.to(self.device, non_blocking=True) for name, params in chunk.params.items()}
-        return {view.name: appearance(cut[self.recipe.geometry_of(view).name], view, chunk.params[view.name], self.recipe,
-                                      self.dtype) for view in self.recipe}
+        return {
+            view.name: appearance(
+                cut[self.recipe.geometry_of(view).name], view, chunk.params[view.name], self.recipe, self.dtype
+            )
+            for view in self.recipe
+        }
 
     def _batch(self, parts: list[tuple[_Chunk, dict[str, Tensor]]]) -> Batch:
         chunks, rendered = zip(*parts, strict=True)
-        views = {name: torch.cat([r[name] for r in rendered]) if len(rendered) > 1 else rendered[0][name]
-                 for name in self.recipe.names}
+        views = {
+            name: torch.cat([r[name] for r in rendered]) if len(rendered) > 1 else rendered[0][name]
+            for name in self.recipe.names
+        }
         params = {name: ViewParams.cat(c.params[name] for c in chunks) for name in self.recipe.names}
         label = self._labels(torch.tensor([file.number for c in chunks for file in c.files]))
-        return Batch(views, params, torch.cat([c.index for c in chunks]),
-                     None if label is None else label.to(self.device, non_blocking=True))
+        return Batch(
+            views,
+            params,
+            torch.cat([c.index for c in chunks]),
+            None if label is None else label.to(self.device, non_blocking=True),
+        )
 
     def vram(self) -> int:
         """Bytes of GPU memory taken since the loader was built and not by torch; 0 on a CPU."""

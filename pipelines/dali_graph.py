@@ -28,14 +28,24 @@ class Graph:
     def __init__(self, recipe: Views, device: torch.device, batch_size: int, threads: int, cuts: bool) -> None:
         self.device, self.cuts = device, cuts
         self.views = [view for view in recipe if view.parent is None] if cuts else []
-        self._dali = Dali(batch_size=batch_size, num_threads=threads, prefetch_queue_depth=DEPTH,
-                          device_id=None if device.type == "cpu" else device.index or 0)
+        self._dali = Dali(
+            batch_size=batch_size,
+            num_threads=threads,
+            prefetch_queue_depth=DEPTH,
+            device_id=None if device.type == "cpu" else device.index or 0,
+        )
         with self._dali:
             encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
             # Fancy upsampling is what PIL does with subsampled colour; DALI's default repeats pixels.
-            image = fn.decoders.image(encoded, device="cpu" if device.type == "cpu" else "mixed", output_type=types.RGB,
-                                      jpeg_fancy_upsampling=True)
-            self._dali.set_outputs(*(self._cut(image, i, view) for i, view in enumerate(self.views)) if cuts else (image,))
+            image = fn.decoders.image(
+                encoded,
+                device="cpu" if device.type == "cpu" else "mixed",
+                output_type=types.RGB,
+                jpeg_fancy_upsampling=True,
+            )
+            self._dali.set_outputs(
+                *(self._cut(image, i, view) for i, view in enumerate(self.views)) if cuts else (image,)
+            )
         self._dali.build()
         self._prime()
 
@@ -45,8 +55,15 @@ class Graph:
         start, end = (fn.external_source(name=f"{name}{i}", dtype=types.INT32, ndim=1) for name in ("start", "end"))
         first, last = (fn.external_source(name=f"{name}{i}", dtype=types.FLOAT, ndim=1) for name in ("first", "last"))
         crop = fn.slice(image, start=start, end=end, axes=(0, 1))
-        return fn.resize(crop, size=[view.size, view.size], roi_start=first, roi_end=last, antialias=True,
-                         interp_type=_FILTERS[view.crop.interpolation], dtype=types.UINT8)
+        return fn.resize(
+            crop,
+            size=[view.size, view.size],
+            roi_start=first,
+            roi_end=last,
+            antialias=True,
+            interp_type=_FILTERS[view.crop.interpolation],
+            dtype=types.UINT8,
+        )
 
     def _prime(self) -> None:
         """DALI's first run starts DEPTH iterations at once: let it have them on one black pixel."""
@@ -70,8 +87,12 @@ class Graph:
             first, last = torch.zeros_like(size), size.clone()
             first[:, 1] = torch.where(flip, size[:, 1], 0)  # a region whose end lies left of its start is mirrored
             last[:, 1] = torch.where(flip, 0, size[:, 1])
-            for name, value, dtype in (("start", start, torch.int32), ("end", start + size, torch.int32),
-                                       ("first", first, torch.float32), ("last", last, torch.float32)):
+            for name, value, dtype in (
+                ("start", start, torch.int32),
+                ("end", start + size, torch.int32),
+                ("first", first, torch.float32),
+                ("last", last, torch.float32),
+            ):
                 self._dali.feed_input(f"{name}{i}", value.to(dtype).contiguous().numpy())
 
     def _take(self) -> tuple:
@@ -87,7 +108,9 @@ class Graph:
         """
         out = self._take()
         if self.cuts:
-            return {view.name: torch.from_dlpack(images.as_tensor()) for view, images in zip(self.views, out, strict=True)}
+            return {
+                view.name: torch.from_dlpack(images.as_tensor()) for view, images in zip(self.views, out, strict=True)
+            }
         return DaliPhotos.of(out[0])
 
     def drain(self, batches: int) -> None:

@@ -20,8 +20,13 @@ _FILES = (".npz", ".beton", ".tar")
 _VALIDATION = ("val", "valid", "validation", "test")
 
 
-def open_data(data: str, val_data: str | None = None, data_dir: str = "data",
-              labelled: bool = False, allow_pipe: bool | None = None) -> tuple[Source, Source | None]:
+def open_data(
+    data: str,
+    val_data: str | None = None,
+    data_dir: str = "data",
+    labelled: bool = False,
+    allow_pipe: bool | None = None,
+) -> tuple[Source, Source | None]:
     """The training source and the evaluation source (None where there is none).
 
     data: one of NAMES, a folder of images, a .beton, or an .npz with `images` uint8 (N, H, W, 3) and optional `labels`;
@@ -47,8 +52,11 @@ def open_data(data: str, val_data: str | None = None, data_dir: str = "data",
     if val_data in NAMES:
         val = _named(val_data, False, data_dir)
     elif val_data:
-        val = (ShardSource(local_shards(val_data, allow_pipe), val_data) if _is_shards(val_data)
-               else _open_path(_inside(_existing(val_data, "--val-data"), *_VALIDATION, "train")))
+        val = (
+            ShardSource(local_shards(val_data, allow_pipe), val_data)
+            if _is_shards(val_data)
+            else _open_path(_inside(_existing(val_data, "--val-data"), *_VALIDATION, "train"))
+        )
     if val is not None and train.classes and val.classes and train.classes != val.classes:
         val = _with_classes_of(train, val)
     return train, val
@@ -57,11 +65,15 @@ def open_data(data: str, val_data: str | None = None, data_dir: str = "data",
 def open_labelled(labelled_data: str | None, data: str, data_dir: str, train: Source) -> Source | None:
     """Labelled images to go beside unlabelled training data: those asked for, or STL-10's own 5,000; None without."""
     if labelled_data is None:
-        return open_data("stl10", None, data_dir, labelled=True)[0] if data == "stl10" and train.labels is None else None
+        return (
+            open_data("stl10", None, data_dir, labelled=True)[0] if data == "stl10" and train.labels is None else None
+        )
     source, _ = open_data(labelled_data, None, data_dir, labelled=True)
     if source.labels is None:
-        raise UserError(f"--labelled-data {labelled_data} has no labels; use a folder with one sub-folder for each class, or "
-                        "an .npz with `labels`.")
+        raise UserError(
+            f"--labelled-data {labelled_data} has no labels; use a folder with one sub-folder for each class, or "
+            "an .npz with `labels`."
+        )
     return source
 
 
@@ -70,8 +82,10 @@ def _existing(data: str, flag: str = "--data") -> Path:
     if path.exists():
         return path
     near = difflib.get_close_matches(data, NAMES, n=1)
-    raise UserError(f"{flag} {data}: no such file or folder, nor a data set's name ({', '.join(NAMES)})"
-                    + (f"; did you mean {near[0]}?" if near else "."))
+    raise UserError(
+        f"{flag} {data}: no such file or folder, nor a data set's name ({', '.join(NAMES)})"
+        + (f"; did you mean {near[0]}?" if near else ".")
+    )
 
 
 def _inside(folder: Path, *splits: str) -> Path:
@@ -98,8 +112,10 @@ def _open_path(path: Path) -> Source:
         return load_npz(path)
     if path.suffix == ".beton":
         return BetonSource(path)
-    raise UserError(f"--data {path}: a folder of images, an .npz, a .beton or a .tar is needed, not a "
-                    f"{path.suffix or 'plain'} file.")
+    raise UserError(
+        f"--data {path}: a folder of images, an .npz, a .beton or a .tar is needed, not a "
+        f"{path.suffix or 'plain'} file."
+    )
 
 
 def _validation_beside(path: Path) -> Path | None:
@@ -117,8 +133,10 @@ def _with_classes_of(train: Source, val: Source) -> Source:
     """Number the evaluation labels by the training classes' names; a class the training set lacks is an error."""
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
-        raise UserError(f"{val.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}; "
-                        "give both splits the same class folders.")
+        raise UserError(
+            f"{val.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}; "
+            "give both splits the same class folders."
+        )
     if val.labels is not None:
         val.labels = np.array([train.classes.index(name) for name in val.classes], dtype=np.int64)[val.labels]
     val.classes = train.classes
@@ -135,15 +153,19 @@ def load_npz(path: Path) -> ArraySource:
                 raise UserError(f"{path}: {expected}; it has {', '.join(keys) or 'nothing'}.")
             images = file["images"]
             labels = file["labels"] if "labels" in keys else None
-            classes = tuple(file["classes"].tolist()) if "classes" in keys and file["classes"].dtype.kind == "U" else None
+            classes = (
+                tuple(file["classes"].tolist()) if "classes" in keys and file["classes"].dtype.kind == "U" else None
+            )
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         reason = "it holds no plain arrays" if "pickle" in str(error) else error  # numpy's text advises to unpickle it
         raise UserError(f"{path}: cannot be read as .npz ({reason}).") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise UserError(f"{path}: {expected}; its images are {images.dtype} {images.shape}.")
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise UserError(f"{path}: {expected}; its labels are {labels.dtype} {labels.shape} for {len(images)} images"
-                        f"{', some negative' if labels.dtype.kind == 'i' and labels.size and labels.min() < 0 else ''}.")
+        raise UserError(
+            f"{path}: {expected}; its labels are {labels.dtype} {labels.shape} for {len(images)} images"
+            f"{', some negative' if labels.dtype.kind == 'i' and labels.size and labels.min() < 0 else ''}."
+        )
     if labels is not None:
         check_largest(int(labels.max()), str(path))
     if labels is not None and classes and labels.max() >= len(classes):
@@ -168,8 +190,10 @@ def _named(name: str, train: bool, data_dir: str, labelled: bool = False) -> Arr
         try:
             dataset = load(download=True)
         except Exception as error:  # no network, no space, a server's error page
-            raise UserError(f"{name} is not in {Path(data_dir).resolve()} and could not be downloaded ({error}); put "
-                            "torchvision's files there with --data-dir, or give --data a folder or an .npz.") from error
+            raise UserError(
+                f"{name} is not in {Path(data_dir).resolve()} and could not be downloaded ({error}); put "
+                "torchvision's files there with --data-dir, or give --data a folder or an .npz."
+            ) from error
     if name == "stl10":
         labels = None if (dataset.labels < 0).any() else dataset.labels
         return ArraySource(name, dataset.data.transpose(0, 2, 3, 1), labels, tuple(dataset.classes))

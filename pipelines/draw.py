@@ -20,7 +20,9 @@ from saccade.pipelines.views import CentreCrop, Crop, View, Views
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # Position of each choice in a sample's stream. Append only: a changed position changes every published run.
-_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _BLUR, _SIGMA, _SOLARISE, _TOP, _LEFT = range(13)
+_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _BLUR, _SIGMA, _SOLARISE, _TOP, _LEFT = range(
+    13
+)
 _AREA, _RATIO, _TRIES = 16, 26, 10  # one position for each of the ten tries of a crop
 _ORDERS = torch.tensor(list(permutations(range(4))), dtype=torch.uint8)  # 24 x 4
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")  # what a jitter_order entry stands for
@@ -77,7 +79,9 @@ def draw(recipe: Views, seed: int, epoch: int, index: Tensor, source: Tensor) ->
     return drawn
 
 
-def _draw_view(view: View, seed: int, epoch: int, index: Tensor, source: Tensor, parent: ViewParams | None) -> ViewParams:
+def _draw_view(
+    view: View, seed: int, epoch: int, index: Tensor, source: Tensor, parent: ViewParams | None
+) -> ViewParams:
     stream = mix64(index * _signed(_GOLDEN) + _signed(stream_key(seed, epoch, zlib.crc32(view.name.encode()))))
     u = uniform(stream[:, None], torch.arange(_LEFT + 1, device=index.device))  # (N, 13) float64 in [0, 1)
     ones = torch.ones(len(index), device=index.device)
@@ -141,8 +145,10 @@ def _fallback_box(crop: Crop, source: Tensor) -> tuple[Tensor, Tensor]:
     height, width = source[:, 0], source[:, 1]
     ratio = width.double() / height.double()
     thin, wide = ratio < crop.ratio[0], ratio > crop.ratio[1]
-    return (torch.where(thin, (width.double() / crop.ratio[0]).round().long(), height).clamp(min=1),
-            torch.where(wide, (height.double() * crop.ratio[1]).round().long(), width).clamp(min=1))
+    return (
+        torch.where(thin, (width.double() / crop.ratio[0]).round().long(), height).clamp(min=1),
+        torch.where(wide, (height.double() * crop.ratio[1]).round().long(), width).clamp(min=1),
+    )
 
 
 def stream_key(*parts: int) -> int:

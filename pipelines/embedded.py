@@ -11,6 +11,7 @@ The pixels are the same everywhere: the arithmetic is limited to + - * / abs flo
 element in float32, which IEEE 754 rounds identically on every machine (no sin, exp, sum or matrix product), on
 PCG64's `random` stream, which numpy keeps stable.
 """
+
 from collections.abc import Callable
 
 import numpy as np
@@ -99,6 +100,7 @@ def _field(rng: np.random.Generator, low: float, high: float, count: int, channe
 # The families: height fields in about [0, 1] over texture coordinates u, v (n, 32, 32) in periods; the irregular two
 # take their randomness from `table` (n, 2, 16, 16). A family mirrored is the same family, turned: flips keep it.
 
+
 def _wave(x: Array) -> Array:
     """Triangle wave of period 1 in [0, 1]: 1 at the integers, 0 halfway between."""
     return np.abs(2 * (x - np.floor(x)) - 1)
@@ -184,7 +186,15 @@ def _cells(u: Array, v: Array, table: Array) -> Array:
 
 
 FAMILIES: dict[str, Callable[[Array, Array, Array], Array]] = {
-    "stripes": _stripes, "checks": _checks, "grid": _grid, "dots": _dots, "rings": _rings,
-    "zigzag": _zigzag, "bricks": _bricks, "triangles": _triangles, "clouds": _clouds, "cells": _cells,
+    "stripes": _stripes,
+    "checks": _checks,
+    "grid": _grid,
+    "dots": _dots,
+    "rings": _rings,
+    "zigzag": _zigzag,
+    "bricks": _bricks,
+    "triangles": _triangles,
+    "clouds": _clouds,
+    "cells": _cells,
 }
 CLASSES = tuple(FAMILIES)

@@ -176,5 +176,7 @@ def _as_bytes(photos: Photos, recipe: Views, params: dict[str, ViewParams], thre
     plain = tuple(View(v.name, v.size, v.crop) for v in recipe if v.parent is None)
     to_bytes = Views(plain, mean=(-0.5 / 255,) * 3, std=(1 / 255,) * 3)  # 255 x + 0.5, which casting rounds to nearest
     views = render(photos, to_bytes, params, threads=threads)
-    return {name: torch.from_numpy(view.permute(0, 2, 3, 1).numpy().astype(np.uint8)).permute(0, 3, 1, 2)
-            for name, view in views.items()}  # numpy's cast: a quarter of the time of torch's
+    return {
+        name: torch.from_numpy(view.permute(0, 2, 3, 1).numpy().astype(np.uint8)).permute(0, 3, 1, 2)
+        for name, view in views.items()
+    }  # numpy's cast: a quarter of the time of torch's

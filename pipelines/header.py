@@ -52,11 +52,11 @@ def _walk(data: bytes) -> Header | None:
             frame = _frame(data, body) if frame is None else None
             if frame is None:
                 return None
-        elif marker == 0xE1 and data[body:body + 6] == b"Exif\0\0" and exif is None:
-            exif = data[body + 6:at]
+        elif marker == 0xE1 and data[body : body + 6] == b"Exif\0\0" and exif is None:
+            exif = data[body + 6 : at]
         elif marker == 0xE1 and (exif is not None or b"tiff:Orientation" in data[body:at]):
             return None  # several, or in XMP: PIL has rules for that
-        elif marker == 0xEE and data[body:body + 5] == b"Adobe" and data[body + 11] != 1:
+        elif marker == 0xEE and data[body : body + 5] == b"Adobe" and data[body + 11] != 1:
             return None  # stored as RGB or CMYK
     if frame is None:
         return None
@@ -85,7 +85,7 @@ def _orientation(exif: bytes) -> int | None:
     def number(at: int, size: int) -> int:
         if at + size > len(exif):
             raise IndexError
-        return int.from_bytes(exif[at:at + size], order)
+        return int.from_bytes(exif[at : at + size], order)
 
     directory = number(4, 4)
     for entry in range(number(directory, 2)):

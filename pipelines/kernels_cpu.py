@@ -39,8 +39,29 @@ _u = np.uint64
 
 
 @cached
-def render_samples(start, stop, pixels, floats, offset, row_stride, column_stride, channel_stride, box, flip, size,
-                   cubic, resized, factors, order, grey, solarise, taps, mean, inverse_std, out):
+def render_samples(
+    start,
+    stop,
+    pixels,
+    floats,
+    offset,
+    row_stride,
+    column_stride,
+    channel_stride,
+    box,
+    flip,
+    size,
+    cubic,
+    resized,
+    factors,
+    order,
+    grey,
+    solarise,
+    taps,
+    mean,
+    inverse_std,
+    out,
+):
     """Samples start..stop of one family of views (a geometry and the F views that show it).
 
     pixels: uint8 (bytes,) and floats: float32 (elements,), one of them holding the sources: sample n begins at
@@ -80,9 +101,25 @@ def render_samples(start, stop, pixels, floats, offset, row_stride, column_strid
                     _filter(length, size, cubic, begin[slot], weight[slot], count[slot])
                     length_of[slot] = length
             first = offset[n] + box[n, 0] * row_stride[n] + box[n, 1] * column_stride
-            _resize(pixels, first, row_stride[n], column_stride, channel_stride, width, size, flip[n],
-                    begin[row_slot], weight[row_slot], count[row_slot],
-                    begin[column_slot], weight[column_slot], count[column_slot], row, planar, cut)
+            _resize(
+                pixels,
+                first,
+                row_stride[n],
+                column_stride,
+                channel_stride,
+                width,
+                size,
+                flip[n],
+                begin[row_slot],
+                weight[row_slot],
+                count[row_slot],
+                begin[column_slot],
+                weight[column_slot],
+                count[column_slot],
+                row,
+                planar,
+                cut,
+            )
             if cubic:
                 _clamp(cut)
         else:
@@ -109,7 +146,7 @@ def render_samples(start, stop, pixels, floats, offset, row_stride, column_strid
                 _blur(image, size, factors[f, n, 4], taps[f] // 2, gauss, padded, smooth)
             if solarise[f, n]:
                 _solarise(image)
-            _write(image, plane, mean, inverse_std, out[(f * len(offset) + n) * 3 * plane:])
+            _write(image, plane, mean, inverse_std, out[(f * len(offset) + n) * 3 * plane :])
             if f + 1 == views:
                 image, cut = cut, image
 
@@ -158,25 +195,43 @@ def _filter(length, size, cubic, begin, weight, count):
 
 
 @compiled
-def _resize(pixels, first, row_stride, column_stride, channel_stride, width, size, mirrored, rows, row_weight,
-            row_count, columns, column_weight, column_count, row, planar, image):
+def _resize(
+    pixels,
+    first,
+    row_stride,
+    column_stride,
+    channel_stride,
+    width,
+    size,
+    mirrored,
+    rows,
+    row_weight,
+    row_count,
+    columns,
+    column_weight,
+    column_count,
+    row,
+    planar,
+    image,
+):
     """Planar image (3, size, size) of one crop, row by row: the row filter adds up neighbouring elements of the source,
     the column filter reads the row it made while that is in the L1 cache, a pixel's channels at once."""
     interleaved, row_bound, taps = column_stride == 3, len(row_weight) // size, 0
     for x in range(size):
         taps = max(taps, column_count[x])  # the same for every column: the processor learns where the loop ends
     for y in range(size):
-        weights, start = row_weight[y * row_bound:], first + rows[y] * row_stride
+        weights, start = row_weight[y * row_bound :], first + rows[y] * row_stride
         if interleaved:
             _filter_row(pixels, start, row_stride, 3 * width, weights, row_count[y], row)
         else:
             for c in range(3):
-                _filter_row(pixels, start + c * channel_stride, row_stride, width, weights, row_count[y],
-                            planar[c * width:])
+                _filter_row(
+                    pixels, start + c * channel_stride, row_stride, width, weights, row_count[y], planar[c * width :]
+                )
             for c in range(3):
                 for x in range(_u(width)):
                     row[_u(3) * x + _u(c)] = planar[_u(c * width) + x]
-        _filter_columns(row, columns, column_weight, taps, size, mirrored, image[y * size:])
+        _filter_columns(row, columns, column_weight, taps, size, mirrored, image[y * size :])
 
 
 @compiled
@@ -225,10 +280,13 @@ def _weighted_pixels(typing, row, at, weight, first, taps):
             w = builder.load(builder.gep(weights, [builder.add(first, k)]))
             empty = ir.Constant(four, ir.Undefined)
             lane = ir.Constant(ir.IntType(32), 0)
-            spread = builder.shuffle_vector(builder.insert_element(empty, w, lane), empty,
-                                            ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4))
-            builder.store(builder.fadd(builder.load(total), builder.fmul(pixel, spread, flags=["contract"]),
-                                       flags=["contract"]), total)
+            spread = builder.shuffle_vector(
+                builder.insert_element(empty, w, lane), empty, ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
+            )
+            builder.store(
+                builder.fadd(builder.load(total), builder.fmul(pixel, spread, flags=["contract"]), flags=["contract"]),
+                total,
+            )
         summed = builder.load(total)
         lanes = [builder.extract_element(summed, ir.Constant(ir.IntType(32), i)) for i in range(3)]
         return context.make_tuple(builder, signature.return_type, lanes)
@@ -266,7 +324,7 @@ def _clamp(image):
 @compiled
 def _blend(image, plane, operation, factor):
     """factor x + (1 - factor) g with g black (0), the mean luminance (1) or the luminance (2), cut to [0, 1]."""
-    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    red, green, blue = image[:plane], image[plane : 2 * plane], image[2 * plane :]
     rest = _ONE - factor
     if operation == 2:
         for i in range(_u(plane)):
@@ -292,7 +350,7 @@ def _blend(image, plane, operation, factor):
 @compiled
 def _shift_hue(image, plane, shift):
     """`ops.shift_hue`; the sextant's remainder by 6 is taken with floor."""
-    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    red, green, blue = image[:plane], image[plane : 2 * plane], image[2 * plane :]
     turn = _SIX * shift
     for i in range(_u(plane)):
         r, g, b = red[i], green[i], blue[i]
@@ -314,7 +372,7 @@ def _fade(k):
 
 @compiled
 def _grey(image, plane):
-    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    red, green, blue = image[:plane], image[plane : 2 * plane], image[2 * plane :]
     for i in range(_u(plane)):
         luma = _LUMA_RED * red[i] + _LUMA_GREEN * green[i] + _LUMA_BLUE * blue[i]
         red[i] = luma
@@ -376,20 +434,25 @@ def _reach(radius):
 @compiled
 def _convolve(source, at, step, target, length, gauss, radius):
     """target[at + i] = sum over k of gauss[|k|] source[at + i + k step]: three pairs of taps in a pass."""
-    out = target[at:at + length]
+    out = target[at : at + length]
     for k in range(1, radius + 1, 3):
-        a, before_a, after_a = gauss[k], source[at - k * step:], source[at + k * step:]
-        b, before_b, after_b = gauss[k + 1], source[at - (k + 1) * step:], source[at + (k + 1) * step:]
-        c, before_c, after_c = gauss[k + 2], source[at - (k + 2) * step:], source[at + (k + 2) * step:]
+        a, before_a, after_a = gauss[k], source[at - k * step :], source[at + k * step :]
+        b, before_b, after_b = gauss[k + 1], source[at - (k + 1) * step :], source[at + (k + 1) * step :]
+        c, before_c, after_c = gauss[k + 2], source[at - (k + 2) * step :], source[at + (k + 2) * step :]
         if k == 1:
             centre, middle = gauss[0], source[at:]
             for i in range(length):
-                out[i] = (centre * middle[i] + a * (before_a[i] + after_a[i]) + b * (before_b[i] + after_b[i])
-                          + c * (before_c[i] + after_c[i]))
+                out[i] = (
+                    centre * middle[i]
+                    + a * (before_a[i] + after_a[i])
+                    + b * (before_b[i] + after_b[i])
+                    + c * (before_c[i] + after_c[i])
+                )
         else:
             for i in range(length):
-                out[i] += (a * (before_a[i] + after_a[i]) + b * (before_b[i] + after_b[i])
-                           + c * (before_c[i] + after_c[i]))
+                out[i] += (
+                    a * (before_a[i] + after_a[i]) + b * (before_b[i] + after_b[i]) + c * (before_c[i] + after_c[i])
+                )
 
 
 @compiled
@@ -401,9 +464,8 @@ def _solarise(image):
 @compiled
 def _write(image, plane, mean, inverse_std, out):
     """Normalised and interleaved."""
-    red, green, blue = image[:plane], image[plane:2 * plane], image[2 * plane:]
+    red, green, blue = image[:plane], image[plane : 2 * plane], image[2 * plane :]
     for i in range(_u(plane)):
         out[_u(3) * i] = (red[i] - mean[0]) * inverse_std[0]
         out[_u(3) * i + _u(1)] = (green[i] - mean[1]) * inverse_std[1]
         out[_u(3) * i + _u(2)] = (blue[i] - mean[2]) * inverse_std[2]
-

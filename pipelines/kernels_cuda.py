@@ -26,9 +26,18 @@ def cut(sources: Sources, view: View, params: ViewParams) -> Tensor:
     out = torch.empty(count, 3, size, size, device=params.box.device)
     if count:
         _cut[_grid(count, size)](
-            sources.buffer, sources.offset, sources.row_stride, sources.column_stride, sources.channel_stride,
-            params.box.contiguous(), params.flip.to(torch.int8), out, SIZE=size,
-            SUPPORT=2 if view.crop.interpolation == "bicubic" else 1, BLOCK=BLOCK)
+            sources.buffer,
+            sources.offset,
+            sources.row_stride,
+            sources.column_stride,
+            sources.channel_stride,
+            params.box.contiguous(),
+            params.flip.to(torch.int8),
+            out,
+            SIZE=size,
+            SUPPORT=2 if view.crop.interpolation == "bicubic" else 1,
+            BLOCK=BLOCK,
+        )
     return out
 
 
@@ -51,9 +60,21 @@ def finish(image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: 
         _before_contrast[grid](image, *image.stride(), _unit(image), factors, order, toned, sums, **shape)
         image = toned
     planar = torch.empty(count, 3, size, size, device=image.device) if view.blur else out
-    _after_contrast[grid](image, *image.stride(), _unit(image), factors, order, sums, grey, *look, planar, **shape,
-                          BLOCKS=triton.next_power_of_2(grid[1]), JITTER=view.jitter is not None,
-                          LAST=view.blur is None)
+    _after_contrast[grid](
+        image,
+        *image.stride(),
+        _unit(image),
+        factors,
+        order,
+        sums,
+        grey,
+        *look,
+        planar,
+        **shape,
+        BLOCKS=triton.next_power_of_2(grid[1]),
+        JITTER=view.jitter is not None,
+        LAST=view.blur is None,
+    )
     if view.blur:
         smooth, sigma, reach = torch.empty_like(planar), params.sigma.contiguous(), view.blur.kernel_size // 2
         _blur[grid](planar, sigma, reach, *look, smooth, **shape, VERTICAL=False)
@@ -70,8 +91,19 @@ def _unit(image: Tensor) -> float:
 
 
 @triton.jit
-def _cut(buffer, offset, row_stride, column_stride, channel_stride, box, flip, out,
-         SIZE: tl.constexpr, SUPPORT: tl.constexpr, BLOCK: tl.constexpr):
+def _cut(
+    buffer,
+    offset,
+    row_stride,
+    column_stride,
+    channel_stride,
+    box,
+    flip,
+    out,
+    SIZE: tl.constexpr,
+    SUPPORT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     sample = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     y, x = pixel // SIZE, pixel % SIZE
@@ -105,6 +137,7 @@ def _cut(buffer, offset, row_stride, column_stride, channel_stride, box, flip, o
 # The filters' geometry in integers, which is exact: output pixel o has its centre at (2 o + 1) length / (2 size), and
 # tap i stands |(2 i + 1) size - (2 o + 1) length| / (2 max(size, length)) filter units from it.
 
+
 @triton.jit
 def _first_tap(o, length, SIZE: tl.constexpr, SUPPORT: tl.constexpr):
     return tl.maximum(((2 * o + 1) * length - 2 * SUPPORT * tl.maximum(length, SIZE) + SIZE) // (2 * SIZE), 0)
@@ -129,8 +162,20 @@ def _weight(i, o, length, SIZE: tl.constexpr, SUPPORT: tl.constexpr):
 
 
 @triton.jit
-def _before_contrast(image, sample_stride, channel_stride, row_stride, column_stride, unit, factors, order, out, sums,
-                     SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def _before_contrast(
+    image,
+    sample_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    unit,
+    factors,
+    order,
+    out,
+    sums,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The operations drawn before contrast; leaves each block's sum of luminance."""
     sample = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -147,10 +192,31 @@ def _before_contrast(image, sample_stride, channel_stride, row_stride, column_st
 
 
 @triton.jit
-def _after_contrast(image, sample_stride, channel_stride, row_stride, column_stride, unit, factors, order, sums, grey,
-                    solarise, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b, out,
-                    SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, JITTER: tl.constexpr,
-                    LAST: tl.constexpr):
+def _after_contrast(
+    image,
+    sample_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    unit,
+    factors,
+    order,
+    sums,
+    grey,
+    solarise,
+    mean_r,
+    mean_g,
+    mean_b,
+    scale_r,
+    scale_g,
+    scale_b,
+    out,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    JITTER: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """Contrast, the operations drawn after it and grey; finished views where LAST, else planar ones for the blur."""
     sample = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -169,15 +235,43 @@ def _after_contrast(image, sample_stride, channel_stride, row_stride, column_str
         green = red
         blue = red
     if LAST:
-        _store_view(red, green, blue, tl.load(solarise + sample), mean_r, mean_g, mean_b, scale_r, scale_g, scale_b,
-                    out, sample, pixel, SIZE)
+        _store_view(
+            red,
+            green,
+            blue,
+            tl.load(solarise + sample),
+            mean_r,
+            mean_g,
+            mean_b,
+            scale_r,
+            scale_g,
+            scale_b,
+            out,
+            sample,
+            pixel,
+            SIZE,
+        )
     else:
         _store_planar(red, green, blue, out, sample, pixel, SIZE)
 
 
 @triton.jit
-def _blur(image, sigma, reach, solarise, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b, out,
-          SIZE: tl.constexpr, BLOCK: tl.constexpr, VERTICAL: tl.constexpr):
+def _blur(
+    image,
+    sigma,
+    reach,
+    solarise,
+    mean_r,
+    mean_g,
+    mean_b,
+    scale_r,
+    scale_g,
+    scale_b,
+    out,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VERTICAL: tl.constexpr,
+):
     """One direction of the Gaussian blur with reflected borders; the vertical one finishes the view."""
     sample = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -199,8 +293,22 @@ def _blur(image, sigma, reach, solarise, mean_r, mean_g, mean_b, scale_r, scale_
         blue += weight * tl.load(at + 2 * SIZE * SIZE, mask=inside, other=0.0)
     red, green, blue = red / total, green / total, blue / total
     if VERTICAL:
-        _store_view(red, green, blue, tl.load(solarise + sample), mean_r, mean_g, mean_b, scale_r, scale_g, scale_b,
-                    out, sample, pixel, SIZE)
+        _store_view(
+            red,
+            green,
+            blue,
+            tl.load(solarise + sample),
+            mean_r,
+            mean_g,
+            mean_b,
+            scale_r,
+            scale_g,
+            scale_b,
+            out,
+            sample,
+            pixel,
+            SIZE,
+        )
     else:
         _store_planar(red, green, blue, out, sample, pixel, SIZE)
 
@@ -224,8 +332,14 @@ def _shift_hue(red, green, blue, shift):
     value = tl.maximum(red, tl.maximum(green, blue))
     chroma = value - tl.minimum(red, tl.minimum(green, blue))
     safe = tl.where(chroma == 0, 1.0, chroma)
-    sextant = tl.where(value == red, (green - blue) / safe,
-                       tl.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)) + 6 * shift
+    sextant = (
+        tl.where(
+            value == red,
+            (green - blue) / safe,
+            tl.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        )
+        + 6 * shift
+    )
     return value - chroma * _fade(sextant + 5), value - chroma * _fade(sextant + 3), value - chroma * _fade(sextant + 1)
 
 
@@ -249,9 +363,11 @@ def _luminance(red, green, blue):
 def _load(image, sample, pixel, sample_stride, channel_stride, row_stride, column_stride, unit, SIZE: tl.constexpr):
     at = image + sample * sample_stride + (pixel // SIZE) * row_stride + (pixel % SIZE) * column_stride
     inside = pixel < SIZE * SIZE
-    return (tl.load(at, mask=inside, other=0).to(tl.float32) * unit,
-            tl.load(at + channel_stride, mask=inside, other=0).to(tl.float32) * unit,
-            tl.load(at + 2 * channel_stride, mask=inside, other=0).to(tl.float32) * unit)
+    return (
+        tl.load(at, mask=inside, other=0).to(tl.float32) * unit,
+        tl.load(at + channel_stride, mask=inside, other=0).to(tl.float32) * unit,
+        tl.load(at + 2 * channel_stride, mask=inside, other=0).to(tl.float32) * unit,
+    )
 
 
 @triton.jit
@@ -263,8 +379,22 @@ def _store_planar(red, green, blue, out, sample, pixel, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _store_view(red, green, blue, solarised, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b, out, sample, pixel,
-                SIZE: tl.constexpr):
+def _store_view(
+    red,
+    green,
+    blue,
+    solarised,
+    mean_r,
+    mean_g,
+    mean_b,
+    scale_r,
+    scale_g,
+    scale_b,
+    out,
+    sample,
+    pixel,
+    SIZE: tl.constexpr,
+):
     """Solarised where chosen, normalised, channels-last, in out's dtype."""
     if solarised != 0:
         red, green, blue = tl.minimum(red, 1 - red), tl.minimum(green, 1 - green), tl.minimum(blue, 1 - blue)

@@ -59,8 +59,9 @@ def _cubic(x: Tensor) -> Tensor:
 _KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
-def jitter(image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor,
-           order: Tensor) -> Tensor:
+def jitter(
+    image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor, order: Tensor
+) -> Tensor:
     """Brightness, contrast, saturation and hue in each sample's own order; factors (N,), order (N, 4).
 
     The first three are all blends f x + (1 - f) g with g black, the mean luminance or the luminance, so each of the
@@ -91,8 +92,11 @@ def shift_hue(image: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = image.unbind(1)
     value, chroma = image.amax(1), image.amax(1) - image.amin(1)
     safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
-    sextant = torch.where(value == red, (green - blue) / safe,
-                          torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+    sextant = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
     sextant = sextant + 6 * shift[:, None, None]
     # Each channel is the value less the chroma, faded in over the sextants around its own opposite hue.
     distance = [(offset + sextant).remainder(6) for offset in (5, 3, 1)]

@@ -17,14 +17,26 @@ class Order:
     after `seen` samples goes on with the next unseen one on any number of processes.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1,
-                 shuffle: bool = True, drop_last: bool = True) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
         if drop_last and batch_size > samples:
-            raise UserError(f"the batch size {batch_size} is larger than the data set of {samples} images; "
-                            f"give --batch-size {samples} or less.")
+            raise UserError(
+                f"the batch size {batch_size} is larger than the data set of {samples} images; "
+                f"give --batch-size {samples} or less."
+            )
         if batch_size < 1 or batch_size % world_size:
-            raise UserError(f"the global batch size {batch_size} must be a positive multiple of the {world_size} "
-                            f"processes; give --batch-size {max(1, batch_size // world_size) * world_size}.")
+            raise UserError(
+                f"the global batch size {batch_size} must be a positive multiple of the {world_size} "
+                f"processes; give --batch-size {max(1, batch_size // world_size) * world_size}."
+            )
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.shuffle, self.drop_last = shuffle, drop_last
@@ -49,7 +61,7 @@ class Order:
         order = self.permutation(epoch)[seen:]
         shards = []
         for step in range(self.steps(seen)):
-            batch = order[step * self.batch_size:(step + 1) * self.batch_size]
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             shards.append(batch.tensor_split(self.world_size)[self.rank])
         return shards
 
@@ -71,7 +83,9 @@ class ShardedOrder(Order):
     def permutation(self, epoch: int) -> Tensor:
         if self.shuffle and self._cached[0] != epoch:
             keys = mix64(torch.arange(int(self._shard.max()) + 1) + stream_key(self.seed, epoch, 0x5A4D5) // 4)
-            group = torch.argsort(torch.argsort(keys, stable=True))[self._shard] // self._group  # the group of each sample
+            group = (
+                torch.argsort(torch.argsort(keys, stable=True))[self._shard] // self._group
+            )  # the group of each sample
             mixed = super().permutation(epoch)
             self._cached = (epoch, mixed[torch.argsort(group[mixed], stable=True)])
         return super().permutation(epoch)

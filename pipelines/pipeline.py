@@ -29,9 +29,13 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> Batch:
         """These rows of everything."""
-        return Batch({name: view[rows] for name, view in self.views.items()},
-                     {name: params[rows] for name, params in self.params.items()}, self.index[rows],
-                     None if self.label is None else self.label[rows], self.companion and self.companion[rows])
+        return Batch(
+            {name: view[rows] for name, view in self.views.items()},
+            {name: params[rows] for name, params in self.params.items()},
+            self.index[rows],
+            None if self.label is None else self.label[rows],
+            self.companion and self.companion[rows],
+        )
 
 
 class Pipeline(ABC):
@@ -43,8 +47,14 @@ class Pipeline(ABC):
 
     choice = ""  # which executor this is and why it was chosen, for print
 
-    def __init__(self, source: Source, recipe: Views, order: Order, device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        source: Source,
+        recipe: Views,
+        order: Order,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.source, self.recipe, self.order = source, recipe, order
         self.device, self.dtype = torch.device(device), dtype
         self.epoch, self.seen = 0, 0  # seen: samples of this epoch already handed out, over all processes
@@ -64,22 +74,30 @@ class Pipeline(ABC):
         for batch in self._batches(epoch, self.order.batches(epoch, self.seen)):
             made += 1
             self.seen += min(self.order.batch_size, self.order.samples - self.seen)
-            if made == steps:  # the position moves on before the last batch is used: a checkpoint there is at the epoch's end
+            if (
+                made == steps
+            ):  # the position moves on before the last batch is used: a checkpoint there is at the epoch's end
                 self.epoch, self.seen = epoch + 1, 0
             yield batch
         if made != steps:
-            raise RuntimeError(f"{type(self).__name__} made {made} of {steps} batches of epoch {epoch}; please report it.")
+            raise RuntimeError(
+                f"{type(self).__name__} made {made} of {steps} batches of epoch {epoch}; please report it."
+            )
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "seen": self.seen, "samples": self.order.samples, "images": self._identity}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         if state["samples"] != self.order.samples:
-            raise UserError(f"the checkpoint was made on {state['samples']} images, {self.source.name} has "
-                            f"{self.order.samples}; give the same data to resume.")
+            raise UserError(
+                f"the checkpoint was made on {state['samples']} images, {self.source.name} has "
+                f"{self.order.samples}; give the same data to resume."
+            )
         if state.get("images", self._identity) != self._identity:  # checkpoints of before 2026-11-24 lack it
-            raise UserError(f"the checkpoint was made on other images or labels, or in another order, than those of "
-                            f"{self.source.name}; give the same data to resume.")
+            raise UserError(
+                f"the checkpoint was made on other images or labels, or in another order, than those of "
+                f"{self.source.name}; give the same data to resume."
+            )
         self.epoch, self.seen = state["epoch"], state["seen"]
 
     def __enter__(self) -> Pipeline:

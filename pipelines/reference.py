@@ -18,8 +18,12 @@ from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
 
-_ADJUST = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "saturation": F.adjust_saturation,
-           "hue": F.adjust_hue}
+_ADJUST = {
+    "brightness": F.adjust_brightness,
+    "contrast": F.adjust_contrast,
+    "saturation": F.adjust_saturation,
+    "hue": F.adjust_hue,
+}
 
 
 def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
@@ -30,8 +34,9 @@ def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) ->
     """
     top, left, height, width = params.box[0].tolist()
     interpolation = F.InterpolationMode(recipe.geometry_of(view).crop.interpolation)
-    image = F.resized_crop(pixels.float() / 255, top, left, height, width, [view.size, view.size], interpolation,
-                           antialias=True).clamp(0, 1)
+    image = F.resized_crop(
+        pixels.float() / 255, top, left, height, width, [view.size, view.size], interpolation, antialias=True
+    ).clamp(0, 1)
     if params.flip:
         image = F.hflip(image)
     if params.jittered:
@@ -60,16 +65,24 @@ class ReferencePipeline(Pipeline):
         self._plan[:] = [(epoch, shard) for shard in shards]
         if self._loader is None:
             dataset = _RenderedBatches(self.source, self.recipe, self.order.seed)
-            self._loader = DataLoader(dataset, batch_size=None, sampler=self._plan, num_workers=self._workers,
-                                      persistent_workers=self._workers > 0, worker_init_fn=_one_thread,
-                                      pin_memory=self.device.type == "cuda")
+            self._loader = DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=self._plan,
+                num_workers=self._workers,
+                persistent_workers=self._workers > 0,
+                worker_init_fn=_one_thread,
+                pin_memory=self.device.type == "cuda",
+            )
         for item in self._loader:
             if isinstance(item, UserError):
                 raise item
             views, params, index, used, bad = item
             self.source.report_bad(bad)
-            views = {name: view.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
-                     for name, view in views.items()}
+            views = {
+                name: view.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
+                for name, view in views.items()
+            }
             params = {name: ViewParams(*fields).to(self.device, non_blocking=True) for name, fields in params.items()}
             label = self._labels(used)
             yield Batch(views, params, index, None if label is None else label.to(self.device, non_blocking=True))
@@ -96,8 +109,12 @@ class _RenderedBatches(Dataset):
         pixels = [torch.tensor(p).permute(2, 0, 1) for p in pixels]
         sizes = torch.tensor([p.shape[1:] for p in pixels])
         params = draw(self.recipe, self.seed, epoch, index, sizes)
-        views = {view.name: torch.stack([render_one(p, view, params[view.name][i:i + 1], self.recipe)
-                                         for i, p in enumerate(pixels)]) for view in self.recipe}
+        views = {
+            view.name: torch.stack(
+                [render_one(p, view, params[view.name][i : i + 1], self.recipe) for i, p in enumerate(pixels)]
+            )
+            for view in self.recipe
+        }
         bad = {name: why for name, why in self.source.known_bad.items() if name not in before}
         fields = {name: tuple(vars(p).values()) for name, p in params.items()}
         return views, fields, index, torch.tensor(used), bad

@@ -40,8 +40,10 @@ def expand(pattern: str) -> list[str]:
     first, last, words = found.groups()
     if words is None and int(last) - int(first) >= _MOST_SHARDS:
         raise UserError(f"--data {pattern}: more than {_MOST_SHARDS:,} shards; is the range right?")
-    parts = words.split(",") if words is not None else [str(k).zfill(len(first)) for k in range(int(first), int(last) + 1)]
-    return [text for part in parts for text in expand(pattern[:found.start()] + part + pattern[found.end():])]
+    parts = (
+        words.split(",") if words is not None else [str(k).zfill(len(first)) for k in range(int(first), int(last) + 1)]
+    )
+    return [text for part in parts for text in expand(pattern[: found.start()] + part + pattern[found.end() :])]
 
 
 def local_shards(data: str, allow_pipe: bool | None = None) -> list[Path]:
@@ -52,8 +54,10 @@ def local_shards(data: str, allow_pipe: bool | None = None) -> list[Path]:
     if data.startswith("pipe:"):  # its braces belong to the shell
         allowed = os.environ.get("SACCADE_ALLOW_PIPE") == "1" if allow_pipe is None else allow_pipe
         if not allowed:
-            raise UserError(f"--data {data}: a pipe: URL runs a shell command; if you trust it, give --allow-pipe or set "
-                            "SACCADE_ALLOW_PIPE=1.")
+            raise UserError(
+                f"--data {data}: a pipe: URL runs a shell command; if you trust it, give --allow-pipe or set "
+                "SACCADE_ALLOW_PIPE=1."
+            )
         return fetch([data])
     names = expand(data)
     if not names:
@@ -89,8 +93,10 @@ def _fetch_one(url: str) -> Path:
                 raise UserError(f"--data {url}: the server answered {error.code} {error.reason}.") from error
         except OSError as error:  # URLError, a broken connection, a full disk
             if not left:
-                raise UserError(f"--data {url}: cannot be fetched into {folder} ({getattr(error, 'reason', error)}); check "
-                                "the address and the space, SACCADE_CACHE chooses the folder.") from error
+                raise UserError(
+                    f"--data {url}: cannot be fetched into {folder} ({getattr(error, 'reason', error)}); check "
+                    "the address and the space, SACCADE_CACHE chooses the folder."
+                ) from error
     return file
 
 
@@ -123,8 +129,10 @@ def _open(url: str) -> BinaryIO:
 
         return fsspec.open(url, "rb").open()
     except (ImportError, ValueError) as error:
-        raise UserError(f"--data {url}: no opener for {scheme}: ({error}); known are http, https, "
-                        f"{', '.join(sorted(set(known) - {'__default__', 'http', 'https'}))}, or copy the shards here.") from error
+        raise UserError(
+            f"--data {url}: no opener for {scheme}: ({error}); known are http, https, "
+            f"{', '.join(sorted(set(known) - {'__default__', 'http', 'https'}))}, or copy the shards here."
+        ) from error
 
 
 class _Whole:

@@ -33,11 +33,18 @@ class Photos:
     def __iter__(self) -> Iterator[Tensor]:
         """(1, 3, H, W) views into the buffer."""
         for begin, (height, width) in zip(self.offset.tolist(), self.size.tolist()):
-            yield self.buffer[begin:begin + 3 * height * width].view(1, height, width, 3).permute(0, 3, 1, 2)
+            yield self.buffer[begin : begin + 3 * height * width].view(1, height, width, 3).permute(0, 3, 1, 2)
 
 
-def render(pixels: Tensor | Photos, recipe: Views, params: dict[str, ViewParams], dtype: torch.dtype = torch.float32,
-           index: Tensor | None = None, backend: str = "auto", threads: int | None = None) -> dict[str, Tensor]:
+def render(
+    pixels: Tensor | Photos,
+    recipe: Views,
+    params: dict[str, ViewParams],
+    dtype: torch.dtype = torch.float32,
+    index: Tensor | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> dict[str, Tensor]:
     """All views of a batch.
 
     pixels: (N, 3, H, W) uint8, planar or channels-last, or with `index` (N,) int64 the (M, 3, H, W) set to take those
@@ -55,15 +62,24 @@ def render(pixels: Tensor | Photos, recipe: Views, params: dict[str, ViewParams]
             out = render_cpu.render_family(_sources(pixels, index), family, drawn, recipe, threads=threads)
             views.update({view.name: _finish(image, dtype) for view, image in zip(family, out)})
         else:
-            image = (_triton().cut(_sources(pixels, index), family[0], drawn[0]) if chosen == "triton" else
-                     geometry(pixels if index is None else pixels[index], family[0], drawn[0]))
+            image = (
+                _triton().cut(_sources(pixels, index), family[0], drawn[0])
+                if chosen == "triton"
+                else geometry(pixels if index is None else pixels[index], family[0], drawn[0])
+            )
             for view, p in zip(family, drawn):
                 views[view.name] = appearance(image, view, p, recipe, dtype, chosen)
     return {view.name: views[view.name] for view in recipe}
 
 
-def appearance(image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: torch.dtype = torch.float32,
-               backend: str = "auto") -> Tensor:
+def appearance(
+    image: Tensor,
+    view: View,
+    params: ViewParams,
+    recipe: Views,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> Tensor:
     """Colour, grey, blur, solarise and normalise views already cut, for executors that cut their own.
 
     image: float (N, 3, S, S) in [0, 1], or uint8 (N, 3, S, S) or (N, S, S, 3), in any memory layout; it is not changed.
@@ -79,8 +95,12 @@ def appearance(image: Tensor, view: View, params: ViewParams, recipe: Views, dty
         return _finish(render_cpu.render_family(sources, [view], [params], recipe, resized=False)[0], dtype)
     image = image / 255 if image.dtype == torch.uint8 else image
     if view.jitter:
-        image = _on_chosen(image, params.jittered, lambda x, p: ops.jitter(
-            x, p.brightness, p.contrast, p.saturation, p.hue, p.jitter_order), params)
+        image = _on_chosen(
+            image,
+            params.jittered,
+            lambda x, p: ops.jitter(x, p.brightness, p.contrast, p.saturation, p.hue, p.jitter_order),
+            params,
+        )
     if view.grey:
         image = ops.grey(image, params.grey)
     if view.blur:
@@ -97,8 +117,10 @@ def geometry(pixels: Tensor | Photos, view: View, params: ViewParams) -> Tensor:
     interpolation = view.crop.interpolation
     if not isinstance(pixels, Photos):
         return ops.crop_resize(pixels, params.box, params.flip, view.size, interpolation)
-    cuts = [ops.crop_resize(photo, params.box[n:n + 1], params.flip[n:n + 1], view.size, interpolation)
-            for n, photo in enumerate(pixels)]
+    cuts = [
+        ops.crop_resize(photo, params.box[n : n + 1], params.flip[n : n + 1], view.size, interpolation)
+        for n, photo in enumerate(pixels)
+    ]
     return torch.cat(cuts) if cuts else torch.empty(0, 3, view.size, view.size)
 
 

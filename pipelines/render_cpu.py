@@ -59,8 +59,14 @@ class Sources:
         return Sources(buffer.contiguous(), offset.contiguous(), 3 * size[:, 1], 3, 1, size)
 
 
-def render_family(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Views,
-                  resized: bool = True, threads: int | None = None) -> Tensor:
+def render_family(
+    sources: Sources,
+    views: Sequence[View],
+    params: Sequence[ViewParams],
+    recipe: Views,
+    resized: bool = True,
+    threads: int | None = None,
+) -> Tensor:
     """(F, N, S, S, 3) float32, normalised: F views that show one crop and flip, those of the first.
 
     resized: False where the sources are S x S views already, which get colour and blur only.
@@ -73,8 +79,9 @@ def render_family(sources: Sources, views: Sequence[View], params: Sequence[View
     return out
 
 
-def _arguments(sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Views,
-               resized: bool) -> tuple[tuple, Tensor]:
+def _arguments(
+    sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Views, resized: bool
+) -> tuple[tuple, Tensor]:
     size, count = views[0].size, len(params[0])
     if resized:
         _check_boxes(params[0].box, sources.size)
@@ -95,9 +102,19 @@ def _arguments(sources: Sources, views: Sequence[View], params: Sequence[ViewPar
         out.view(-1),
     )
     crop = (params[0].box.contiguous(), params[0].flip.contiguous())
-    return (pixels.numpy(), floats.numpy(), sources.offset.numpy(), sources.row_stride.numpy(), sources.column_stride,
-            sources.channel_stride, *(t.numpy() for t in crop), size, views[0].crop.interpolation == "bicubic", resized,
-            *(t.numpy() for t in tensors)), out
+    return (
+        pixels.numpy(),
+        floats.numpy(),
+        sources.offset.numpy(),
+        sources.row_stride.numpy(),
+        sources.column_stride,
+        sources.channel_stride,
+        *(t.numpy() for t in crop),
+        size,
+        views[0].crop.interpolation == "bicubic",
+        resized,
+        *(t.numpy() for t in tensors),
+    ), out
 
 
 def _jitter(view: View, params: ViewParams) -> tuple[Tensor, ...]:
@@ -110,8 +127,10 @@ def _check_boxes(box: Tensor, size: Tensor) -> None:
     inside = (box[:, :2] >= 0) & (box[:, 2:] >= 1) & (box[:, :2] + box[:, 2:] <= size)
     if not bool(inside.all()):
         n = int((~inside.all(dim=1)).nonzero()[0])
-        raise ValueError(f"sample {n}: the crop (top, left, height, width) {tuple(box[n].tolist())} leaves its image, "
-                         f"which is {tuple(size[n].tolist())} pixels high and wide")
+        raise ValueError(
+            f"sample {n}: the crop (top, left, height, width) {tuple(box[n].tolist())} leaves its image, "
+            f"which is {tuple(size[n].tolist())} pixels high and wide"
+        )
 
 
 def _strided(pixels: Tensor) -> Tensor:
@@ -127,6 +146,7 @@ def _strided(pixels: Tensor) -> Tensor:
 # Our own, and a serial kernel that leaves the GIL, not numba's `prange`: of numba's layers the one that is always there
 # (workqueue) aborts the process when two Python threads call at once, and the OpenMP one when a DataLoader worker is
 # forked after the first call. Plain threads do neither, cost 0.1 ms a batch, and compile in half the time.
+
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -163,8 +183,9 @@ def _kernel(arguments: tuple):
         if not _loaded:
             from saccade.pipelines.kernels_cpu import render_samples  # here: importing numba takes half a second
 
-            notice = threading.Timer(2.0, tqdm.write, ["compiling the CPU renderer, once for this machine ..."],
-                                     {"file": sys.stderr})  # loading what is compiled takes 0.3 s
+            notice = threading.Timer(
+                2.0, tqdm.write, ["compiling the CPU renderer, once for this machine ..."], {"file": sys.stderr}
+            )  # loading what is compiled takes 0.3 s
             notice.daemon = True
             notice.start()
             try:

@@ -45,7 +45,7 @@ class ResidentPipeline(Pipeline):
         them and costs a quarter on a CPU, and on a GPU saves most launches of small operations, and waits for some."""
         together = max(1, _DRAWN_AT_ONCE[self.device.type] // max(1, len(shards[0]))) if shards else 1
         for first in range(0, len(shards), together):
-            block = shards[first:first + together]
+            block = shards[first : first + together]
             index = torch.cat(block).to(self.device, non_blocking=True)
             drawn = draw(self.recipe, self.order.seed, epoch, index, self._size.expand(len(index), 2))
             start = 0
@@ -65,9 +65,11 @@ def load_images(source: Source) -> tuple[np.ndarray, Tensor]:
     for i in range(len(source)):
         pixels, used = source.read_or_replace(i)
         if images and pixels.shape != images[0].shape:
-            raise UnequalSizes(f"--pipeline resident needs images of one size, but {source.name_of(used)} is "
-                               f"{pixels.shape[1]}x{pixels.shape[0]} and {source.name_of(0)} is {images[0].shape[1]}x"
-                               f"{images[0].shape[0]}; use --pipeline auto.")
+            raise UnequalSizes(
+                f"--pipeline resident needs images of one size, but {source.name_of(used)} is "
+                f"{pixels.shape[1]}x{pixels.shape[0]} and {source.name_of(0)} is {images[0].shape[1]}x"
+                f"{images[0].shape[0]}; use --pipeline auto."
+            )
         images.append(pixels)
         numbers.append(used)
     return np.stack(images), torch.tensor(numbers)

@@ -49,7 +49,9 @@ class ShardSource(Source):
     def __init__(self, shards: Sequence[Path], name: str | None = None) -> None:
         super().__init__()
         self.files = list(shards)
-        self.name = name or (str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} ... {self.files[-1].name}")
+        self.name = name or (
+            str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} ... {self.files[-1].name}"
+        )
         members, bad = [], {}
         for file in self.files:
             found, cut = index_of(file)
@@ -60,7 +62,9 @@ class ShardSource(Source):
             bad |= {f"{file.name}/{m.name}": _CUT for m in found if m.offset + m.length > end}
         self._members = [member for found in members for member in found]
         if not self._members:
-            raise UserError(f"{self.name}: no sample with an image; members are named KEY.jpg (or .png, .webp ...) and KEY.cls.")
+            raise UserError(
+                f"{self.name}: no sample with an image; members are named KEY.jpg (or .png, .webp ...) and KEY.cls."
+            )
         self.shard = np.repeat(np.arange(len(members)), [len(found) for found in members])
         manifest = manifest_of(self.files[0])
         self.labels, self.classes = _numbered(self._members, manifest.classes if manifest else None)
@@ -137,8 +141,10 @@ def index_of(shard: Path) -> tuple[list[Member], bool]:
                 return kept
         found = _scan(shard)
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shard}: cannot be read as a plain tar ({getattr(error, 'strerror', None) or error}); unpack "
-                        "compressed tars, copy damaged ones again.") from error
+        raise UserError(
+            f"{shard}: cannot be read as a plain tar ({getattr(error, 'strerror', None) or error}); unpack "
+            "compressed tars, copy damaged ones again."
+        ) from error
     _keep_index(shard, key, *found)
     return found
 
@@ -224,7 +230,9 @@ def _listed(shard: Path) -> tuple[list[tuple[str, int, int]], bool] | None:
             words = line.split(" ")
             if len(words) % 4:
                 return None  # a name with a space
-            members += [(name, int(offset), int(size)) for offset, size, name in zip(words[1::4], words[2::4], words[3::4])]
+            members += [
+                (name, int(offset), int(size)) for offset, size, name in zip(words[1::4], words[2::4], words[3::4])
+            ]
         return members, False
     except (OSError, ValueError, IndexError):
         return None

@@ -91,15 +91,18 @@ class Source(ABC):
         self.known_bad.update(bad)
         if len(self.known_bad) > BAD_SHARE * len(self):
             listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(self.known_bad.items())[:20])
-            raise UserError(f"{self.name}: {len(self.known_bad)} images cannot be read so far, more than {BAD_SHARE:.0%} of "
-                            f"all {len(self)}; repair or remove them: {listed}{' ...' if len(self.known_bad) > 20 else ''}")
+            raise UserError(
+                f"{self.name}: {len(self.known_bad)} images cannot be read so far, more than {BAD_SHARE:.0%} of "
+                f"all {len(self)}; repair or remove them: {listed}{' ...' if len(self.known_bad) > 20 else ''}"
+            )
 
 
 class ArraySource(Source):
     """Equally sized images in memory: images (N, H, W, 3) uint8, labels (N,) or None."""
 
-    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray | None = None,
-                 classes: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, name: str, images: np.ndarray, labels: np.ndarray | None = None, classes: tuple[str, ...] | None = None
+    ) -> None:
         super().__init__()
         self.name, self.images, self.classes = name, images, classes
         self.labels = None if labels is None else np.asarray(labels).astype(np.int64)
@@ -165,8 +168,11 @@ def list_images(folder: Path) -> list[Path]:
         inside = {f: os.path.realpath(os.path.join(root, f)) for f in folders if not f.startswith(".")}
         folders[:] = sorted(f for f, real in inside.items() if real not in above[root])
         above.update({os.path.join(root, f): above[root] | {inside[f]} for f in folders})
-        found += [Path(root, f) for f in sorted(files)
-                  if not f.startswith(".") and os.path.splitext(f)[1].lower() in EXTENSIONS]
+        found += [
+            Path(root, f)
+            for f in sorted(files)
+            if not f.startswith(".") and os.path.splitext(f)[1].lower() in EXTENSIONS
+        ]
     return found
 
 

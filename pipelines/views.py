@@ -60,8 +60,13 @@ class View:
     parent: str | None = None
 
     def __post_init__(self) -> None:
-        for what, p in (("flip", self.flip), ("grey", self.grey), ("solarise", self.solarise),
-                        ("jitter.p", self.jitter.p if self.jitter else 0.0), ("blur.p", self.blur.p if self.blur else 0.0)):
+        for what, p in (
+            ("flip", self.flip),
+            ("grey", self.grey),
+            ("solarise", self.solarise),
+            ("jitter.p", self.jitter.p if self.jitter else 0.0),
+            ("blur.p", self.blur.p if self.blur else 0.0),
+        ):
             if not 0.0 <= p <= 1.0:
                 raise UserError(f"view {self.name!r}: {what} = {p} is no probability; give a value from 0 to 1.")
         if self.size < 1:
@@ -69,18 +74,24 @@ class View:
         if isinstance(self.crop, Crop):
             (low, high), (thin, wide) = self.crop.scale, self.crop.ratio
             if not 0.0 < low <= high <= 1.0 or not 0.0 < thin <= wide:
-                raise UserError(f"view {self.name!r}: crop scale {self.crop.scale} and ratio {self.crop.ratio} must be "
-                                "increasing and positive, the scale at most 1.")
+                raise UserError(
+                    f"view {self.name!r}: crop scale {self.crop.scale} and ratio {self.crop.ratio} must be "
+                    "increasing and positive, the scale at most 1."
+                )
         if self.crop.interpolation not in ("bilinear", "bicubic"):
-            raise UserError(f"view {self.name!r}: interpolation {self.crop.interpolation!r} is unknown; "
-                            "use 'bilinear' or 'bicubic'.")
+            raise UserError(
+                f"view {self.name!r}: interpolation {self.crop.interpolation!r} is unknown; "
+                "use 'bilinear' or 'bicubic'."
+            )
         if self.jitter and not 0.0 <= self.jitter.hue <= 0.5:
             raise UserError(f"view {self.name!r}: hue = {self.jitter.hue}; give a value from 0 to 0.5.")
         if self.blur:
             (low, high), taps = self.blur.sigma, self.blur.kernel_size
             if not 0.0 < low <= high or taps % 2 == 0 or not 0 < taps // 2 < self.size:
-                raise UserError(f"view {self.name!r}: blur sigma {self.blur.sigma} with {taps} taps does not fit a "
-                                f"{self.size}-pixel view; sigma must be positive, the taps odd and under twice the size.")
+                raise UserError(
+                    f"view {self.name!r}: blur sigma {self.blur.sigma} with {taps} taps does not fit a "
+                    f"{self.size}-pixel view; sigma must be positive, the taps odd and under twice the size."
+                )
 
     def times(self, count: int) -> tuple[View, ...]:
         """`count` copies, drawn independently, named name_0 .. name_{count-1}."""
@@ -103,11 +114,15 @@ class Views:
             if view.parent is not None:
                 parent = known.get(view.parent)
                 if parent is None or parent.parent is not None:
-                    raise UserError(f"view {view.name!r} is derived from {view.parent!r}, which must be an earlier view "
-                                    "with a crop of its own.")
+                    raise UserError(
+                        f"view {view.name!r} is derived from {view.parent!r}, which must be an earlier view "
+                        "with a crop of its own."
+                    )
                 if parent.size != view.size:
-                    raise UserError(f"view {view.name!r} ({view.size} px) is derived from {view.parent!r} "
-                                    f"({parent.size} px); a derived view keeps its parent's size.")
+                    raise UserError(
+                        f"view {view.name!r} ({view.size} px) is derived from {view.parent!r} "
+                        f"({parent.size} px); a derived view keeps its parent's size."
+                    )
             known[view.name] = view
         if not self.views:
             raise UserError("the recipe has no views; give at least one.")
@@ -139,7 +154,8 @@ def stec_blur(size: int) -> Blur:
     return Blur(p=0.5, sigma=(0.1 * size / 224, 2.0 * size / 224), kernel_size=max(3, taps + 1 - taps % 2))
 
 
-def evaluation_views(size: int, mean: tuple[float, float, float], std: tuple[float, float, float],
-                      fraction: float = 1.0) -> Views:
+def evaluation_views(
+    size: int, mean: tuple[float, float, float], std: tuple[float, float, float], fraction: float = 1.0
+) -> Views:
     """One view, `eval`, without any chance: the centre crop of `fraction` of the short side, at `size` pixels."""
     return Views((View("eval", size, crop=CentreCrop(fraction), flip=0.0),), mean, std)

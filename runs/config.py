@@ -25,10 +25,25 @@ from saccade.pipelines.data import NAMES
 from saccade.pipelines.sources import ArraySource, Source
 from saccade.pipelines.views import Views
 
-DATA_FLAGS = ("data", "val_data", "labelled_data", "data_dir")  # where the images lie may change, which they are may not
+DATA_FLAGS = (
+    "data",
+    "val_data",
+    "labelled_data",
+    "data_dir",
+)  # where the images lie may change, which they are may not
 MAX_WORKERS, MAX_IMAGE_SIZE = 1024, 4096
-RESUMABLE = {"resume", "workers", "device", "compile", "log_every", "eval_every", "checkpoint_every", "keep", "track",
-             *DATA_FLAGS}
+RESUMABLE = {
+    "resume",
+    "workers",
+    "device",
+    "compile",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep",
+    "track",
+    *DATA_FLAGS,
+}
 
 
 @dataclass(frozen=True)
@@ -67,51 +82,91 @@ class Config:
 def parser(prog: str = "train.py") -> argparse.ArgumentParser:
     """The flags of train.py, grouped."""
     p = argparse.ArgumentParser(
-        prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=prog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded data\n"
-                    "set, so that everything can be seen working in three minutes on two CPU cores.")
+        "set, so that everything can be seen working in three minutes on two CPU cores.",
+    )
     what = p.add_argument_group("what to train")
     what.add_argument("--method", default="stec", help=f"one of {', '.join(methods())} (default: stec)")
-    what.add_argument("--data", default="textures",
-                      help="a folder of images, an .npz, a .beton, tar shards (a path, x-{000..127}.tar, a URL), or one of "
-                           f"{', '.join(NAMES)} (default: textures, embedded)")
+    what.add_argument(
+        "--data",
+        default="textures",
+        help="a folder of images, an .npz, a .beton, tar shards (a path, x-{000..127}.tar, a URL), or one of "
+        f"{', '.join(NAMES)} (default: textures, embedded)",
+    )
     what.add_argument("--val-data", help="images to evaluate on (default: a val/ or test/ split found beside the data)")
     what.add_argument("--allow-pipe", action="store_true", help="allow pipe: URLs in --data; they run a shell command")
-    what.add_argument("--labelled-data", help="labelled images beside unlabelled --data, for the classifier that SimCLR and S-TEC "
-                      "train and for kNN (default: with stl10 its own 5,000)")
+    what.add_argument(
+        "--labelled-data",
+        help="labelled images beside unlabelled --data, for the classifier that SimCLR and S-TEC "
+        "train and for kNN (default: with stl10 its own 5,000)",
+    )
     what.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 are kept (default: data)")
-    what.add_argument("--recipe", help="take this recipe, of those that python -m tools.recipes METHOD lists "
-                                       "(default: --data, or the nearest in size)")
+    what.add_argument(
+        "--recipe",
+        help="take this recipe, of those that python -m tools.recipes METHOD lists "
+        "(default: --data, or the nearest in size)",
+    )
     what.add_argument("--backbone", help="any timm model name (default: the recipe's)")
-    what.add_argument("--image-size", type=int, help="pixels of a full-size view (default: the recipe's, or the images')")
-    what.add_argument("--stec-base", default="simclr", help="what --method stec adds its inverse model to: simclr, or byol, which is "
-                      "our extension, not the authors' (default: simclr)")
+    what.add_argument(
+        "--image-size", type=int, help="pixels of a full-size view (default: the recipe's, or the images')"
+    )
+    what.add_argument(
+        "--stec-base",
+        default="simclr",
+        help="what --method stec adds its inverse model to: simclr, or byol, which is "
+        "our extension, not the authors' (default: simclr)",
+    )
     training = p.add_argument_group("training (default: the recipe's value)")
     training.add_argument("--epochs", type=int, help="passes over the data")
     training.add_argument("--steps", type=int, help="optimizer steps in all, instead of --epochs")
     training.add_argument("--batch-size", type=int, help="images per optimizer step, over all processes")
-    training.add_argument("--accumulate", type=int, default=1, help="split a step into this many forward passes (default: 1)")
+    training.add_argument(
+        "--accumulate", type=int, default=1, help="split a step into this many forward passes (default: 1)"
+    )
     training.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's, scaled with the batch)")
-    training.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                          help="change any value of the recipe, e.g. options.temperature=0.2 or optimizer.weight_decay=1e-4")
+    training.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change any value of the recipe, e.g. options.temperature=0.2 or optimizer.weight_decay=1e-4",
+    )
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--joint-views", action=argparse.BooleanOptionalAction,
-                          help="the student's views of one size in one forward: faster where batches are small; their BatchNorm "
-                               "statistics are then shared, which changes the method (default: as the method has it)")
+    training.add_argument(
+        "--joint-views",
+        action=argparse.BooleanOptionalAction,
+        help="the student's views of one size in one forward: faster where batches are small; their BatchNorm "
+        "statistics are then shared, which changes the method (default: as the method has it)",
+    )
     machine = p.add_argument_group("machine")
     machine.add_argument("--pipeline", default="auto", help=f"executor: {', '.join(EXECUTORS)} (default: auto)")
-    machine.add_argument("--shard-group", type=int, default=0, metavar="N",
-                         help="tar shards: shuffle the images of N shards at a time (default: 0, all images at once)")
-    machine.add_argument("--workers", type=int, help="decoding processes or threads per process (default: from the CPUs)")
+    machine.add_argument(
+        "--shard-group",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tar shards: shuffle the images of N shards at a time (default: 0, all images at once)",
+    )
+    machine.add_argument(
+        "--workers", type=int, help="decoding processes or threads per process (default: from the CPUs)"
+    )
     machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    machine.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: bf16 on a GPU, else fp32)")
+    machine.add_argument(
+        "--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: bf16 on a GPU, else fp32)"
+    )
     machine.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
     run = p.add_argument_group("the run")
     run.add_argument("--out", help="run folder (default: outputs/METHOD-DATA-TIME)")
     run.add_argument("--resume", metavar="FOLDER", help="continue the run in this folder from its last checkpoint")
     run.add_argument("--log-every", type=int, default=10, help="steps between lines of metrics.jsonl (default: 10)")
-    run.add_argument("--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: a tenth of the run)")
-    run.add_argument("--checkpoint-every", type=int, help="steps between checkpoints (default: every epoch, a minute apart)")
+    run.add_argument(
+        "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: a tenth of the run)"
+    )
+    run.add_argument(
+        "--checkpoint-every", type=int, help="steps between checkpoints (default: every epoch, a minute apart)"
+    )
     run.add_argument("--keep", type=int, default=2, help="checkpoints kept (default: 2)")
     run.add_argument("--track", default="", help="also log to tensorboard, wandb, csv (comma-separated; default: none)")
     return p
@@ -125,17 +180,24 @@ def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespa
     folder = Path(flags.resume)
     try:
         saved = dict(json.loads((folder / "config.json").read_text())["flags"])
-        if wrong := sorted(name for name in vars(flags) if type(saved[name]) is not type(getattr(flags, name))
-                           and None not in (saved[name], parser().get_default(name))):
+        if wrong := sorted(
+            name
+            for name in vars(flags)
+            if type(saved[name]) is not type(getattr(flags, name))
+            and None not in (saved[name], parser().get_default(name))
+        ):
             raise ValueError(f"{wrong[0]} is {saved[wrong[0]]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--resume {folder}: no run is there to continue (its config.json cannot be read: "
-                        f"{type(error).__name__}).") from error
+        raise UserError(
+            f"--resume {folder}: no run is there to continue (its config.json cannot be read: {type(error).__name__})."
+        ) from error
     given = {name for name, value in vars(flags).items() if value != parser().get_default(name)}
     changed = sorted(name for name in given - RESUMABLE if getattr(flags, name) != saved.get(name))
     if changed:
-        raise UserError(f"--resume continues the run as it was; drop --{changed[0].replace('_', '-')} "
-                        f"(only {', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} may change).")
+        raise UserError(
+            f"--resume continues the run as it was; drop --{changed[0].replace('_', '-')} "
+            f"(only {', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} may change)."
+        )
     kept = {name: getattr(flags, name) for name in given & RESUMABLE}
     return argparse.Namespace(**{**vars(flags), **saved, **kept, "resume": flags.resume, "out": flags.resume})
 
@@ -161,8 +223,11 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--steps and --epochs both say how long to train; give one of them.")
     if flags.lr is not None and not 0 < flags.lr < float("inf"):
         raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
-    for name, allowed in (("precision", ("auto", "fp32", "bf16", "fp16")), ("device", ("auto", "cpu", "cuda")),
-                          ("pipeline", EXECUTORS)):
+    for name, allowed in (
+        ("precision", ("auto", "fp32", "bf16", "fp16")),
+        ("device", ("auto", "cpu", "cuda")),
+        ("pipeline", EXECUTORS),
+    ):
         if getattr(flags, name) not in allowed:
             raise UserError(f"--{name} {getattr(flags, name)} is unknown; use one of {', '.join(allowed)}.")
     unknown = set(filter(None, flags.track.split(","))) - {"tensorboard", "wandb", "csv"}
@@ -181,7 +246,9 @@ def method_of(flags: argparse.Namespace) -> Method:
     if flags.stec_base not in ("simclr", "byol"):
         raise UserError(f"--stec-base {flags.stec_base} is unknown; use simclr or byol.")
     if flags.stec_base != "simclr" and flags.method != "stec":
-        raise UserError(f"--stec-base {flags.stec_base} goes with --method stec, not with {flags.method}; leave it out.")
+        raise UserError(
+            f"--stec-base {flags.stec_base} goes with --method stec, not with {flags.method}; leave it out."
+        )
     return find_method("stec-byol" if flags.stec_base == "byol" else flags.method)
 
 
@@ -190,8 +257,10 @@ def check_recipe_name(method: Method, name: str | None) -> None:
     known = [*IMAGE_SIZE, *(variant for variant in method.published if variant not in IMAGE_SIZE)]
     if name is not None and name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}"
-                        + (f" (did you mean {near[0]}?)." if near else "."))
+        raise UserError(
+            f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}"
+            + (f" (did you mean {near[0]}?)." if near else ".")
+        )
 
 
 def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
@@ -205,15 +274,27 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     check_recipe(recipe)
     if flags.backbone:
         recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
-    recipe = replace(recipe, backbone=recipe.backbone.resolved(recipe.image_size), epochs=flags.epochs or recipe.epochs,
-                     batch_size=flags.batch_size or _fitting_batch(recipe.batch_size, len(source)))
+    recipe = replace(
+        recipe,
+        backbone=recipe.backbone.resolved(recipe.image_size),
+        epochs=flags.epochs or recipe.epochs,
+        batch_size=flags.batch_size or _fitting_batch(recipe.batch_size, len(source)),
+    )
     spec = recipe.optimizer
     lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
     recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
     kept = {**vars(flags), **{name: _absolute(getattr(flags, name)) for name in DATA_FLAGS}}
     as_given = {f.name: kept[f.name] for f in dataclasses.fields(Config) if f.name in kept}
-    config = Config(**{**as_given, "recipe": recipe, "flags": kept, "out": out, "resume": flags.resume is not None,
-                       "track": tuple(filter(None, flags.track.split(",")))})
+    config = Config(
+        **{
+            **as_given,
+            "recipe": recipe,
+            "flags": kept,
+            "out": out,
+            "resume": flags.resume is not None,
+            "track": tuple(filter(None, flags.track.split(","))),
+        }
+    )
     if config.resume:
         check_moved_data(config)
     return config
@@ -232,8 +313,10 @@ def check_moved_data(config: Config) -> None:
     now = config.to_json()["recipe"]
     if config.data != saved["data"] and now != saved["recipe"]:
         changed = next(name for name in now if now[name] != saved["recipe"].get(name))
-        raise UserError(f"--data {config.data}: these are not the images the run was started with, {saved['data']} (the recipe's "
-                        f"{changed} would change); give those, or start a new run.")
+        raise UserError(
+            f"--data {config.data}: these are not the images the run was started with, {saved['data']} (the recipe's "
+            f"{changed} would change); give those, or start a new run."
+        )
 
 
 def check_recipe(recipe: TrainingRecipe) -> None:
@@ -253,7 +336,9 @@ def check_recipe(recipe: TrainingRecipe) -> None:
             raise UserError(f"{flag}{' ' if flag == '--image-size' else ''}{value}: give {allowed}.")
     for name, value in asdict(recipe.options).items():
         if isinstance(value, float) and not (isfinite(value) and (value > 0 or "temperature" not in name)):
-            raise UserError(f"--set options.{name}={value}: give a {'positive' if 'temperature' in name else 'finite'} number.")
+            raise UserError(
+                f"--set options.{name}={value}: give a {'positive' if 'temperature' in name else 'finite'} number."
+            )
 
 
 def _fitting_batch(batch: int, samples: int) -> int:
@@ -275,8 +360,10 @@ def with_settings(recipe: TrainingRecipe, settings: Sequence[str]) -> TrainingRe
         if key in ("method", "data"):
             raise UserError(f"--set {setting}: a recipe belongs to its method and data set; use --method or --recipe.")
         if key == "views":
-            raise UserError(f"--set {setting}: name a view's field, e.g. views.{recipe.views.names[0]}.crop.scale=0.2,1.0, "
-                            "or views.views=NAME,NAME for some of them.")
+            raise UserError(
+                f"--set {setting}: name a view's field, e.g. views.{recipe.views.names[0]}.crop.scale=0.2,1.0, "
+                "or views.views=NAME,NAME for some of them."
+            )
         recipe = _set(recipe, key.split("."), text, key)
     return recipe
 

@@ -31,7 +31,9 @@ class RunFolder:
         except BlockingIOError as error:
             raise UserError(f"{self.path} is being written by another process; wait for it or stop it.") from error
         except OSError as error:
-            raise UserError(f"--out {self.path} cannot be written ({error.strerror}); choose another folder.") from error
+            raise UserError(
+                f"--out {self.path} cannot be written ({error.strerror}); choose another folder."
+            ) from error
 
     def write_json(self, name: str, content: Any) -> None:
         write_atomically(self.path / name, lambda f: f.write((json.dumps(content, indent=2) + "\n").encode()))
@@ -61,8 +63,9 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Drop the metrics a killed run logged after its last checkpoint: their steps are done again."""
         kept = [r for r in self.metrics() if r["step"] <= step]
-        write_atomically(self.path / "metrics.jsonl",
-                         lambda f: f.write("".join(json.dumps(r) + "\n" for r in kept).encode()))
+        write_atomically(
+            self.path / "metrics.jsonl", lambda f: f.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+        )
 
     def list_bad(self, bad: dict[str, str]) -> None:
         """Write bad_images.txt: a line for each unreadable image with the reason; only if the list grew."""

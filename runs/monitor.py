@@ -24,16 +24,32 @@ class Monitor:
     Losses stay on the device until a line is due, so a GPU is not made to wait at every step.
     """
 
-    def __init__(self, folder: RunFolder, accelerator: Accelerator, total_steps: int, step: int, log_every: int,
-                 done: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        total_steps: int,
+        step: int,
+        log_every: int,
+        done: dict[str, float] | None = None,
+    ) -> None:
         self._folder, self._accelerator = folder, accelerator
         self._total_steps, self._log_every, self._first = total_steps, log_every, step + 1
-        self.totals = dict(done or {"seconds": 0.0, "images": 0, "waited": 0.0})  # over the whole run, resumed parts included
+        self.totals = dict(
+            done or {"seconds": 0.0, "images": 0, "waited": 0.0}
+        )  # over the whole run, resumed parts included
         self._logged = dict(self.totals)  # the totals at the last line written
         self._mark = time.perf_counter()
         self.knn: float | None = None
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", file=sys.stderr, dynamic_ncols=True,
-                         disable=not accelerator.is_main_process, mininterval=0.5)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=not accelerator.is_main_process,
+            mininterval=0.5,
+        )
 
     def batches(self, pipeline: Pipeline) -> Iterator[Batch]:
         """The pipeline's batches, the time spent waiting for each counted."""
@@ -56,7 +72,9 @@ class Monitor:
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Around the first step of a compiled run, which is not training time: says how long compiling took."""
-        self.message("compiling the networks for the first step; later runs with the same shapes take it from the cache ...")
+        self.message(
+            "compiling the networks for the first step; later runs with the same shapes take it from the cache ..."
+        )
         start = time.perf_counter()
         with self.paused():
             yield
@@ -82,13 +100,23 @@ class Monitor:
         self._logged = dict(self.totals)
         rate = spent["images"] / max(spent["seconds"], 1e-9)
         wait = min(1.0, spent["waited"] / max(spent["seconds"], 1e-9))
-        self.log({"step": step, "epoch": round(epoch, 4), **named, "lr": lr, "images_per_second": round(rate, 1),
-                  "data_wait": round(wait, 4)})
+        self.log(
+            {
+                "step": step,
+                "epoch": round(epoch, 4),
+                **named,
+                "lr": lr,
+                "images_per_second": round(rate, 1),
+                "data_wait": round(wait, 4),
+            }
+        )
         shown = {"loss": f"{named['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{wait:.0%}"}
         self._bar.set_postfix(shown | ({"kNN": f"{self.knn:.1f}%"} if self.knn is not None else {}))
         if not math.isfinite(named["loss"]):  # reduced over the processes: all of them stop here
-            raise UserError(f"the run diverged: its loss is {named['loss']} at step {step}, and nothing was saved of it; "
-                            "start again with a lower --lr, a longer warm-up, or --precision fp32.")
+            raise UserError(
+                f"the run diverged: its loss is {named['loss']} at step {step}, and nothing was saved of it; "
+                "start again with a lower --lr, a longer warm-up, or --precision fp32."
+            )
 
     def log(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl and of the trackers."""

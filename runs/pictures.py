@@ -26,10 +26,23 @@ def describe(params: ViewParams, i: int) -> list[str]:
     if params.jittered[i]:
         symbol = {"brightness": "b", "contrast": "c", "saturation": "s", "hue": "h"}
         names = [JITTER_OPERATIONS[k] for k in params.jitter_order[i].tolist()]
-        lines.append(" ".join(f"{symbol[n]}{getattr(params, n)[i].item():+.2f}" if n == "hue" else
-                              f"{symbol[n]}{getattr(params, n)[i].item():.2f}" for n in names))
-    rest = [word for word, on in (("grey", params.grey[i]), (f"blur {params.sigma[i].item():.2f}", params.sigma[i] > 0),
-                                  ("solarise", params.solarise[i])) if on]
+        lines.append(
+            " ".join(
+                f"{symbol[n]}{getattr(params, n)[i].item():+.2f}"
+                if n == "hue"
+                else f"{symbol[n]}{getattr(params, n)[i].item():.2f}"
+                for n in names
+            )
+        )
+    rest = [
+        word
+        for word, on in (
+            ("grey", params.grey[i]),
+            (f"blur {params.sigma[i].item():.2f}", params.sigma[i] > 0),
+            ("solarise", params.solarise[i]),
+        )
+        if on
+    ]
     return lines + ([", ".join(rest)] if rest else [])
 
 
@@ -50,7 +63,7 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
         y = 22 + row * row_height
         cells = [(_to_image(image), [source.name_of(number)[-26:], f"{image.shape[2]}x{image.shape[1]}"])]
         for view in recipe:
-            rendered = render_one(image, view, params[view.name][row:row + 1], plain)
+            rendered = render_one(image, view, params[view.name][row : row + 1], plain)
             cells.append((_to_image((rendered * 255).round().to(torch.uint8)), describe(params[view.name], row)))
         for column, (cell, lines) in enumerate(cells):
             x = _LEFT + column * (_CELL + _GAP)
@@ -82,8 +95,17 @@ def plot_curves(records: list[dict[str, Any]], path: Path, baselines: dict[str, 
     from matplotlib import pyplot as plt
 
     logged = [r for r in records if "loss" in r]
-    parts = [k for k in logged[-1] if k not in ("step", "epoch", "lr", "images_per_second", "data_wait", "momentum")
-             and not k.endswith("top1") and isinstance(logged[-1][k], float)] if logged else []
+    parts = (
+        [
+            k
+            for k in logged[-1]
+            if k not in ("step", "epoch", "lr", "images_per_second", "data_wait", "momentum")
+            and not k.endswith("top1")
+            and isinstance(logged[-1][k], float)
+        ]
+        if logged
+        else []
+    )
     scored = [r for r in records if "knn_top1" in r]
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for name in parts:

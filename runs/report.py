@@ -16,33 +16,50 @@ from saccade.runs.monitor import Monitor
 from saccade.runs.pictures import plot_curves, save_png, view_grid
 
 
-def announce(config: Config, accelerator: Accelerator, folder: RunFolder, pipeline: Pipeline, learner: Learner,
-             total_steps: int) -> None:
+def announce(
+    config: Config, accelerator: Accelerator, folder: RunFolder, pipeline: Pipeline, learner: Learner, total_steps: int
+) -> None:
     """Print the resolved run; write config.json and views.png."""
     recipe, source = config.recipe, pipeline.source
     parameters = sum(p.numel() for p in learner.student.backbone.parameters()) / 1e6
     spec, schedule = recipe.optimizer, recipe.schedule
     lines = (
         ("method", f"{recipe.method}  {recipe.options}"),
-        ("data", f"{source.name}: {len(source)} images, {len(source.classes)} classes" if source.classes else
-         f"{source.name}: {len(source)} images" + ("" if source.labels is not None else ", no labels")),
-        ("recipe", f"{recipe.data} at {recipe.image_size} px"
-         + (f"  (proposal: {'; '.join(recipe.proposals.values())})" if recipe.proposals else "")),
+        (
+            "data",
+            f"{source.name}: {len(source)} images, {len(source.classes)} classes"
+            if source.classes
+            else f"{source.name}: {len(source)} images" + ("" if source.labels is not None else ", no labels"),
+        ),
+        (
+            "recipe",
+            f"{recipe.data} at {recipe.image_size} px"
+            + (f"  (proposal: {'; '.join(recipe.proposals.values())})" if recipe.proposals else ""),
+        ),
         ("pipeline", f"{pipeline.choice}; views {', '.join(recipe.views.names)}"),
         ("backbone", f"{recipe.backbone.name}, stem {recipe.backbone.stem}, {parameters:.2f} M parameters"),
-        ("optimizer", f"{spec.name}, lr {spec.lr:.4g}, weight decay {spec.weight_decay:g}, {schedule.kind} "
-         + " ".join(f"{k}={v}" for k, v in schedule.options.items())),
+        (
+            "optimizer",
+            f"{spec.name}, lr {spec.lr:.4g}, weight decay {spec.weight_decay:g}, {schedule.kind} "
+            + " ".join(f"{k}={v}" for k, v in schedule.options.items()),
+        ),
         ("steps", f"{total_steps} of {recipe.batch_size} images, {len(pipeline)} an epoch"),
-        ("machine", f"{accelerator.device}, {accelerator.num_processes} process(es), "
-         f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"),
+        (
+            "machine",
+            f"{accelerator.device}, {accelerator.num_processes} process(es), "
+            f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}",
+        ),
         ("run folder", str(config.out)),
     )
     for name, text in lines:
         print(f"{name:>10}  {text}", flush=True)
     warmup = round(schedule.options.get("warmup_epochs", 0) * len(pipeline))
     if warmup >= total_steps:
-        print(f"{'note':>10}  the warm-up of {warmup} steps is longer than the run: the learning rate never reaches {spec.lr:.4g}; "
-              "shorten it with --set schedule.options.warmup_epochs=0", flush=True)
+        print(
+            f"{'note':>10}  the warm-up of {warmup} steps is longer than the run: the learning rate never reaches {spec.lr:.4g}; "
+            "shorten it with --set schedule.options.warmup_epochs=0",
+            flush=True,
+        )
     if not config.resume:
         folder.write_json("config.json", {**config.to_json(), "versions": versions(), "commit": git_commit()})
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")
@@ -56,33 +73,64 @@ def follow_data(config: Config, folder: RunFolder) -> None:
         folder.write_json("config.json", {**saved, **where, "flags": {**saved["flags"], **where}})
 
 
-def finish(config: Config, folder: RunFolder, learner: Learner, pipeline: Pipeline, monitor: Monitor,
-           baselines: dict[str, float], step: int) -> None:
+def finish(
+    config: Config,
+    folder: RunFolder,
+    learner: Learner,
+    pipeline: Pipeline,
+    monitor: Monitor,
+    baselines: dict[str, float],
+    step: int,
+) -> None:
     """Write summary.json, curves.png and the backbone; print a short summary."""
     recipe, totals, records = config.recipe, monitor.totals, folder.metrics()
-    description = {"features": learner.objective.features, "mean": recipe.views.mean, "std": recipe.views.std,
-                   "method": recipe.method, "data": config.data, "steps": step}
+    description = {
+        "features": learner.objective.features,
+        "mean": recipe.views.mean,
+        "std": recipe.views.std,
+        "method": recipe.method,
+        "data": config.data,
+        "steps": step,
+    }
     for name, content in export_backbone(learner.backbone, recipe.backbone, recipe.image_size, description).items():
         write_atomically(config.out / name, lambda f, content=content: f.write(content))
     knn = next((r["knn_top1"] for r in reversed(records) if r["step"] and "knn_top1" in r), None)
     scores = {"knn_top1": knn, **{name: baselines.get(name) for name in OnlineKNN.BASELINES}}
     summary = {
-        "method": recipe.method, "data": config.data, "backbone": recipe.backbone.name, "epochs": step / len(pipeline),
-        "steps": step, "seconds": round(totals["seconds"], 2),
+        "method": recipe.method,
+        "data": config.data,
+        "backbone": recipe.backbone.name,
+        "epochs": step / len(pipeline),
+        "steps": step,
+        "seconds": round(totals["seconds"], 2),
         "images_per_second": round(totals["images"] / max(totals["seconds"], 1e-9), 1),
-        "data_wait": round(totals["waited"] / max(totals["seconds"], 1e-9), 4), **scores,
-        "bad_images": len(pipeline.source.known_bad), "versions": versions(), "commit": git_commit(), "hardware": hardware()}
+        "data_wait": round(totals["waited"] / max(totals["seconds"], 1e-9), 4),
+        **scores,
+        "bad_images": len(pipeline.source.known_bad),
+        "versions": versions(),
+        "commit": git_commit(),
+        "hardware": hardware(),
+    }
     folder.write_json("summary.json", summary)
-    plot_curves(records, config.out / "curves.png", {n.removesuffix("_knn_top1").replace("_", " "): v
-                                                     for n, v in baselines.items() if v is not None})
-    print(f"\ntrained {step} steps in {totals['seconds']:.0f} s: {summary['images_per_second']:.0f} images/s, "
-          f"{summary['data_wait']:.0%} of it waiting for data")
+    plot_curves(
+        records,
+        config.out / "curves.png",
+        {n.removesuffix("_knn_top1").replace("_", " "): v for n, v in baselines.items() if v is not None},
+    )
+    print(
+        f"\ntrained {step} steps in {totals['seconds']:.0f} s: {summary['images_per_second']:.0f} images/s, "
+        f"{summary['data_wait']:.0%} of it waiting for data"
+    )
     if knn is None:
         print("kNN top-1: not measured (no labelled evaluation data; give --val-data, or --eval-every above 0)")
     else:
-        print(f"kNN top-1: raw pixels {scores['raw_pixel_knn_top1']:.1f} %, untrained backbone "
-              f"{scores['untrained_knn_top1']:.1f} %, trained backbone {knn:.1f} %")
+        print(
+            f"kNN top-1: raw pixels {scores['raw_pixel_knn_top1']:.1f} %, untrained backbone "
+            f"{scores['untrained_knn_top1']:.1f} %, trained backbone {knn:.1f} %"
+        )
     if summary["bad_images"]:
         print(f"{summary['bad_images']} unreadable images were replaced; {config.out}/bad_images.txt lists them")
     images = "" if knn is not None or baselines else " --data LABELLED_IMAGES"
-    print(f"backbone: {config.out}/backbone.safetensors   evaluate it: python eval.py {config.out} --protocol linear{images}")
+    print(
+        f"backbone: {config.out}/backbone.safetensors   evaluate it: python eval.py {config.out} --protocol linear{images}"
+    )

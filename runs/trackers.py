@@ -58,4 +58,6 @@ def start_trackers(accelerator: Accelerator, config: Config) -> None:
         raise UserError(f"--track {','.join(config.track)} cannot be started ({error}).") from error
     missing = set(config.track) - {t.name for t in accelerator.trackers}
     if missing and accelerator.is_main_process:
-        raise UserError(f"--track {', '.join(sorted(missing))}: the package is not installed; pip install {' '.join(missing)}.")
+        raise UserError(
+            f"--track {', '.join(sorted(missing))}: the package is not installed; pip install {' '.join(missing)}."
+        )

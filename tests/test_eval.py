@@ -267,5 +267,7 @@ def test_unreadable_images_are_counted_and_named(run, tmp_path, capsys):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
     (tmp_path / "photos" / "val" / "class1" / "5.png").write_bytes(b"broken")
-    result, printed = measure(capsys, run, "--data", tmp_path / "photos", "--k", 5, "--workers", 0, "--pipeline", "reference")
+    result, printed = measure(
+        capsys, run, "--data", tmp_path / "photos", "--k", 5, "--workers", 0, "--pipeline", "reference"
+    )
     assert result["unreadable"] == 1 and "class1/5.png" in printed

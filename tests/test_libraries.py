@@ -13,8 +13,14 @@ WANTED = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "OMP_WAIT_POLICY")
 
 def settings_with(code: str, **environment: str) -> list[str]:
     clean = {k: v for k, v in os.environ.items() if k not in WANTED}
-    printed = subprocess.run([sys.executable, "-c", f"{code}; import os; print(*map(os.environ.get, {WANTED}))"], cwd=ROOT,
-                             env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", f"{code}; import os; print(*map(os.environ.get, {WANTED}))"],
+        cwd=ROOT,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return printed.split()
 
 
@@ -22,7 +28,10 @@ def settings_with(code: str, **environment: str) -> list[str]:
 def test_what_is_compiled_is_kept_in_the_users_cache_unless_he_says_otherwise(code, tmp_path):
     cache = tmp_path / ".cache" / "saccade"
     assert settings_with(code, HOME=str(tmp_path)) == [str(cache / "compiled"), str(cache / "triton"), "PASSIVE"]
-    assert settings_with(code, HOME=str(tmp_path), TRITON_CACHE_DIR="/mine", OMP_WAIT_POLICY="ACTIVE")[1:] == ["/mine", "ACTIVE"]
+    assert settings_with(code, HOME=str(tmp_path), TRITON_CACHE_DIR="/mine", OMP_WAIT_POLICY="ACTIVE")[1:] == [
+        "/mine",
+        "ACTIVE",
+    ]
 
 
 def test_where_home_cannot_be_written_a_temporary_folder_serves(tmp_path):

@@ -70,16 +70,39 @@ def finished(data, tmp_path_factory) -> Path:
 
 def test_run_folder_holds_what_a_user_needs(finished):
     names = {p.name for p in finished.iterdir()}
-    assert {"config.json", "metrics.jsonl", "summary.json", "curves.png", "views.png", "checkpoints", "backbone.safetensors",
-            "backbone.json"} <= names
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+        "views.png",
+        "checkpoints",
+        "backbone.safetensors",
+        "backbone.json",
+    } <= names
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["step-00000014.pt", "step-00000020.pt"]
     summary = json.loads((finished / "summary.json").read_text())
-    wanted = {"method", "data", "backbone", "epochs", "steps", "seconds", "images_per_second", "data_wait", "knn_top1",
-              "raw_pixel_knn_top1", "untrained_knn_top1", "versions", "hardware"}
+    wanted = {
+        "method",
+        "data",
+        "backbone",
+        "epochs",
+        "steps",
+        "seconds",
+        "images_per_second",
+        "data_wait",
+        "knn_top1",
+        "raw_pixel_knn_top1",
+        "untrained_knn_top1",
+        "versions",
+        "hardware",
+    }
     assert wanted <= set(summary) and summary["steps"] == 20
     logged = [r for r in lines(finished) if "loss" in r]
     assert [r["step"] for r in logged] == [1, 4, 8, 12, 16, 20]
-    assert {"step", "epoch", "loss", "contrast", "manipulation", "lr", "images_per_second", "data_wait"} <= set(logged[0])
+    assert {"step", "epoch", "loss", "contrast", "manipulation", "lr", "images_per_second", "data_wait"} <= set(
+        logged[0]
+    )
     assert any("knn_top1" in r for r in lines(finished))
     for picture in ("curves.png", "views.png"):
         assert Image.open(finished / picture).size[0] > 100
@@ -100,8 +123,12 @@ def test_backbone_loads_in_timm_and_in_ours(finished):
 
 def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_path):
     out = tmp_path / "killed"
-    process = subprocess.Popen(command("--data", str(data), "--steps", "20", "--out", str(out), "--checkpoint-every", "3", *SMALL),
-                               env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command("--data", str(data), "--steps", "20", "--out", str(out), "--checkpoint-every", "3", *SMALL),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not list(out.glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -117,8 +144,15 @@ def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_pat
 
 @pytest.mark.parametrize("command", [["train.py"], ["eval.py"], ["-m", "tools.doctor"], ["-m", "tools.convert"]])
 def test_ctrl_c_while_libraries_load_leaves_no_traceback(command):
-    process = subprocess.Popen([sys.executable, *command, "--help"], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, *command, "--help"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert time.monotonic() < deadline
@@ -129,8 +163,13 @@ def test_ctrl_c_while_libraries_load_leaves_no_traceback(command):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
     out = tmp_path / "stopped"
-    process = subprocess.Popen(command("--data", str(data), "--steps", "100000", "--out", str(out), *SMALL), env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("--data", str(data), "--steps", "100000", "--out", str(out), *SMALL),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len(losses(out)) < 2:
         assert time.monotonic() < deadline
@@ -144,10 +183,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
 def test_two_processes_are_one_run(data, finished, tmp_path):
     """Half the batch on each of two real processes: the same first loss as one process, SyncBN included."""
     out = tmp_path / "two"
-    arguments = ["--nproc_per_node", "2", "--master-port", "29631", str(ROOT / "train.py"), "--data", str(data), "--steps", "20",
-                 "--out", str(out), *SMALL]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], env=environment(), capture_output=True,
-                          text=True, timeout=240)
+    arguments = [
+        "--nproc_per_node",
+        "2",
+        "--master-port",
+        "29631",
+        str(ROOT / "train.py"),
+        "--data",
+        str(data),
+        "--steps",
+        "20",
+        "--out",
+        str(out),
+        *SMALL,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     for step, loss in losses(finished).items():
         assert losses(out)[step] == pytest.approx(loss, rel=2e-3), step
@@ -173,51 +229,79 @@ def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, caps
         Image.fromarray(rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     (tmp_path / "photos" / "7.png").write_bytes(b"broken")
     out = tmp_path / "run"
-    assert train.main(["--data", str(tmp_path / "photos"), "--image-size", "32", "--steps", "3", "--out", str(out), "--workers", "1",
-                       "--backbone", "test_resnet", "--batch-size", "8", "--pipeline", "reference"]) == 0
+    assert (
+        train.main(
+            [
+                "--data",
+                str(tmp_path / "photos"),
+                "--image-size",
+                "32",
+                "--steps",
+                "3",
+                "--out",
+                str(out),
+                "--workers",
+                "1",
+                "--backbone",
+                "test_resnet",
+                "--batch-size",
+                "8",
+                "--pipeline",
+                "reference",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "kNN is not measured" in printed and "bad_images.txt" in printed
     assert (out / "bad_images.txt").read_text().startswith("7.png\t")
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--method", "stecc"], "did you mean stec"),
-    (["--backbone", "resnet81"], "nearest are"),
-    (["--data", "/nowhere"], "no such file or folder"),
-    (["--batch-size", "10000"], "larger than the data set of 6000"),
-    (["--batch-size", "0"], "not positive"),
-    (["--epochs", "-1"], "not positive"),
-    (["--lr", "nan"], "no learning rate"),
-    (["--precision", "fp8"], "use one of"),
-    (["--pipeline", "magic"], "use one of"),
-    (["--track", "paper"], "tensorboard, wandb or csv"),
-    (["--set", "options.heat=1"], "temperature"),
-    (["--set", "options.temperature=warm"], "no float"),
-    (["--set", "options.temperature"], "KEY=VALUE"),
-    (["--set", "optimizer=3"], "group of values"),
-    (["--batch-size", "1"], "no batch statistics"),
-    (["--data", ""], "--data is empty"),
-    (["--data", "textures", "--val-data", "/nowhere"], "--val-data /nowhere: no such file"),
-    (["--seed", str(2**32)], "below 2^32"),
-    (["--steps", "3", "--epochs", "3"], "give one of them"),
-    (["--image-size", "1"], "8 to 4096 pixels"),
-    (["--image-size", "1000000"], "8 to 4096 pixels"),
-    (["--workers", "100000"], "1024 or fewer"),
-    (["--set", "options.temperature=0"], "positive number"),
-    (["--set", "options.temperature=nan"], "positive number"),
-    (["--set", "options.contrast_weight=inf"], "finite number"),
-    (["--batch-size", "64", "--accumulate", "3"], "does not divide the 64 images"),
-    (["--set", "method=simclr"], "use --method"),
-    (["--set", "views=view_1"], "name a view's field"),
-    (["--set", "epochs=0"], "epochs=0: give 1 or more"),
-    (["--set", "optimizer.name=adam"], "lars, sgd or adamw"),
-    (["--set", "optimizer.weight_decay=-1"], "give 0 or more"),
-    (["--set", "optimizer.momentum=1"], "0 to 1"),
-    (["--out", "/proc/saccade"], "cannot be written"),
-    (["--resume", "/nowhere"], "no run is there"),
-    (["--backbone", "vit_tiny_patch16_224", "--image-size", "40"], "patches of 16"),
-    pytest.param(["--device", "cuda"], "no usable GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--method", "stecc"], "did you mean stec"),
+        (["--backbone", "resnet81"], "nearest are"),
+        (["--data", "/nowhere"], "no such file or folder"),
+        (["--batch-size", "10000"], "larger than the data set of 6000"),
+        (["--batch-size", "0"], "not positive"),
+        (["--epochs", "-1"], "not positive"),
+        (["--lr", "nan"], "no learning rate"),
+        (["--precision", "fp8"], "use one of"),
+        (["--pipeline", "magic"], "use one of"),
+        (["--track", "paper"], "tensorboard, wandb or csv"),
+        (["--set", "options.heat=1"], "temperature"),
+        (["--set", "options.temperature=warm"], "no float"),
+        (["--set", "options.temperature"], "KEY=VALUE"),
+        (["--set", "optimizer=3"], "group of values"),
+        (["--batch-size", "1"], "no batch statistics"),
+        (["--data", ""], "--data is empty"),
+        (["--data", "textures", "--val-data", "/nowhere"], "--val-data /nowhere: no such file"),
+        (["--seed", str(2**32)], "below 2^32"),
+        (["--steps", "3", "--epochs", "3"], "give one of them"),
+        (["--image-size", "1"], "8 to 4096 pixels"),
+        (["--image-size", "1000000"], "8 to 4096 pixels"),
+        (["--workers", "100000"], "1024 or fewer"),
+        (["--set", "options.temperature=0"], "positive number"),
+        (["--set", "options.temperature=nan"], "positive number"),
+        (["--set", "options.contrast_weight=inf"], "finite number"),
+        (["--batch-size", "64", "--accumulate", "3"], "does not divide the 64 images"),
+        (["--set", "method=simclr"], "use --method"),
+        (["--set", "views=view_1"], "name a view's field"),
+        (["--set", "epochs=0"], "epochs=0: give 1 or more"),
+        (["--set", "optimizer.name=adam"], "lars, sgd or adamw"),
+        (["--set", "optimizer.weight_decay=-1"], "give 0 or more"),
+        (["--set", "optimizer.momentum=1"], "0 to 1"),
+        (["--out", "/proc/saccade"], "cannot be written"),
+        (["--resume", "/nowhere"], "no run is there"),
+        (["--backbone", "vit_tiny_patch16_224", "--image-size", "40"], "patches of 16"),
+        pytest.param(
+            ["--device", "cuda"],
+            "no usable GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"),
+        ),
+    ],
+)
 def test_bad_input_is_one_clear_sentence_and_exit_code_2(flags, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert train.main(flags) == 2 and not any(tmp_path.iterdir())  # refused before anything is made
@@ -226,8 +310,24 @@ def test_bad_input_is_one_clear_sentence_and_exit_code_2(flags, words, capsys, m
 
 
 def test_a_warm_up_longer_than_the_run_is_said(data, tmp_path, capsys):
-    assert train.main(["--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--steps", "2", "--eval-every", "0",
-                       "--set", "schedule.options.warmup_epochs=3"]) == 0
+    assert (
+        train.main(
+            [
+                "--data",
+                str(data),
+                "--out",
+                str(tmp_path / "run"),
+                *SMALL,
+                "--steps",
+                "2",
+                "--eval-every",
+                "0",
+                "--set",
+                "schedule.options.warmup_epochs=3",
+            ]
+        )
+        == 0
+    )
     assert "the warm-up of 18 steps is longer than the run" in capsys.readouterr().out
 
 
@@ -237,14 +337,37 @@ def test_a_missing_tracker_is_said_before_a_folder_is_made(tmp_path, capsys, mon
     assert "needs the package wandb" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--log-every", "4"], "its loss is"),  # the loss of a logged step says so
-    (["--log-every", "1000", "--checkpoint-every", "6"], "its weights are not finite"),  # before a checkpoint is written
-])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--log-every", "4"], "its loss is"),  # the loss of a logged step says so
+        (
+            ["--log-every", "1000", "--checkpoint-every", "6"],
+            "its weights are not finite",
+        ),  # before a checkpoint is written
+    ],
+)
 def test_a_diverged_run_fails_and_exports_nothing(data, tmp_path, capsys, more, words):
     out = tmp_path / "run"
-    assert train.main(["--data", str(data), "--out", str(out), *SMALL, "--steps", "12", "--lr", "1e30", "--eval-every", "0",
-                       *more]) == 2
+    assert (
+        train.main(
+            [
+                "--data",
+                str(data),
+                "--out",
+                str(out),
+                *SMALL,
+                "--steps",
+                "12",
+                "--lr",
+                "1e30",
+                "--eval-every",
+                "0",
+                *more,
+            ]
+        )
+        == 2
+    )
     assert words in capsys.readouterr().err
     assert not (out / "backbone.safetensors").exists() and not list((out / "checkpoints").glob("*.pt"))
 
@@ -253,7 +376,9 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     before = json.loads((finished / "summary.json").read_text())
     assert train.main(["--resume", str(finished)]) == 0
     after = json.loads((finished / "summary.json").read_text())
-    assert {k: after[k] for k in ("steps", "seconds", "knn_top1")} == {k: before[k] for k in ("steps", "seconds", "knn_top1")}
+    assert {k: after[k] for k in ("steps", "seconds", "knn_top1")} == {
+        k: before[k] for k in ("steps", "seconds", "knn_top1")
+    }
 
 
 def test_resume_refuses_what_would_change_the_run(finished, capsys, tmp_path):
@@ -284,12 +409,15 @@ def test_resumed_run_finds_its_images_where_they_were_moved_to(data, finished, t
     assert train.main(["--resume", str(out)]) == 0  # and remembers it
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"images": lambda x: np.repeat(np.repeat(x, 2, 1), 2, 2)}, "image_size would change"),
-    ({"labels": lambda x: x[::-1]}, "other images or labels, or in another order"),
-    ({"images": lambda x: x ^ 1}, "other images or labels, or in another order"),
-    ({"images": lambda x: x[:80], "labels": lambda x: x[:80]}, "made on 100 images"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"images": lambda x: np.repeat(np.repeat(x, 2, 1), 2, 2)}, "image_size would change"),
+        ({"labels": lambda x: x[::-1]}, "other images or labels, or in another order"),
+        ({"images": lambda x: x ^ 1}, "other images or labels, or in another order"),
+        ({"images": lambda x: x[:80], "labels": lambda x: x[:80]}, "made on 100 images"),
+    ],
+)
 def test_resumed_run_refuses_other_images(data, finished, tmp_path, capsys, change, words):
     before = (finished / "config.json").read_text()
     arrays = {name: change.get(name, lambda x: x)(array) for name, array in np.load(data).items()}

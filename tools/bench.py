@@ -80,7 +80,9 @@ def _measure(flags: argparse.Namespace, suite: str | None, scratch: Path) -> lis
     if suite is None:
         source = _open(flags)
         recipe = resolve(_namespace(_train_flags(flags)), source, Path(".")).recipe
-        if flags.quick and not flags.batch_size and device.type == "cpu":  # one step of a recipe's batch takes minutes there
+        if (
+            flags.quick and not flags.batch_size and device.type == "cpu"
+        ):  # one step of a recipe's batch takes minutes there
             flags.batch_size = min(recipe.batch_size, max(16, 64 * 32**2 // recipe.image_size**2))
             recipe = replace(recipe, batch_size=flags.batch_size)
         work = Work(f"{recipe.data} {describe(recipe.views)}", recipe.views, source.name, source, recipe.batch_size)

@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     """Compares every executor with `reference` from the same parameters, and the drawn parameters with torchvision's.
     The columns are mean / largest difference on a scale of 0 to 255; the exit code is 1 if a tolerance is exceeded."""
     command = argparse.ArgumentParser(prog="tools.parity", description=main.__doc__)
-    command.add_argument("--data", help="a folder of photos or tar shards (default: photos made from the embedded textures)")
+    command.add_argument(
+        "--data", help="a folder of photos or tar shards (default: photos made from the embedded textures)"
+    )
     command.add_argument("--images", type=int, default=8, help="how many images are compared (default: 8)")
     command.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     command.add_argument("--picture", metavar="FILE", help="also draw the worst view and its difference map")
@@ -79,22 +81,36 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--images {flags.images} compares nothing; give 1 or more.")
     with tempfile.TemporaryDirectory() as folder:
         sources = make_sources(Path(folder), flags.data, flags.images)
-        rows, worst = compare(sources, {**operations(_SMALL), **method_recipes(1, 64)},
-                              {**operations(_PHOTO), **method_recipes(65, 1024)})
+        rows, worst = compare(
+            sources, {**operations(_SMALL), **method_recipes(1, 64)}, {**operations(_PHOTO), **method_recipes(65, 1024)}
+        )
     tests = compare_draws()
     show(rows, tests)
     if flags.json:
-        content = {"data": flags.data or "embedded", "images": flags.images, "versions": versions(), "commit": git_commit(),
-                   "pixels": [asdict(row) for row in rows], "draws": [asdict(test) for test in tests]}
+        content = {
+            "data": flags.data or "embedded",
+            "images": flags.images,
+            "versions": versions(),
+            "commit": git_commit(),
+            "pixels": [asdict(row) for row in rows],
+            "draws": [asdict(test) for test in tests],
+        }
         write_atomically(Path(flags.json), lambda f: f.write((json.dumps(content, indent=1) + "\n").encode()))
     if flags.picture and worst:
         save_png(picture(worst), Path(flags.picture))
-    failed = [f"{row.executor} {row.operation}" for row in rows if row.excess > 1] + [t.parameter for t in tests if t.p < SIGNIFICANT]
-    print(f"outside of tolerance: {', '.join(failed)}" if failed else "all within tolerance (docs/parity.md says why it is what it is)")
+    failed = [f"{row.executor} {row.operation}" for row in rows if row.excess > 1] + [
+        t.parameter for t in tests if t.p < SIGNIFICANT
+    ]
+    print(
+        f"outside of tolerance: {', '.join(failed)}"
+        if failed
+        else "all within tolerance (docs/parity.md says why it is what it is)"
+    )
     return 1 if failed else 0
 
 
 # --- what is compared ---------------------------------------------------------------------------------------------------
+
 
 def make_sources(folder: Path, data: str | None, images: int) -> dict[str, Source]:
     """kind -> the same images: `small` as an array, `photos` as files, `beton`."""
@@ -104,7 +120,9 @@ def make_sources(folder: Path, data: str | None, images: int) -> dict[str, Sourc
     else:
         given = open_data(data)[0]
         if type(given).encoded is Source.encoded:
-            raise UserError(f"--data {data}: a folder of image files or tar shards is needed, {given.name} holds pixels.")
+            raise UserError(
+                f"--data {data}: a folder of image files or tar shards is needed, {given.name} holds pixels."
+            )
         small = _copy_photos(given, folder / "photos", images)
     sources = {"small": ArraySource("small", small), "photos": FolderSource(folder / "photos")}
     from saccade.tools.convert import main as convert
@@ -119,7 +137,7 @@ def _make_photos(folder: Path, images: int) -> None:
     folder.mkdir()
     tiles = textures("test")[0]
     for k in range(images):
-        rows = [np.concatenate(list(tiles[100 * k + 13 * row:100 * k + 13 * row + 13]), axis=1) for row in range(10)]
+        rows = [np.concatenate(list(tiles[100 * k + 13 * row : 100 * k + 13 * row + 13]), axis=1) for row in range(10)]
         fine = np.concatenate(rows).astype(np.float32)
         coarse = Image.fromarray(tiles[k]).resize(fine.shape[1::-1], Image.Resampling.BICUBIC)
         photo = Image.fromarray((0.35 * fine + 0.65 * np.asarray(coarse)).round().astype(np.uint8))
@@ -141,16 +159,22 @@ def _copy_photos(source: Source, folder: Path, images: int) -> np.ndarray:
 
 def executors() -> dict[str, tuple[str, Render]]:
     """name -> (kind of source, how it renders); those of the GPU where there is one."""
+
     def built(executor: str, device: str = "cpu") -> Render:
-        return lambda source, recipe: _first(build_pipeline(source, recipe, _order(source), executor, device, workers=2))
+        return lambda source, recipe: _first(
+            build_pipeline(source, recipe, _order(source), executor, device, workers=2)
+        )
 
     def dali_cuts(source: Source, recipe: Views) -> Batch:
         from saccade.pipelines.dali import DaliPipeline
 
         return _first(DaliPipeline(source, recipe, _order(source), threads=2, cuts=True))
 
-    found: dict[str, tuple[str, Render]] = {"resident": ("small", built("resident")), "ffcv": ("beton", built("ffcv")),
-                                            "pil": ("photos", render_with_pil)}
+    found: dict[str, tuple[str, Render]] = {
+        "resident": ("small", built("resident")),
+        "ffcv": ("beton", built("ffcv")),
+        "pil": ("photos", render_with_pil),
+    }
     if dali_installed():
         found |= {"dali": ("photos", built("dali")), "dali cuts": ("photos", dali_cuts)}
     if torch.cuda.is_available():
@@ -168,7 +192,9 @@ def _first(pipeline) -> Batch:
         return next(iter(pipeline))
 
 
-def compare(sources: dict[str, Source], small: dict[str, Views], photos: dict[str, Views]) -> tuple[list[Row], Worst | None]:
+def compare(
+    sources: dict[str, Source], small: dict[str, Views], photos: dict[str, Views]
+) -> tuple[list[Row], Worst | None]:
     """A row for each executor and operation, and the view that is furthest off (in terms of its tolerance)."""
     rows, worst, most = [], None, -1.0
     expected: dict[tuple[str, str], Batch] = {}
@@ -176,7 +202,9 @@ def compare(sources: dict[str, Source], small: dict[str, Views], photos: dict[st
         source = sources[kind]
         for operation, recipe in (small if kind == "small" else photos).items():
             if (kind, operation) not in expected:
-                expected[kind, operation] = _first(build_pipeline(source, recipe, _order(source), "reference", workers=0))
+                expected[kind, operation] = _first(
+                    build_pipeline(source, recipe, _order(source), "reference", workers=0)
+                )
             judge = expected[kind, operation]
             row, found = _compare(executor, operation, recipe, judge, render(source, recipe))
             rows.append(row)
@@ -190,8 +218,10 @@ def _compare(executor: str, operation: str, recipe: Views, judge: Batch, batch: 
     total, count, largest, worst = 0.0, 0, -1.0, None
     for view in recipe:
         ours, theirs = (b.views[view.name].float().cpu() * std + mean for b in (batch, judge))
-        same = all(torch.equal(getattr(batch.params[view.name], name).cpu(), value)
-                   for name, value in vars(judge.params[view.name]).items())
+        same = all(
+            torch.equal(getattr(batch.params[view.name], name).cpu(), value)
+            for name, value in vars(judge.params[view.name]).items()
+        )
         if not same:
             raise UserError(f"{executor} drew other parameters than reference for {operation}; please report it.")
         difference = (ours - theirs).abs() * 255
@@ -210,8 +240,12 @@ def render_with_pil(source: Source, recipe: Views) -> Batch:
     sizes = torch.tensor([image.size[::-1] for image in images])
     index = torch.arange(len(source))
     params = draw(recipe, 0, 0, index, sizes)
-    views = {view.name: torch.stack([_with_pil(image, view, params[view.name][k:k + 1], recipe)
-                                     for k, image in enumerate(images)]) for view in recipe}
+    views = {
+        view.name: torch.stack(
+            [_with_pil(image, view, params[view.name][k : k + 1], recipe) for k, image in enumerate(images)]
+        )
+        for view in recipe
+    }
     return Batch(views, params, index, None)
 
 
@@ -232,20 +266,28 @@ def _with_pil(image: Image.Image, view: View, params: ViewParams, recipe: Views)
 
 # --- what is shown ------------------------------------------------------------------------------------------------------
 
+
 def show(rows: list[Row], tests: list[DrawTest]) -> None:
     """The two tables; a star marks what is outside of its tolerance."""
     names = list(dict.fromkeys(row.executor for row in rows))
-    cells = {(row.operation, row.executor): f"{row.mean:.3f}/{row.largest:.1f}{'*' if row.excess > 1 else ' '}" for row in rows}
+    cells = {
+        (row.operation, row.executor): f"{row.mean:.3f}/{row.largest:.1f}{'*' if row.excess > 1 else ' '}"
+        for row in rows
+    }
     for title, kind in (("operation, alone", False), ("method/recipe, whole", True)):
         print(f"{title:<34}" + "".join(f"{name:>16}" for name in names))
         for operation in dict.fromkeys(row.operation for row in rows if ("/" in row.operation) == kind):
             print(f"{operation:<34}" + "".join(f"{cells.get((operation, name), '-'):>16}" for name in names))
         print()
-    reasons = dict.fromkeys((row.executor, f"mean {row.allowed_mean:g}, largest {row.allowed_largest:g}: {row.reason}") for row in rows)
+    reasons = dict.fromkeys(
+        (row.executor, f"mean {row.allowed_mean:g}, largest {row.allowed_largest:g}: {row.reason}") for row in rows
+    )
     print("allowed  " + "\n         ".join(f"{executor}: {text}" for executor, text in reasons))
     print(f"\n{'draws against torchvision':<34}{'test':>20}{'statistic':>12}{'p':>10}")
     for test in tests:
-        print(f"{test.parameter:<34}{test.test:>20}{test.statistic:>12.4f}{test.p:>10.3f}{'*' if test.p < SIGNIFICANT else ''}")
+        print(
+            f"{test.parameter:<34}{test.test:>20}{test.statistic:>12.4f}{test.p:>10.3f}{'*' if test.p < SIGNIFICANT else ''}"
+        )
     print()
 
 

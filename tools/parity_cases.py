@@ -72,8 +72,12 @@ def tolerance(executor: str, operation: str) -> Tolerance:
         return Tolerance(1.0, 8, _PIL)
     if executor.endswith("cuda"):
         if "dali" in executor:
-            return Tolerance(1.5 if colour else 1.2, 90, _BYTES + "; nvJPEG's inverse DCT and upsampling are not libjpeg's")
+            return Tolerance(
+                1.5 if colour else 1.2, 90, _BYTES + "; nvJPEG's inverse DCT and upsampling are not libjpeg's"
+            )
         return Tolerance(0.02, 1.0, _FLOAT)
     if executor == "dali cuts":
-        return Tolerance(0.8 if colour else 0.4, 40 if colour else 25, _BYTES + ("; colours multiply that" if colour else ""))
+        return Tolerance(
+            0.8 if colour else 0.4, 40 if colour else 25, _BYTES + ("; colours multiply that" if colour else "")
+        )
     return Tolerance(0.005, 0.5 if colour else 0.05, _FLOAT)

@@ -33,31 +33,47 @@ def compare_draws(samples: int = 4000, seed: int = 0) -> list[DrawTest]:
     ours = draw(Views((view,)), seed, 0, torch.arange(samples), size.expand(samples, 2))["view"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        boxes = torch.tensor([RandomResizedCrop.get_params(torch.empty(3, *size), _CROP.scale, _CROP.ratio)
-                              for _ in range(samples)])
+        boxes = torch.tensor(
+            [RandomResizedCrop.get_params(torch.empty(3, *size), _CROP.scale, _CROP.ratio) for _ in range(samples)]
+        )
         jitter = ColorJitter(_JITTER.brightness, _JITTER.contrast, _JITTER.saturation, _JITTER.hue)
-        drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(samples)]
-    tests = [DrawTest(f"crop {name}", "Kolmogorov-Smirnov", *kolmogorov_smirnov(mine, theirs))
-             for (name, mine), (_, theirs) in zip(_of_boxes(ours.box, size), _of_boxes(boxes, size), strict=True)]
+        drawn = [
+            jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(samples)
+        ]
+    tests = [
+        DrawTest(f"crop {name}", "Kolmogorov-Smirnov", *kolmogorov_smirnov(mine, theirs))
+        for (name, mine), (_, theirs) in zip(_of_boxes(ours.box, size), _of_boxes(boxes, size), strict=True)
+    ]
     jittered = ours[ours.jittered]
     for k, name in enumerate(JITTER_OPERATIONS):
         theirs = torch.tensor([params[1 + k] for params in drawn])
         tests.append(DrawTest(name, "Kolmogorov-Smirnov", *kolmogorov_smirnov(getattr(jittered, name), theirs)))
     orders = torch.stack([params[0] for params in drawn])
-    tests.append(DrawTest("order of the jitter", "chi-squared", *chi_squared(_codes(jittered.jitter_order), _codes(orders), 256)))
+    tests.append(
+        DrawTest("order of the jitter", "chi-squared", *chi_squared(_codes(jittered.jitter_order), _codes(orders), 256))
+    )
     sigma = ours.sigma[ours.sigma > 0]
     uniform = torch.rand(samples, generator=torch.Generator().manual_seed(seed)) * (_SIGMA[1] - _SIGMA[0]) + _SIGMA[0]
     tests.append(DrawTest("blur sigma", "Kolmogorov-Smirnov", *kolmogorov_smirnov(sigma, uniform)))
-    for name, chosen, p in (("flip", ours.flip, view.flip), ("jitter", ours.jittered, _JITTER.p), ("grey", ours.grey, view.grey),
-                            ("blur", ours.sigma > 0, view.blur.p), ("solarise", ours.solarise, view.solarise)):
+    for name, chosen, p in (
+        ("flip", ours.flip, view.flip),
+        ("jitter", ours.jittered, _JITTER.p),
+        ("grey", ours.grey, view.grey),
+        ("blur", ours.sigma > 0, view.blur.p),
+        ("solarise", ours.solarise, view.solarise),
+    ):
         tests.append(DrawTest(f"how often {name}", "binomial", *binomial(int(chosen.sum()), samples, p)))
     return tests
 
 
 def _of_boxes(box: Tensor, size: Tensor) -> list[tuple[str, Tensor]]:
     top, left, height, width = box.double().unbind(1)
-    return [("area", height * width / size.prod()), ("ratio", (width / height).log()),
-            ("top", top / (size[0] - height + 1)), ("left", left / (size[1] - width + 1))]
+    return [
+        ("area", height * width / size.prod()),
+        ("ratio", (width / height).log()),
+        ("top", top / (size[0] - height + 1)),
+        ("left", left / (size[1] - width + 1)),
+    ]
 
 
 def _codes(order: Tensor) -> Tensor:
@@ -83,7 +99,9 @@ def chi_squared(a: Tensor, b: Tensor, values: int) -> tuple[float, float]:
     counts = counts[:, counts.sum(0) > 0]
     expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
     statistic, freedom = float(((counts - expected) ** 2 / expected).sum()), counts.shape[1] - 1
-    p = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2, dtype=torch.float64))
+    p = torch.special.gammaincc(
+        torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2, dtype=torch.float64)
+    )
     return statistic, float(p)
 
 

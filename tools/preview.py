@@ -16,7 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     """A grid: one row per image, one column per view, the drawn parameters under each."""
     command = argparse.ArgumentParser(prog="tools.preview", description=main.__doc__)
     command.add_argument("--method", default="stec")
-    command.add_argument("--data", default="textures", help="a folder, an .npz or a data set's name (default: textures)")
+    command.add_argument(
+        "--data", default="textures", help="a folder, an .npz or a data set's name (default: textures)"
+    )
     command.add_argument("--data-dir", default="data")
     command.add_argument("--recipe", help="the data set whose published recipe is shown (default: as train.py chooses)")
     command.add_argument("--image-size", type=int)
@@ -39,8 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     recipe = resolve(flags, source, Path(".")).recipe
     grid = view_grid(source, recipe.views, wanted.seed, wanted.epoch, wanted.rows)
     save_png(grid, Path(wanted.out))
-    print(f"{wanted.out}: {min(wanted.rows, len(source))} images of {source.name}, views {', '.join(recipe.views.names)} of "
-          f"{recipe.method} on {recipe.data}")
+    print(
+        f"{wanted.out}: {min(wanted.rows, len(source))} images of {source.name}, views {', '.join(recipe.views.names)} of "
+        f"{recipe.method} on {recipe.data}"
+    )
     return 0
 
 

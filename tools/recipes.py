@@ -15,8 +15,22 @@ from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
 from saccade.tools.command import run_command
 
-COLUMNS = ("method", "recipe", "from", "px", "views", "backbone", "optimizer", "weight decay", "schedule", "epochs",
-           "batch", "batch norm", "precision", "protocol")
+COLUMNS = (
+    "method",
+    "recipe",
+    "from",
+    "px",
+    "views",
+    "backbone",
+    "optimizer",
+    "weight decay",
+    "schedule",
+    "epochs",
+    "batch",
+    "batch norm",
+    "precision",
+    "protocol",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,13 +64,15 @@ def find_recipe(method: Method, name: str) -> TrainingRecipe:
     known = recipe_names(method)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(f"{method.name} has no recipe {name}; use one of {', '.join(known)}"
-                        + (f" (did you mean {near[0]}?)." if near else "."))
+        raise UserError(
+            f"{method.name} has no recipe {name}; use one of {', '.join(known)}"
+            + (f" (did you mean {near[0]}?)." if near else ".")
+        )
     return method.recipe(name, None)
 
 
 def origin(method: Method, recipe: TrainingRecipe) -> str:
-    """"authors", "authors*" where single values are ours, or "proposal"."""
+    """ "authors", "authors*" where single values are ours, or "proposal"."""
     if recipe.name not in method.published:
         return "proposal"
     return "authors*" if recipe.proposals else "authors"
@@ -66,10 +82,22 @@ def row(method: Method, recipe: TrainingRecipe) -> tuple[str, ...]:
     """A recipe as cells of the table."""
     o, backbone = recipe.optimizer, recipe.backbone
     stem = "" if backbone.stem in ("plain", "auto") else f" ({backbone.stem})"
-    return (method.name, recipe.name, origin(method, recipe), str(recipe.image_size), str(len(recipe.views)),
-            backbone.name + stem, f"{o.name} {o.lr:g} at {o.lr_batch}", f"{o.weight_decay:g} ({o.rule})",
-            recipe.schedule.kind, str(recipe.epochs), str(recipe.batch_size), recipe.batch_norm, recipe.precision,
-            recipe.protocol)
+    return (
+        method.name,
+        recipe.name,
+        origin(method, recipe),
+        str(recipe.image_size),
+        str(len(recipe.views)),
+        backbone.name + stem,
+        f"{o.name} {o.lr:g} at {o.lr_batch}",
+        f"{o.weight_decay:g} ({o.rule})",
+        recipe.schedule.kind,
+        str(recipe.epochs),
+        str(recipe.batch_size),
+        recipe.batch_norm,
+        recipe.precision,
+        recipe.protocol,
+    )
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -83,8 +111,11 @@ def in_full(method: Method, recipe: TrainingRecipe) -> str:
     """Every value of the recipe by the name that --set takes, then where values come from and which are ours."""
     values = asdict(recipe)
     sources, proposals = values.pop("sources"), values.pop("proposals")
-    values["views"] = {"mean": recipe.views.mean, "std": recipe.views.std,
-                       **{view["name"]: view for view in values["views"]["views"]}}
+    values["views"] = {
+        "mean": recipe.views.mean,
+        "std": recipe.views.std,
+        **{view["name"]: view for view in values["views"]["views"]},
+    }
     lines = [f"{method.name} on {recipe.name}: {method.summary}", f"from: {origin(method, recipe)}", ""]
     pairs = list(_flat(values))
     width = max(len(name) for name, _ in pairs)

@@ -23,9 +23,17 @@ from saccade.runs.folder import RunFolder
 from saccade.tools.command import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = (("method", "{}"), ("loss_first", "{:.3f}"), ("loss_highest", "{:.3f}"), ("loss_last", "{:.3f}"),
-           ("raw_pixel_knn_top1", "{:.1f}"),
-           ("untrained_knn_top1", "{:.1f}"), ("knn_top1", "{:.1f}"), ("feature_std", "{:.2f}"), ("effective_rank", "{:.1f}"))
+COLUMNS = (
+    ("method", "{}"),
+    ("loss_first", "{:.3f}"),
+    ("loss_highest", "{:.3f}"),
+    ("loss_last", "{:.3f}"),
+    ("raw_pixel_knn_top1", "{:.1f}"),
+    ("untrained_knn_top1", "{:.1f}"),
+    ("knn_top1", "{:.1f}"),
+    ("feature_std", "{:.2f}"),
+    ("effective_rank", "{:.1f}"),
+)
 HEADS = ("method", "loss, first", "highest", "last", "raw kNN %", "untrained %", "trained %", "std", "rank")
 
 
@@ -45,14 +53,21 @@ def main(argv: list[str] | None = None) -> int:
         find_method(name)
     rows, started = [], time.monotonic()
     for done, name in enumerate(names):
-        left = f", about {(time.monotonic() - started) / done * (len(names) - done) / 60:.0f} minutes left" if done else ""
+        left = (
+            f", about {(time.monotonic() - started) / done * (len(names) - done) / 60:.0f} minutes left" if done else ""
+        )
         print(f"[{done + 1}/{len(names)}] {name}{left}", file=sys.stderr, flush=True)
         rows.append(survey(name, flags.data, flags.steps, flags.batch_size))
         if flags.json:
-            record = {"command": f"python -m tools.survey --data {Path(flags.data).name} --steps {flags.steps} "
-                      f"--batch-size {flags.batch_size}", "rows": rows,
-                      "hardware": hardware(), "versions": versions(), "commit": git_commit(),
-                      "date": time.strftime("%Y-%m-%d")}
+            record = {
+                "command": f"python -m tools.survey --data {Path(flags.data).name} --steps {flags.steps} "
+                f"--batch-size {flags.batch_size}",
+                "rows": rows,
+                "hardware": hardware(),
+                "versions": versions(),
+                "commit": git_commit(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
             write_atomically(Path(flags.json), lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
     print("| " + " | ".join(HEADS) + " |\n|" + "---|" * len(HEADS))
     for row in rows:
@@ -64,19 +79,42 @@ def survey(method: str, data: str, steps: int, batch_size: int) -> dict[str, obj
     """Train one method in a process of its own; what its run folder and eval.py say of it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        _run("train.py", "--method", method, "--data", data, "--recipe", "textures", "--steps", str(steps),
-             "--batch-size", str(batch_size), "--eval-every", str(steps), "--out", str(out))  # as many epochs as steps: at the end only
+        _run(
+            "train.py",
+            "--method",
+            method,
+            "--data",
+            data,
+            "--recipe",
+            "textures",
+            "--steps",
+            str(steps),
+            "--batch-size",
+            str(batch_size),
+            "--eval-every",
+            str(steps),
+            "--out",
+            str(out),
+        )  # as many epochs as steps: at the end only
         quality = json.loads(_run("eval.py", str(out), "--protocol", "knn").splitlines()[-1])
         run = RunFolder(out)
         losses = [r["loss"] for r in run.metrics() if "loss" in r]
-        return {**run.read_json("summary.json"), "loss_first": losses[0], "loss_highest": max(losses), "loss_last": losses[-1],
-                "feature_std": quality["feature_std"], "effective_rank": quality["effective_rank"]}
+        return {
+            **run.read_json("summary.json"),
+            "loss_first": losses[0],
+            "loss_highest": max(losses),
+            "loss_last": losses[-1],
+            "feature_std": quality["feature_std"],
+            "effective_rank": quality["effective_rank"],
+        }
 
 
 def _run(script: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{script} {' '.join(arguments)} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise UserError(
+            f"{script} {' '.join(arguments)} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     return done.stdout
 
 

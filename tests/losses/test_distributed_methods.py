@@ -17,8 +17,13 @@ from tests.distributed import run_ranks
 from tests.reference import assert_close
 
 BATCH, STEPS, FEATURES, CLASSES, PIXELS = 8, 4, 12, 3, 8
-SMALL = {"projector_hidden": 16, "projector_dim": 8, "predictor_hidden": 16, "manipulation_hidden": 16,
-         "queue_size": 24}
+SMALL = {
+    "projector_hidden": 16,
+    "projector_dim": 8,
+    "predictor_hidden": 16,
+    "manipulation_hidden": 16,
+    "queue_size": 24,
+}
 TOLERANCE = 1e-9
 
 
@@ -36,8 +41,9 @@ def _small_recipe(name: str) -> TrainingRecipe:
 
 def _learner(name: str) -> Learner:
     torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Conv2d(3, FEATURES, 3, stride=2), nn.BatchNorm2d(FEATURES), nn.ReLU(),
-                             nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = nn.Sequential(
+        nn.Conv2d(3, FEATURES, 3, stride=2), nn.BatchNorm2d(FEATURES), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     objective = find_method(name).objective(_small_recipe(name), FEATURES, CLASSES, STEPS, STEPS)
     return convert_batch_norm(Learner(backbone, objective, seed=3), "sync").double()
 
@@ -52,8 +58,10 @@ def _train(name: str) -> dict:
     rows = slice(rank() * share, (rank() + 1) * share)
     losses, gradients = [], {}
     for step in range(STEPS):
-        views = {n: torch.randn(BATCH, 3, PIXELS, PIXELS, dtype=torch.float64, generator=generator)[rows]
-                 for n in recipe.views.names}
+        views = {
+            n: torch.randn(BATCH, 3, PIXELS, PIXELS, dtype=torch.float64, generator=generator)[rows]
+            for n in recipe.views.names
+        }
         params = draw(recipe.views, 0, step, torch.arange(BATCH), torch.full((BATCH, 2), 40))
         label = torch.arange(BATCH) % CLASSES
         learner.begin_step(step)

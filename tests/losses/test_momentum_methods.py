@@ -42,8 +42,13 @@ def test_resa_assigns_by_encodings_of_the_weak_view_and_compares_every_view_with
     student = {name: learner.student(image) for name, image in views.items()}
     teacher = {name: learner.teacher(views[name]) for name in ("weak", "strong")}
     assignment = resa_assignment(normalise(student["weak"].features), normalise(teacher["weak"].features))
-    expected = resa_loss([normalise(student[name].prediction) for name in recipe.views.names],
-                         [normalise(teacher[name].projection) for name in ("weak", "strong")], assignment, 0.4, form)
+    expected = resa_loss(
+        [normalise(student[name].prediction) for name in recipe.views.names],
+        [normalise(teacher[name].projection) for name in ("weak", "strong")],
+        assignment,
+        0.4,
+        form,
+    )
     assert_close(losses["loss"], expected, 1e-6)
     assert_close(losses["self_assigned"], assignment.diagonal().mean(), 1e-6)
     assert trained_parts(learner) == WITH_PREDICTOR
@@ -52,8 +57,12 @@ def test_resa_assigns_by_encodings_of_the_weak_view_and_compares_every_view_with
 
 @pytest.mark.parametrize("crops", [1, 5])
 def test_ressl_compares_every_crop_with_the_weak_view_over_the_queue(crops):
-    recipe = small(ressl_recipe("imagenet-5crop" if crops == 5 else "cifar10", 32), queue_size=32, projector_hidden=16,
-                   projector_dim=8)
+    recipe = small(
+        ressl_recipe("imagenet-5crop" if crops == 5 else "cifar10", 32),
+        queue_size=32,
+        projector_hidden=16,
+        projector_dim=8,
+    )
     learner, views, losses = _train_once(recipe)
     queue = learner.objective.queue.columns.clone()
     keys = normalise(learner.teacher(views["weak"]).projection)  # one process, no splits: the shuffle changes nothing
@@ -148,20 +157,29 @@ def test_teacher_follows_by_the_momentum_of_the_step():
     assert_close(moved, torch.full_like(moved, 1 - learner.objective.momentum(5)), 1e-6)
 
 
-@pytest.mark.parametrize("recipe, kept", [(RESA["cifar10"], 1), (RESSL["cifar10"], 1), (rsa_recipe("cifar10"), 3),
-                                          (byol_recipe("cifar10"), 1)])
+@pytest.mark.parametrize(
+    "recipe, kept",
+    [(RESA["cifar10"], 1), (RESSL["cifar10"], 1), (rsa_recipe("cifar10"), 3), (byol_recipe("cifar10"), 1)],
+)
 def test_too_few_views_are_refused(recipe, kept):
     fewer = replace(recipe, views=replace(recipe.views, views=recipe.views.views[:kept]))
     with pytest.raises(UserError, match=f"{recipe.method} needs"):
         learner_of(small(fewer, batch=16))
 
 
-@pytest.mark.parametrize("recipe, options", [
-    (RESA["cifar10"], {"temperature": 0.0}), (RESA["cifar10"], {"epsilon": -1.0}), (RESA["cifar10"], {"form": "both"}),
-    (RESA["cifar10"], {"teacher_momentum": 1.01}), (RESSL["cifar10"], {"t_teacher": 0.0}),
-    (RESSL["cifar10"], {"teacher_momentum": -0.1}), (rsa_recipe("cifar10"), {"beta": 2.0}),
-    (byol_recipe("cifar10"), {"teacher_momentum": float("nan")}),
-])
+@pytest.mark.parametrize(
+    "recipe, options",
+    [
+        (RESA["cifar10"], {"temperature": 0.0}),
+        (RESA["cifar10"], {"epsilon": -1.0}),
+        (RESA["cifar10"], {"form": "both"}),
+        (RESA["cifar10"], {"teacher_momentum": 1.01}),
+        (RESSL["cifar10"], {"t_teacher": 0.0}),
+        (RESSL["cifar10"], {"teacher_momentum": -0.1}),
+        (rsa_recipe("cifar10"), {"beta": 2.0}),
+        (byol_recipe("cifar10"), {"teacher_momentum": float("nan")}),
+    ],
+)
 def test_bad_hyper_parameters_are_refused_where_they_are_given(recipe, options):
     with pytest.raises(UserError):
         replace(recipe.options, **options)

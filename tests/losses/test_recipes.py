@@ -49,10 +49,15 @@ def test_recipe_is_complete_and_builds_its_objective(method, name):
         assert recipe.proposals, "a recipe that is not the authors' says so"
 
 
-@pytest.mark.parametrize("method, name, projector, predictor", [
-    ("resa", "cifar10", 6_304_256, 0), ("resa", "imagenet", 9_449_984, 2_103_808), ("rsa", "cifar10", 658_432, 265_216),
-    ("ressl", "imagenet", 33_998_400 - 23_508_032, 0),
-])
+@pytest.mark.parametrize(
+    "method, name, projector, predictor",
+    [
+        ("resa", "cifar10", 6_304_256, 0),
+        ("resa", "imagenet", 9_449_984, 2_103_808),
+        ("rsa", "cifar10", 658_432, 265_216),
+        ("ressl", "imagenet", 33_998_400 - 23_508_032, 0),
+    ],
+)
 def test_heads_have_the_originals_parameter_counts(method, name, projector, predictor):
     recipe = find_method(method).recipe(name, None)
     objective = _objective(recipe, 2048 if recipe.backbone.name == "resnet50" else 512)
@@ -60,10 +65,15 @@ def test_heads_have_the_originals_parameter_counts(method, name, projector, pred
         assert (_count(objective.projector()), _count(objective.predictor())) == (projector, predictor)
 
 
-@pytest.mark.parametrize("method, name, encoder", [
-    ("resa", "cifar10", 11_168_832), ("rsa", "tiny-imagenet", 11_168_832), ("ressl", "stl10", 11_168_832),
-    ("resa", "imagenet", 23_508_032),
-])
+@pytest.mark.parametrize(
+    "method, name, encoder",
+    [
+        ("resa", "cifar10", 11_168_832),
+        ("rsa", "tiny-imagenet", 11_168_832),
+        ("ressl", "stl10", 11_168_832),
+        ("resa", "imagenet", 23_508_032),
+    ],
+)
 def test_encoders_have_the_originals_parameter_counts(method, name, encoder):
     recipe = find_method(method).recipe(name, None)
     with torch.device("meta"):
@@ -79,16 +89,19 @@ def test_resa_stem_as_the_authors_ran_it_ends_in_5x5_maps():
     assert sizes == {"cifar": 4, "cifar-pad": 5}
 
 
-@pytest.mark.parametrize("method, name, steps, per_epoch, first, peak_at, last", [
-    # peak rates: 0.3 at 256; 0.5 at 256; 0.06; 0.6 * 2048 / 256; ends: a tenth, or next to 0
-    ("resa", "cifar10", 195_000, 195, 0.0, (389, 0.3), 0.03),
-    ("resa", "imagenet", 1_000_800, 5004, 0.0, (10007, 0.5), 0.05),
-    ("resa", "imagenet-vit", 375_300, 1251, 0.0, (50039, 2e-3), 4e-4),
-    ("ressl", "cifar10", 156_000, 195, 0.0, (975, 0.06), 0.0),
-    ("rsa", "cifar10", 39_000, 195, 0.1, (0, 0.1), 0.0),
-    ("rsa", "imagenet", 125_000, 625, 0.0, (6250, 4.8), 0.0),
-    ("byol", "imagenet", 312_000, 312, 0.0, (3120, 3.2), 0.0),
-])
+@pytest.mark.parametrize(
+    "method, name, steps, per_epoch, first, peak_at, last",
+    [
+        # peak rates: 0.3 at 256; 0.5 at 256; 0.06; 0.6 * 2048 / 256; ends: a tenth, or next to 0
+        ("resa", "cifar10", 195_000, 195, 0.0, (389, 0.3), 0.03),
+        ("resa", "imagenet", 1_000_800, 5004, 0.0, (10007, 0.5), 0.05),
+        ("resa", "imagenet-vit", 375_300, 1251, 0.0, (50039, 2e-3), 4e-4),
+        ("ressl", "cifar10", 156_000, 195, 0.0, (975, 0.06), 0.0),
+        ("rsa", "cifar10", 39_000, 195, 0.1, (0, 0.1), 0.0),
+        ("rsa", "imagenet", 125_000, 625, 0.0, (6250, 4.8), 0.0),
+        ("byol", "imagenet", 312_000, 312, 0.0, (3120, 3.2), 0.0),
+    ],
+)
 def test_learning_rate_at_the_ends_and_the_peak(method, name, steps, per_epoch, first, peak_at, last):
     recipe = find_method(method).recipe(name, None)
     assert steps == recipe.epochs * per_epoch
@@ -99,10 +112,16 @@ def test_learning_rate_at_the_ends_and_the_peak(method, name, steps, per_epoch, 
     assert rate(steps - 1) == pytest.approx(last, abs=1e-4 * peak)
 
 
-@pytest.mark.parametrize("method, name, first, last", [
-    ("resa", "cifar10", 0.996, 1.0), ("ressl", "cifar10", 0.99, 0.99), ("ressl", "imagenet", 0.999, 0.999),
-    ("rsa", "cifar10", 0.99, 1.0), ("byol", "imagenet", 0.996, 1.0),
-])
+@pytest.mark.parametrize(
+    "method, name, first, last",
+    [
+        ("resa", "cifar10", 0.996, 1.0),
+        ("ressl", "cifar10", 0.99, 0.99),
+        ("ressl", "imagenet", 0.999, 0.999),
+        ("rsa", "cifar10", 0.99, 1.0),
+        ("byol", "imagenet", 0.996, 1.0),
+    ],
+)
 def test_teacher_momentum_at_the_ends(method, name, first, last):
     objective = _objective(find_method(method).recipe(name, None), 16)
     assert objective.momentum(0) == pytest.approx(first, abs=1e-4 if method == "rsa" else 1e-12)

@@ -55,8 +55,9 @@ def _encoder(d_in: int, d_out: int) -> nn.Module:
     return nn.Sequential(nn.Linear(d_in, d_out), nn.BatchNorm1d(d_out), nn.ReLU())
 
 
-def _learner(objective: type[Objective], recipe: TrainingRecipe, backbone: nn.Module, features: int,
-             steps: int) -> Learner:
+def _learner(
+    objective: type[Objective], recipe: TrainingRecipe, backbone: nn.Module, features: int, steps: int
+) -> Learner:
     return Learner(backbone, objective(recipe, features, None, steps, steps)).double()
 
 
@@ -79,9 +80,16 @@ def _step(learner: Learner, optimizer: torch.optim.Optimizer, step: int, views: 
 def test_reference_resa_training(name):
     r = load_reference(name)
     steps = int(r["n_steps"])
-    options = ReSAOptions(float(r["temperature"]), float(r["sinkhorn_eps"]), int(r["sinkhorn_iters"]), "row",
-                          float(r["ema_schedule"][0]), projector_hidden=10, projector_dim=8,
-                          predictor_hidden=10 if "init/predictor.0.weight" in r else None)
+    options = ReSAOptions(
+        float(r["temperature"]),
+        float(r["sinkhorn_eps"]),
+        int(r["sinkhorn_iters"]),
+        "row",
+        float(r["ema_schedule"][0]),
+        projector_hidden=10,
+        projector_dim=8,
+        predictor_hidden=10 if "init/predictor.0.weight" in r else None,
+    )
     recipe = replace(resa_recipe("cifar10"), options=options)
     learner = _learner(ReSA, recipe, _encoder(12, 16), 16, steps)
     names = {"backbone": "encoder", "projector": "projector", "predictor": "predictor"}
@@ -132,8 +140,13 @@ class _LinearReSSL(ReSSL):
 def test_reference_ressl_training_with_a_queue_that_wraps():
     r = load_reference("ressl_queue_steps")
     per_epoch, batch = int(r["iters_per_epoch"]), len(r["x_student_step0"])
-    options = ReSSLOptions(float(r["t_student"]), float(r["t_teacher"]), float(r["ema_m"]), projector_dim=int(r["D"]),
-                           queue_size=int(r["K"]))
+    options = ReSSLOptions(
+        float(r["t_student"]),
+        float(r["t_teacher"]),
+        float(r["ema_m"]),
+        projector_dim=int(r["D"]),
+        queue_size=int(r["K"]),
+    )
     recipe = replace(ressl_recipe("cifar10"), options=options, batch_size=batch)
     learner = _learner(_LinearReSSL, recipe, nn.Identity(), int(r["d_in"]), int(r["n_steps"]))
     student, teacher = learner.student.projector, learner.teacher.network.projector
@@ -142,8 +155,13 @@ def test_reference_ressl_training_with_a_queue_that_wraps():
         network.load_state_dict({"weight": r["W_init"], "bias": r["b_init"]})
     queue.keys.copy_(r["queue_init"].t())
     optimizer = _sgd(learner, "name", float(r["wd_weight"]), float(r["sgd_momentum"]))
-    lr = schedule("warmup_cosine", float(r["base_lr"]), total_steps=int(r["epochs"]) * per_epoch,
-                  steps_per_epoch=per_epoch, warmup_epochs=int(r["warmup_epochs"]))
+    lr = schedule(
+        "warmup_cosine",
+        float(r["base_lr"]),
+        total_steps=int(r["epochs"]) * per_epoch,
+        steps_per_epoch=per_epoch,
+        warmup_epochs=int(r["warmup_epochs"]),
+    )
     for step in range(int(r["n_steps"])):
         assert_close(lr(step), r["lr_used"][step], STEPS)
         _set_lr(optimizer, lr(step))

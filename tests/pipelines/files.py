@@ -14,7 +14,9 @@ SIDE = 48  # pixels
 def picture(seed: int = 0, side: int = SIDE) -> Image.Image:
     """Smooth colours, so that a JPEG keeps them."""
     rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
 
 
 def stored(image: Image.Image, kind: str, **options) -> bytes:

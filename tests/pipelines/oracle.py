@@ -11,8 +11,16 @@ from saccade.pipelines.views import View, Views
 def cut(pixels: Tensor, view: View, params: ViewParams) -> Tensor:
     """pixels (3, H, W) uint8, one sample's params -> (3, S, S) float64 in [0, 1]."""
     top, left, height, width = params.box[0].tolist()
-    image = F.resized_crop(pixels.double() / 255, top, left, height, width, [view.size] * 2,
-                           F.InterpolationMode(view.crop.interpolation), antialias=True)
+    image = F.resized_crop(
+        pixels.double() / 255,
+        top,
+        left,
+        height,
+        width,
+        [view.size] * 2,
+        F.InterpolationMode(view.crop.interpolation),
+        antialias=True,
+    )
     image = image.clamp(0, 1)  # as uint8 images end there; torchvision lets a float bicubic overshoot
     return F.hflip(image) if params.flip else image
 
@@ -36,9 +44,10 @@ def views_of(images: list[Tensor], recipe: Views, params: dict[str, ViewParams])
     """images: N tensors (3, H, W) uint8 of any sizes -> name -> (N, 3, S, S) float64."""
     views = {}
     for view in recipe:
-        one = [params[view.name][n:n + 1] for n in range(len(images))]
-        views[view.name] = torch.stack([colour(cut(x, recipe.geometry_of(view), p), view, p, recipe)
-                                        for x, p in zip(images, one)])
+        one = [params[view.name][n : n + 1] for n in range(len(images))]
+        views[view.name] = torch.stack(
+            [colour(cut(x, recipe.geometry_of(view), p), view, p, recipe) for x, p in zip(images, one)]
+        )
     return views
 
 

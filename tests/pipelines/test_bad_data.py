@@ -19,7 +19,12 @@ from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with, w
 GOOD = 11  # one bad image among 12 is less than 10 %
 RECIPE = Views((View("whole", SIDE, crop=CentreCrop(), flip=0.0), View("cut", 16, crop=Crop((0.3, 1.0)))))
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
-EXECUTORS = ["reference", "resident", pytest.param("dali", marks=needs_dali), pytest.param("dali-cuts", marks=needs_dali)]
+EXECUTORS = [
+    "reference",
+    "resident",
+    pytest.param("dali", marks=needs_dali),
+    pytest.param("dali-cuts", marks=needs_dali),
+]
 
 
 def rotated() -> bytes:
@@ -33,7 +38,7 @@ def animated() -> bytes:
 
 
 def sixteen_bit() -> bytes:
-    deep = (np.asarray(picture().convert("L")).astype(np.uint16) * 257)
+    deep = np.asarray(picture().convert("L")).astype(np.uint16) * 257
     return stored(Image.fromarray(deep), "PNG")
 
 
@@ -58,8 +63,8 @@ READABLE = {
 }
 whole = stored(picture(side=400), "JPEG", quality=95)
 BROKEN = {
-    "truncated.jpg": whole[:len(whole) // 2],
-    "truncated but ended.jpg": whole[:len(whole) // 2] + b"\xff\xd9",  # only decoding finds out, or nothing does
+    "truncated.jpg": whole[: len(whole) // 2],
+    "truncated but ended.jpg": whole[: len(whole) // 2] + b"\xff\xd9",  # only decoding finds out, or nothing does
     "headless.jpg": b"\xff\xd8" + whole[300:],
     "truncated.png": stored(picture(), "PNG")[:-600],
     "empty.jpg": b"",
@@ -92,8 +97,10 @@ def epoch_of(source, executor: str, seed: int = 0):
     assert sorted(seen) == list(range(len(source)))
     views = {name: torch.cat([batch.views[name] for batch in batches]) for name in RECIPE.names}
     labels = torch.cat([batch.label for batch in batches]) if batches[0].label is not None else None
-    return {i: ({name: v[k] for name, v in views.items()}, None if labels is None else int(labels[k]))
-            for k, i in enumerate(seen)}
+    return {
+        i: ({name: v[k] for name, v in views.items()}, None if labels is None else int(labels[k]))
+        for k, i in enumerate(seen)
+    }
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -114,7 +121,9 @@ def test_one_pixel_image_fills_its_views(tmp_path, executor):
     position = [file.name for file in source.files].index("one.png")
     views, _ = epoch_of(source, executor)[position]
     for view in views.values():
-        torch.testing.assert_close(view * 255, torch.tensor([200.0, 100.0, 50.0])[:, None, None].expand_as(view), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            view * 255, torch.tensor([200.0, 100.0, 50.0])[:, None, None].expand_as(view), atol=1e-3, rtol=0
+        )
 
 
 def test_one_pixel_image_among_others_is_refused_by_resident(tmp_path):
@@ -138,7 +147,9 @@ def test_broken_file_is_counted_named_and_replaced_by_the_next(tmp_path, name, e
     assert source.known_bad == judge.known_bad
     expected = epoch_of(FolderSource(tmp_path / "photos"), "reference")
     assert shown[position][1] == expected[position][1]
-    tolerance = {"dali-cuts": 40.0}.get(executor, 0.05) / 255  # cuts: DALI's filter at an edge pixel, see docs/parity.md
+    tolerance = {"dali-cuts": 40.0}.get(
+        executor, 0.05
+    ) / 255  # cuts: DALI's filter at an edge pixel, see docs/parity.md
     for name in RECIPE.names:
         for i, (views, _) in expected.items():
             assert (shown[i][0][name] - views[name]).abs().max() <= tolerance
@@ -190,17 +201,20 @@ def _refuse(monkeypatch, folder) -> None:
 
 # --- shards and .beton: the same files in other containers --------------------------------------------------------------
 
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_file_in_a_shard_is_counted_and_replaced(tmp_path, name, executor):
     if name == "truncated but ended.jpg" and executor == "resident":
         pytest.skip("PIL reads it, as an image of another size")
     files = {f"{k:02}.jpg": stored(picture(k), "JPEG", quality=95) for k in range(GOOD)}
-    tar_with(tmp_path / "x.tar", {**files, f"99{name[name.index('.'):]}": BROKEN[name]})
+    tar_with(tmp_path / "x.tar", {**files, f"99{name[name.index('.') :]}": BROKEN[name]})
     source, judge = open_data(str(tmp_path / "x.tar"))[0], open_data(str(tmp_path / "x.tar"))[0]
     expected, shown = epoch_of(judge, "reference"), epoch_of(source, executor)
     assert source.known_bad == judge.known_bad
-    assert (shown[GOOD][0]["whole"] - expected[GOOD][0]["whole"]).abs().max() <= (1.0 if "cuts" in executor else 0.05) / 255
+    assert (shown[GOOD][0]["whole"] - expected[GOOD][0]["whole"]).abs().max() <= (
+        1.0 if "cuts" in executor else 0.05
+    ) / 255
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -214,7 +228,7 @@ def test_tar_cut_in_half_loses_only_what_followed(tmp_path, executor, indexed):
     if indexed:
         write_idx(cut)
     data = cut.read_bytes()
-    cut.write_bytes(data[:len(data) // 3])
+    cut.write_bytes(data[: len(data) // 3])
     source = open_data(str(tmp_path / "x-{0..9}.tar"))[0]
     assert 0 < len(source.known_bad) < 10
     if indexed:

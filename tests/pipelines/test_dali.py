@@ -17,9 +17,15 @@ from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from tests.pipelines.files import picture, stored
 
 JITTER = Jitter(0.4, 0.4, 0.4, 0.1)
-RECIPE = Views((View("weak", 64, crop=Crop((0.2, 1.0))), View("strong", 64, jitter=JITTER, grey=0.2, blur=Blur(), parent="weak"),
-                 View("small", 24, crop=Crop((0.05, 0.2), interpolation="bicubic"), jitter=JITTER, solarise=0.5)),
-                mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+RECIPE = Views(
+    (
+        View("weak", 64, crop=Crop((0.2, 1.0))),
+        View("strong", 64, jitter=JITTER, grey=0.2, blur=Blur(), parent="weak"),
+        View("small", 24, crop=Crop((0.05, 0.2), interpolation="bicubic"), jitter=JITTER, solarise=0.5),
+    ),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
 # On the 0-255 scale, before the division by std: the renderer cuts exactly (float32 rounding); DALI's cuts are rounded to
 # whole numbers, then colour and contrast may double them, and its filter differs where it is cut off at the box's edge.
@@ -37,7 +43,9 @@ def photos(tmp_path) -> FolderSource:
         exif = Image.Exif()
         exif[0x0112] = k % 9 or 1
         image = image.convert("L") if k == 7 else image
-        (folder / f"{k:02}.jpg").write_bytes(stored(image, "JPEG", quality=90, exif=exif, subsampling=k % 3, progressive=k % 2))
+        (folder / f"{k:02}.jpg").write_bytes(
+            stored(image, "JPEG", quality=90, exif=exif, subsampling=k % 3, progressive=k % 2)
+        )
     return FolderSource(tmp_path)
 
 
@@ -48,7 +56,11 @@ def dali(source, batch: int = 8, cuts: bool | None = None, seed: int = 0):
 
 
 def by_sample(batches) -> dict[int, torch.Tensor]:
-    return {int(i): {name: view[k] for name, view in batch.views.items()} for batch in batches for k, i in enumerate(batch.index)}
+    return {
+        int(i): {name: view[k] for name, view in batch.views.items()}
+        for batch in batches
+        for k, i in enumerate(batch.index)
+    }
 
 
 @needs_dali
@@ -85,7 +97,7 @@ def test_jpeg_that_only_decoding_finds_damaged_is_replaced(photos):
     bad = photos.files[5]
     data = bad.read_bytes()
     while (at := data.find(b"\xff\xdb")) >= 0:
-        data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2:at + 4], "big"):]
+        data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
     bad.write_bytes(data)
     assert jpeg_header(data) is not None
     judge = FolderSource(photos.folder)
@@ -153,10 +165,14 @@ def test_source_of_pixels_is_refused():
 
 # --- header -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("orientation", range(9))
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"icc_profile": b"x" * 70_000},
-                                     {"comment": b"hello"}], ids=lambda o: "+".join(o) or "plain")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": 0}, {"icc_profile": b"x" * 70_000}, {"comment": b"hello"}],
+    ids=lambda o: "+".join(o) or "plain",
+)
 def test_header_agrees_with_pil(mode, orientation, options):
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "maker", orientation
@@ -165,13 +181,24 @@ def test_header_agrees_with_pil(mode, orientation, options):
     assert (header.height, header.width) == image_size(io.BytesIO(data)) == ((37, 21) if orientation >= 5 else (21, 37))
 
 
-@pytest.mark.parametrize("name, data", {
-    "png": stored(picture(), "PNG"), "cmyk": stored(picture().convert("CMYK"), "JPEG"), "empty": b"",
-    "rgb": stored(picture(), "JPEG", keep_rgb=True),
-    "cut": stored(picture(), "JPEG")[:-70], "start": b"\xff\xd8\xff\xd9", "only": b"\xff\xd8", "text": b"hello\xff\xd9",
-    "orientation 9": stored(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0"),
-    "exif cut": stored(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0\x13\x01"),
-}.items(), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    "name, data",
+    {
+        "png": stored(picture(), "PNG"),
+        "cmyk": stored(picture().convert("CMYK"), "JPEG"),
+        "empty": b"",
+        "rgb": stored(picture(), "JPEG", keep_rgb=True),
+        "cut": stored(picture(), "JPEG")[:-70],
+        "start": b"\xff\xd8\xff\xd9",
+        "only": b"\xff\xd8",
+        "text": b"hello\xff\xd9",
+        "orientation 9": stored(
+            picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0"
+        ),
+        "exif cut": stored(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0\x13\x01"),
+    }.items(),
+    ids=lambda x: x if isinstance(x, str) else "",
+)
 def test_odd_header_is_left_to_pil(name, data):
     assert jpeg_header(data) is None
 
@@ -181,7 +208,7 @@ def test_header_never_raises_on_damage():
     whole, draw = stored(picture(), "JPEG", exif=exif), random.Random(1)
     assert jpeg_header(whole).orientation == 6
     for _ in range(2000):
-        data = bytearray(whole[:draw.randint(0, len(whole))]) if draw.random() < 0.3 else bytearray(whole)
+        data = bytearray(whole[: draw.randint(0, len(whole))]) if draw.random() < 0.3 else bytearray(whole)
         for _ in range(draw.randint(1, 20)):
             if data:
                 data[draw.randrange(min(400, len(data)))] = draw.randrange(256)

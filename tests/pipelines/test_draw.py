@@ -66,10 +66,12 @@ def _drawn_on_rank_in_group() -> list:
 def test_parameters_depend_on(change):
     index = torch.arange(500)
     base = draw(RECIPE, 0, 0, index, sizes(500))
-    other = {"seed": lambda: draw(RECIPE, 1, 0, index, sizes(500))["weak"],
-             "epoch": lambda: draw(RECIPE, 0, 1, index, sizes(500))["weak"],
-             "index": lambda: draw(RECIPE, 0, 0, index + 500, sizes(500))["weak"],
-             "view": lambda: draw(Views(FULL.times(2)), 0, 0, index, sizes(500))["weak_1"]}[change]()
+    other = {
+        "seed": lambda: draw(RECIPE, 1, 0, index, sizes(500))["weak"],
+        "epoch": lambda: draw(RECIPE, 0, 1, index, sizes(500))["weak"],
+        "index": lambda: draw(RECIPE, 0, 0, index + 500, sizes(500))["weak"],
+        "view": lambda: draw(Views(FULL.times(2)), 0, 0, index, sizes(500))["weak_1"],
+    }[change]()
     equal = (base["weak"].box == other.box).all(1).float().mean()
     assert equal < 0.05
     correlation = torch.corrcoef(torch.stack([base["weak"].box[:, 2].float(), other.box[:, 2].float()]))[0, 1]
@@ -94,7 +96,9 @@ def test_known_values_never_change():
     """The numbers of a published run: SplitMix64's reference output for seed 1234567, and one drawn sample."""
     state, expected = 1234567, [6457827717110365317, 3203168211198807973, 9817491932198370423]
     for k, value in enumerate(expected):
-        got = mix64(torch.tensor([(state + (k + 1) * 0x9E3779B97F4A7C15) % 2**64], dtype=torch.uint64).view(torch.int64))
+        got = mix64(
+            torch.tensor([(state + (k + 1) * 0x9E3779B97F4A7C15) % 2**64], dtype=torch.uint64).view(torch.int64)
+        )
         assert got.item() % 2**64 == value
     assert stream_key(0, 0, 0) != stream_key(0, 0, 1) != stream_key(1, 0, 0)
     one = draw(RECIPE, 0, 0, torch.tensor([7]), sizes(1))["weak"]

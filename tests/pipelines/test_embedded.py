@@ -1,4 +1,5 @@
 """The embedded texture set: the same pixels everywhere, balanced, and nothing a raw pixel could tell."""
+
 import hashlib
 
 import numpy as np
@@ -62,6 +63,7 @@ def test_raw_pixels_hardly_tell_the_class(splits):
 
 def test_colour_brightness_and_contrast_hardly_tell_the_class(splits):
     """Mean and deviation of each channel, standardised: ten classes, so chance is 10 %."""
+
     def statistics(images: np.ndarray) -> np.ndarray:
         scaled = images.astype(np.float32) / 255
         return np.concatenate([scaled.mean((1, 2)), scaled.std((1, 2))], axis=1)
@@ -75,6 +77,7 @@ def test_colour_brightness_and_contrast_hardly_tell_the_class(splits):
 @pytest.mark.parametrize("axis", [1, 2], ids=["vertical", "horizontal"])
 def test_a_flip_keeps_the_class(splits, axis):
     """Autocorrelation with a memory of upright images only is as right on flipped ones, and far above chance."""
+
     def autocorrelation(images: np.ndarray) -> np.ndarray:
         grey = images.astype(np.float32).mean(-1)
         grey = (grey - grey.mean((1, 2), keepdims=True)) / grey.std((1, 2), keepdims=True)

@@ -61,9 +61,15 @@ def test_concurrent_calls_from_python_threads_do_not_disturb_each_other(threads)
 
 def run_python(code, root=ROOT, **environment):
     inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=root, capture_output=True, text=True,
-                          timeout=240, check=False,
-                          env={**inherited, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "2", **environment})
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**inherited, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "2", **environment},
+    )
 
 
 DIGEST = """

@@ -23,8 +23,9 @@ TOLERANCE = 1e-5  # in [0, 1], as in test_render.py
 
 STRONG = {"jitter": Jitter(0.8, 0.8, 0.8, 0.2), "grey": 0.3, "solarise": 0.3}
 RECIPES = {
-    "derived views": Views((View("weak", 32), View("strong", 32, **STRONG, blur=Blur(), parent="weak")),
-                            (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
+    "derived views": Views(
+        (View("weak", 32), View("strong", 32, **STRONG, blur=Blur(), parent="weak")), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    ),
     "no blur, several blocks, cubic": Views((View("view", 37, Crop((0.05, 1.0), interpolation="bicubic"), **STRONG),)),
     "blur without jitter": Views((View("view", 9, blur=Blur(1.0, (0.1, 3.0), 5), solarise=0.5),)),
     "geometry alone": Views((View("view", 21, Crop((0.01, 1.0), (0.2, 5.0))),)),
@@ -49,7 +50,7 @@ def test_recipe_is_torchvisions(name):
     images = pictures(5, 41, 25)
     params = drawn(recipe, images)
     expected = views_of(images, recipe, params)
-    for arranged in (images, images.contiguous(memory_format=torch.channels_last))[:2 if DEVICE == "cuda" else 1]:
+    for arranged in (images, images.contiguous(memory_format=torch.channels_last))[: 2 if DEVICE == "cuda" else 1]:
         assert_views(render(arranged.to(DEVICE), recipe, moved(params), backend="triton"), expected, recipe)
 
 
@@ -121,10 +122,18 @@ def test_no_host_synchronisation():
 def test_kernels_in_tritons_interpreter():
     triton = pytest.importorskip("triton")
     if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.5"):
-        pytest.skip("the interpreter of triton 3.6 (torch 2.11) takes int() of a one-element array, which numpy 2.5 refuses")
-    done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-x", __file__], capture_output=True, text=True,
-                          cwd=Path(__file__).resolve().parents[2], env={**os.environ, "TRITON_INTERPRET": "1"},
-                          timeout=300, check=False)
+        pytest.skip(
+            "the interpreter of triton 3.6 (torch 2.11) takes int() of a one-element array, which numpy 2.5 refuses"
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", "-x", __file__],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
 
 
@@ -139,8 +148,15 @@ def test_kernels_compile_for_hopper_without_one():
 
     floats = {name: "*fp32" for name in ("factors", "sums", "sigma")}
     integers = {name: "i32" for name in ("sample_stride", "channel_stride", "column_stride", "reach")}
-    types = {**floats, **integers, "buffer": "*u8", "offset": "*i64", "box": "*i64", "order": "*u8",
-             **{name: "*i8" for name in ("flip", "grey", "solarise")}}
+    types = {
+        **floats,
+        **integers,
+        "buffer": "*u8",
+        "offset": "*i64",
+        "box": "*i64",
+        "order": "*u8",
+        **{name: "*i8" for name in ("flip", "grey", "solarise")},
+    }
     kernels = [("_cut", {"SUPPORT": n}, "*u8", "*fp32") for n in (1, 2)]
     kernels += [("_before_contrast", {}, image, "*fp32") for image in ("*u8", "*fp32")]
     for last, out in ((True, "*bf16"), (False, "*fp32")):

@@ -36,8 +36,9 @@ def test_crop_resize_is_resized_crop(interpolation, size):
     box, flip = torch.stack([top, left, height, width], dim=1), uniform(0, 1, 3) < 0.5
     out = ops.crop_resize(pixels, box, flip, size, interpolation)
     for n in range(COUNT):
-        expected = F.resized_crop(pixels[n], *box[n].tolist(), [size, size], F.InterpolationMode(interpolation),
-                                  antialias=True).clamp(0, 1)
+        expected = F.resized_crop(
+            pixels[n], *box[n].tolist(), [size, size], F.InterpolationMode(interpolation), antialias=True
+        ).clamp(0, 1)
         torch.testing.assert_close(out[n], F.hflip(expected) if flip[n] else expected, **CLOSE)
 
 
@@ -49,9 +50,15 @@ def test_full_box_of_the_same_size_is_the_image():
         torch.testing.assert_close(out, pixels.float() / 255, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("operation, adjust, low, high", [
-    (0, F.adjust_brightness, 0.0, 2.0), (1, F.adjust_contrast, 0.0, 2.0), (2, F.adjust_saturation, 0.0, 2.0),
-    (3, F.adjust_hue, -0.5, 0.5)])
+@pytest.mark.parametrize(
+    "operation, adjust, low, high",
+    [
+        (0, F.adjust_brightness, 0.0, 2.0),
+        (1, F.adjust_contrast, 0.0, 2.0),
+        (2, F.adjust_saturation, 0.0, 2.0),
+        (3, F.adjust_hue, -0.5, 0.5),
+    ],
+)
 def test_one_jitter_operation_is_torchvisions(image, operation, adjust, low, high):
     factors = [torch.ones(COUNT, dtype=torch.float64)] * 3 + [torch.zeros(COUNT, dtype=torch.float64)]
     factors[operation] = uniform(low, high)

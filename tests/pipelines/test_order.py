@@ -46,8 +46,14 @@ def test_evaluation_order_is_every_image_in_its_place():
     assert order.steps() == 3 and torch.equal(torch.cat(order.batches(0)), torch.arange(10))
 
 
-@pytest.mark.parametrize("arguments, words", [((10, 11), "larger than the data set of 10"), ((10, 0), "positive"),
-                                              ((10, 3, 0, 0, 2), "multiple of the 2 processes")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((10, 11), "larger than the data set of 10"),
+        ((10, 0), "positive"),
+        ((10, 3, 0, 0, 2), "multiple of the 2 processes"),
+    ],
+)
 def test_bad_batches_are_one_clear_sentence(arguments, words):
     with pytest.raises(UserError, match=words):
         Order(*arguments)

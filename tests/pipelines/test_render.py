@@ -22,26 +22,64 @@ BACKENDS = ["torch", "numba"]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 RECIPES = {
-    "resa": Views((View("weak", 32, Crop((0.2, 1.0))),
-                    View("strong", 32, Crop((0.2, 1.0), interpolation="bicubic"), jitter=Jitter(0.4, 0.4, 0.2, 0.1),
-                         grey=0.2, blur=Blur(0.5), solarise=0.2)), **IMAGENET),
-    "ressl": Views((View("weak", 24, Crop((0.2, 1.0))),
-                     View("strong", 24, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2,
-                          blur=Blur(0.5, (0.1, 2.0), 5)))),
-    "rsa": Views((*View("weak", 32, Crop((0.2, 1.0))).times(2),
-                   *(View(f"strong_{i}", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5),
-                          parent=f"weak_{i}") for i in range(2))), **IMAGENET),
-    "stec": Views(View("view", 96, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=stec_blur(96),
-                        solarise=0.2).times(2)),
+    "resa": Views(
+        (
+            View("weak", 32, Crop((0.2, 1.0))),
+            View(
+                "strong",
+                32,
+                Crop((0.2, 1.0), interpolation="bicubic"),
+                jitter=Jitter(0.4, 0.4, 0.2, 0.1),
+                grey=0.2,
+                blur=Blur(0.5),
+                solarise=0.2,
+            ),
+        ),
+        **IMAGENET,
+    ),
+    "ressl": Views(
+        (
+            View("weak", 24, Crop((0.2, 1.0))),
+            View(
+                "strong",
+                24,
+                Crop((0.2, 1.0)),
+                jitter=Jitter(0.4, 0.4, 0.4, 0.1),
+                grey=0.2,
+                blur=Blur(0.5, (0.1, 2.0), 5),
+            ),
+        )
+    ),
+    "rsa": Views(
+        (
+            *View("weak", 32, Crop((0.2, 1.0))).times(2),
+            *(
+                View(f"strong_{i}", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5), parent=f"weak_{i}")
+                for i in range(2)
+            ),
+        ),
+        **IMAGENET,
+    ),
+    "stec": Views(
+        View("view", 96, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=stec_blur(96), solarise=0.2).times(2)
+    ),
     "evaluation": evaluation_views(28, **IMAGENET, fraction=0.875),
-    "odd": Views((View("tiny", 1),
-                   View("odd", 17, jitter=Jitter(1.0, 1.0, 1.0, 0.5, p=1.0), blur=Blur(1.0, (0.1, 9.0), 33)),
-                   View("cubic", 45, Crop((0.01, 1.0), interpolation="bicubic"), grey=1.0))),
+    "odd": Views(
+        (
+            View("tiny", 1),
+            View("odd", 17, jitter=Jitter(1.0, 1.0, 1.0, 0.5, p=1.0), blur=Blur(1.0, (0.1, 9.0), 33)),
+            View("cubic", 45, Crop((0.01, 1.0), interpolation="bicubic"), grey=1.0),
+        )
+    ),
 }
 COLOUR = {"jitter": Jitter(0.4, 0.4, 0.2, 0.1), "grey": 0.2, "blur": Blur()}
-MULTI_CROP = Views((*View("global", 224, Crop((0.32, 1.0)), **COLOUR).times(2),
-                     *View("local", 96, Crop((0.05, 0.32), interpolation="bicubic"), **COLOUR, solarise=0.2).times(2)),
-                    **IMAGENET)
+MULTI_CROP = Views(
+    (
+        *View("global", 224, Crop((0.32, 1.0)), **COLOUR).times(2),
+        *View("local", 96, Crop((0.05, 0.32), interpolation="bicubic"), **COLOUR, solarise=0.2).times(2),
+    ),
+    **IMAGENET,
+)
 
 
 def assert_views(actual, expected, recipe):
@@ -81,8 +119,16 @@ def test_multi_crop_of_photos_of_different_sizes_is_torchvisions(backend):
     assert_views(views, views_of(images, MULTI_CROP, params), MULTI_CROP)
 
 
-BOXES = [(0, 0, 1, 1), (10, 19, 1, 1), (0, 0, 1, 20), (5, 3, 1, 9), (0, 7, 11, 1), (0, 0, 11, 20), (2, 4, 8, 8),
-         (10, 0, 1, 20)]
+BOXES = [
+    (0, 0, 1, 1),
+    (10, 19, 1, 1),
+    (0, 0, 1, 20),
+    (5, 3, 1, 9),
+    (0, 7, 11, 1),
+    (0, 0, 11, 20),
+    (2, 4, 8, 8),
+    (10, 0, 1, 20),
+]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -92,8 +138,11 @@ def test_extreme_boxes_are_torchvisions(size, interpolation, backend):
     images = pictures(len(BOXES) * 2, 11, 20)
     recipe = Views((View("view", size, Crop(interpolation=interpolation)),))
     params = drawn(recipe, images)
-    params = {"view": replace(params["view"], box=torch.tensor(BOXES * 2),
-                              flip=torch.arange(2).repeat_interleave(len(BOXES)).bool())}
+    params = {
+        "view": replace(
+            params["view"], box=torch.tensor(BOXES * 2), flip=torch.arange(2).repeat_interleave(len(BOXES)).bool()
+        )
+    }
     assert_views(render(images, recipe, params, backend=backend), views_of(images, recipe, params), recipe)
 
 
@@ -103,8 +152,15 @@ def test_random_cases_are_torchvisions(backend):
     for case in range(20):
         size, height, width = (int(n) for n in random.integers((2, 1, 1), 28))
         taps = int(random.integers(1, size)) * 2 + 1
-        view = View("view", size, Crop((0.01, 1.0), (0.2, 5.0), ("bilinear", "bicubic")[case % 2]),
-                    jitter=Jitter(1, 1, 1, 0.5), grey=0.3, blur=Blur(0.7, (0.01, 4.0), taps), solarise=0.5)
+        view = View(
+            "view",
+            size,
+            Crop((0.01, 1.0), (0.2, 5.0), ("bilinear", "bicubic")[case % 2]),
+            jitter=Jitter(1, 1, 1, 0.5),
+            grey=0.3,
+            blur=Blur(0.7, (0.01, 4.0), taps),
+            solarise=0.5,
+        )
         recipe, images = Views((view,)), pictures(3, height, width, seed=case)
         params = drawn(recipe, images, seed=case)
         # Gains of 2 in brightness, contrast and saturation make single pixels worse than published recipes do.
@@ -176,7 +232,7 @@ def test_a_batch_renders_as_its_samples_do(backend):
     params = drawn(recipe, images)
     whole = render(images, recipe, params, backend=backend)
     for n in range(9):
-        single = render(images[n:n + 1], recipe, {k: p[n:n + 1] for k, p in params.items()}, backend=backend)
+        single = render(images[n : n + 1], recipe, {k: p[n : n + 1] for k, p in params.items()}, backend=backend)
         for name in recipe.names:
             torch.testing.assert_close(single[name][0], whole[name][n], rtol=0, atol=2e-6 if backend == "torch" else 0)
 
@@ -189,8 +245,13 @@ def test_appearance_finishes_views_cut_elsewhere(backend):
     whole = replace(params, box=torch.tensor([[0, 0, 96, 96]]).expand(12, 4), flip=torch.zeros(12, dtype=torch.bool))
     expected = {"view_0": views_of(images, Views((view,)), {"view_0": whole})["view_0"]}
     floats = images.float() / 255
-    for image in (images.permute(0, 2, 3, 1).contiguous(), images, floats,
-                  floats.contiguous(memory_format=torch.channels_last), images.double() / 255):
+    for image in (
+        images.permute(0, 2, 3, 1).contiguous(),
+        images,
+        floats,
+        floats.contiguous(memory_format=torch.channels_last),
+        images.double() / 255,
+    ):
         before = image.clone()
         out = appearance(image, view, params, recipe, backend=backend)
         assert out.is_contiguous(memory_format=torch.channels_last) and out.dtype == torch.float32
@@ -232,8 +293,7 @@ def pil_view(pixels, view, params):
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     image = image.crop((left, top, left + width, top + height)).resize((view.size, view.size), filter_)
     image = ImageOps.mirror(image) if params.flip else image
-    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation,
-              F.adjust_hue)
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     for operation in params.jitter_order[0].tolist() if params.jittered else ():
         factor = (params.brightness, params.contrast, params.saturation, params.hue)[operation].item()
         image = adjust[operation](image, factor)
@@ -248,7 +308,7 @@ def test_geometry_is_pils_to_one_rounding(interpolation):
     images = pictures(40, 48, 40) // 2 + 64  # away from black and white, where PIL cuts its first cubic pass
     params = drawn(recipe, images)
     out = render(images, recipe, params)["view"].double()
-    pil = torch.stack([pil_view(x, recipe["view"], params["view"][n:n + 1]) for n, x in enumerate(images)])
+    pil = torch.stack([pil_view(x, recipe["view"], params["view"][n : n + 1]) for n, x in enumerate(images)])
     error = 255 * (out - pil).abs()
     # PIL rounds after each of its two passes: half a level each, the first weighted (cubic: up to 1.3).
     assert error.max() < 1.3 and error.mean() < 0.35, (error.max(), error.mean())
@@ -259,7 +319,7 @@ def test_colour_differs_from_pils_only_by_its_uint8_rounding():
     recipe, images = Views((view,)), pictures(60, 48, 40)
     params = drawn(recipe, images)
     out = render(images, recipe, params)["view"].double()
-    pil = torch.stack([pil_view(x, view, params["view"][n:n + 1]) for n, x in enumerate(images)])
+    pil = torch.stack([pil_view(x, view, params["view"][n : n + 1]) for n, x in enumerate(images)])
     error = 255 * (out - pil).abs()
     # Half a level for each of six roundings and truncations, and hue in 256 steps; see the measured figures in docs.
     assert error.mean() < 1.5 and error.flatten().quantile(0.99) < 8, (error.mean(), error.max())

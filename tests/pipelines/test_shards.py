@@ -35,8 +35,14 @@ def image(k: int, kind: str = "JPEG") -> bytes:
 
 def three_shards(folder) -> str:
     for shard in range(3):
-        tar_with(folder / f"x-{shard:03}.tar", {f"{shard}{k}.{e}": d for k in range(4)
-                                                 for e, d in (("jpg", image(4 * shard + k)), ("cls", str(k % 3).encode()))})
+        tar_with(
+            folder / f"x-{shard:03}.tar",
+            {
+                f"{shard}{k}.{e}": d
+                for k in range(4)
+                for e, d in (("jpg", image(4 * shard + k)), ("cls", str(k % 3).encode()))
+            },
+        )
     return str(folder / "x-{000..002}.tar")
 
 
@@ -53,14 +59,27 @@ def tmp_path_file(folder, data: bytes):
     return folder / "one.jpg"
 
 
-@pytest.mark.parametrize("files, labels, classes", [
-    ({"a.png": image(0, "PNG"), "a.json": b'{"label": 3}', "b.webp": image(1, "WEBP"), "b.json": b'{"label": 1}'}, [3, 1], None),
-    ({"a.jpg": image(0), "a.cls": b"dog\n", "b.jpeg": image(1), "b.cls": b"cat"}, [1, 0], ("cat", "dog")),
-    ({"a.jpg": image(0), "a.cls": b"2", "b.jpg": image(1)}, [2, -1], None),
-    ({"a.jpg": image(0), "a.json": b"not json", "b.jpg": image(1), "b.txt": b"a caption"}, None, None),
-    ({"./train/dog/1.jpg": image(0), "./train/cat/1.jpg": image(1)}, [1, 0], ("cat", "dog")),
-    ({"a.b.seg.png": image(0, "PNG"), "a.cls": b"1", "c.input.jpg": image(1), "c.cls": b"0"}, [1, 0], None),
-], ids=["json", "names", "one without", "none", "folders", "double extensions"])
+@pytest.mark.parametrize(
+    "files, labels, classes",
+    [
+        (
+            {
+                "a.png": image(0, "PNG"),
+                "a.json": b'{"label": 3}',
+                "b.webp": image(1, "WEBP"),
+                "b.json": b'{"label": 1}',
+            },
+            [3, 1],
+            None,
+        ),
+        ({"a.jpg": image(0), "a.cls": b"dog\n", "b.jpeg": image(1), "b.cls": b"cat"}, [1, 0], ("cat", "dog")),
+        ({"a.jpg": image(0), "a.cls": b"2", "b.jpg": image(1)}, [2, -1], None),
+        ({"a.jpg": image(0), "a.json": b"not json", "b.jpg": image(1), "b.txt": b"a caption"}, None, None),
+        ({"./train/dog/1.jpg": image(0), "./train/cat/1.jpg": image(1)}, [1, 0], ("cat", "dog")),
+        ({"a.b.seg.png": image(0, "PNG"), "a.cls": b"1", "c.input.jpg": image(1), "c.cls": b"0"}, [1, 0], None),
+    ],
+    ids=["json", "names", "one without", "none", "folders", "double extensions"],
+)
 def test_labels_of_foreign_shards(tmp_path, files, labels, classes):
     tar_with(tmp_path / "x.tar", files)
     source, _ = open_data(str(tmp_path / "x.tar"))
@@ -100,6 +119,7 @@ def test_splits_are_told_by_the_shards_names(tmp_path):
 
 # --- index --------------------------------------------------------------------------------------------------------------
 
+
 def test_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypatch):
     three_shards(tmp_path)
     shard = tmp_path / "x-000.tar"
@@ -112,7 +132,9 @@ def test_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypat
     assert [member.name for member in index_of(shard)[0]] == ["new.jpg"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "bytes": 0, "mtime_ns": 0, "members": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "bytes": 0, "mtime_ns": 0, "members": 3}']
+)
 def test_damaged_index_is_made_anew(tmp_path, content):
     three_shards(tmp_path)
     (tmp_path / "x-000.tar.index.json").write_text(content)
@@ -157,11 +179,18 @@ def test_many_threads_read_the_right_images(tmp_path, monkeypatch):
         assert all(data == image(i) for i, data in zip(wanted, pool.map(source.encoded, wanted)))
 
 
-@pytest.mark.parametrize("data, message", [
-    ("{tmp}/x-{{000..005}}.tar", "3 of 6 shards are not there, such as .*x-003.tar"), ("{tmp}/x-{{5..2}}.tar", "range is empty"),
-    ("{tmp}/x-{{0..99999999}}.tar", "more than 1,000,000 shards"), ("{tmp}/none.tar", "no such file"),
-    ("{tmp}/text.tar", "cannot be read as a plain tar"), ("{tmp}/labels.tar", "no sample with an image"),
-    ("{tmp}/huge.tar", "largest label is 99999999999999999999")])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ("{tmp}/x-{{000..005}}.tar", "3 of 6 shards are not there, such as .*x-003.tar"),
+        ("{tmp}/x-{{5..2}}.tar", "range is empty"),
+        ("{tmp}/x-{{0..99999999}}.tar", "more than 1,000,000 shards"),
+        ("{tmp}/none.tar", "no such file"),
+        ("{tmp}/text.tar", "cannot be read as a plain tar"),
+        ("{tmp}/labels.tar", "no sample with an image"),
+        ("{tmp}/huge.tar", "largest label is 99999999999999999999"),
+    ],
+)
 def test_wrong_shards_are_named(tmp_path, data, message):
     three_shards(tmp_path)
     (tmp_path / "text.tar").write_text("no tar at all " * 100)
@@ -172,6 +201,7 @@ def test_wrong_shards_are_named(tmp_path, data, message):
 
 
 # --- URLs ---------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def server(tmp_path):
@@ -236,8 +266,15 @@ def test_unknown_scheme_is_named():
         open_data("gopher://host/x.tar")
 
 
-@pytest.mark.parametrize("pattern, names", [("a{08..11}b", ["a08b", "a09b", "a10b", "a11b"]), ("{x,y}{0..1}", ["x0", "x1", "y0", "y1"]),
-                                            ("plain", ["plain"]), ("{3..3}", ["3"])])
+@pytest.mark.parametrize(
+    "pattern, names",
+    [
+        ("a{08..11}b", ["a08b", "a09b", "a10b", "a11b"]),
+        ("{x,y}{0..1}", ["x0", "x1", "y0", "y1"]),
+        ("plain", ["plain"]),
+        ("{3..3}", ["3"]),
+    ],
+)
 def test_ranges_are_written_out(pattern, names):
     assert remote.expand(pattern) == names
 
@@ -252,12 +289,14 @@ def test_sharded_order_goes_through_groups_of_shards():
     drawn = order.permutation(0)
     assert sorted(drawn.tolist()) == list(range(len(SHARD)))
     visited = list(dict.fromkeys(SHARD[drawn].tolist()))
-    groups = [set(visited[k:k + 4]) for k in range(0, 20, 4)]
+    groups = [set(visited[k : k + 4]) for k in range(0, 20, 4)]
     sequence = [next(g for g, group in enumerate(groups) if s in group) for s in SHARD[drawn].tolist()]
     assert sequence == sorted(sequence)  # a group is over before the next begins
     assert len(set(SHARD[drawn[:16]].tolist())) > 1 and drawn.tolist() != sorted(drawn.tolist())
     assert torch.equal(drawn, ShardedOrder(SHARD, 4, 8, seed=3).permutation(0))
-    assert not torch.equal(drawn, order.permutation(1)) and not torch.equal(drawn, ShardedOrder(SHARD, 4, 8, seed=4).permutation(0))
+    assert not torch.equal(drawn, order.permutation(1)) and not torch.equal(
+        drawn, ShardedOrder(SHARD, 4, 8, seed=4).permutation(0)
+    )
 
 
 def test_one_group_of_all_shards_is_the_plain_order():

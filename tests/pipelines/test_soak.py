@@ -23,7 +23,12 @@ needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not
 EXECUTORS = ["resident", "reference", pytest.param("dali", marks=needs_dali), "ffcv"]
 IMAGES = 26
 JITTER = Jitter(0.4, 0.4, 0.4, 0.1)
-RECIPE = Views((View("weak", 24, crop=Crop((0.2, 1.0))), View("strong", 24, jitter=JITTER, blur=Blur(kernel_size=5), parent="weak")))
+RECIPE = Views(
+    (
+        View("weak", 24, crop=Crop((0.2, 1.0))),
+        View("strong", 24, jitter=JITTER, blur=Blur(kernel_size=5), parent="weak"),
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def data(tmp_path_factory):
         (folder / "photos" / name).write_bytes(content)
     names = list(files)
     for shard in range(3):
-        tar_with(folder / f"x-{shard}.tar", {name: files[name] for name in names[9 * shard:9 * shard + 9]})
+        tar_with(folder / f"x-{shard}.tar", {name: files[name] for name in names[9 * shard : 9 * shard + 9]})
     beton_with(folder / "x.beton", [(content, SIDE, SIDE) for content in files.values()])
     return folder
 
@@ -113,7 +118,9 @@ def test_restart_in_an_epoch_goes_on_with_the_next_unseen_sample(data, executor,
     for before, after in zip(expected[2:], parts, strict=True):
         assert torch.equal(before.index, torch.cat([part.index for part in after]))
         for name in RECIPE.names:
-            torch.testing.assert_close(torch.cat([part.views[name] for part in after]), before.views[name], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                torch.cat([part.views[name] for part in after]), before.views[name], atol=1e-5, rtol=0
+            )
     for pipeline in resumed:
         pipeline.close()
 
@@ -124,7 +131,7 @@ def test_leaving_early_is_followed_by_the_rest_of_the_epoch(data, executor):
         order = Order(IMAGES, 4).permutation(0)
         for step in range(6):
             batches = iter(pipeline)
-            assert next(batches).index.tolist() == order[4 * step:4 * step + 4].tolist()
+            assert next(batches).index.tolist() == order[4 * step : 4 * step + 4].tolist()
             if step % 2:
                 batches.close()
             else:
@@ -134,10 +141,14 @@ def test_leaving_early_is_followed_by_the_rest_of_the_epoch(data, executor):
 
 # --- soak ---------------------------------------------------------------------------------------------------------------
 
+
 def children_of(task: str) -> list[str]:
     try:
         return Path(f"/proc/self/task/{task}/children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):  # the thread ended since it was listed; its children moved to another
+    except (
+        FileNotFoundError,
+        ProcessLookupError,
+    ):  # the thread ended since it was listed; its children moved to another
         return []
 
 
@@ -145,8 +156,13 @@ def resources() -> dict[str, int]:
     gc.collect()
     children = [pid for task in os.listdir("/proc/self/task") for pid in children_of(task)]
     pages = int(open("/proc/self/statm").read().split()[1])
-    return {"threads": len(os.listdir("/proc/self/task")), "python threads": threading.active_count(),
-            "processes": len(children), "files": len(os.listdir("/proc/self/fd")), "kB": pages * os.sysconf("SC_PAGE_SIZE") // 1024}
+    return {
+        "threads": len(os.listdir("/proc/self/task")),
+        "python threads": threading.active_count(),
+        "processes": len(children),
+        "files": len(os.listdir("/proc/self/fd")),
+        "kB": pages * os.sysconf("SC_PAGE_SIZE") // 1024,
+    }
 
 
 def leave_early(pipeline, times: int) -> None:
@@ -168,8 +184,9 @@ def settled(limit: dict[str, int]) -> dict[str, int]:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 @pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("executor, workers", [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali),
-                                               ("ffcv", 2)])
+@pytest.mark.parametrize(
+    "executor, workers", [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
+)
 def test_leaving_epochs_early_leaves_nothing_behind(data, executor, workers, times):
     pipeline = pipeline_on(data, executor, workers=workers)
     leave_early(pipeline, 8)  # warm: pools filled, kernels compiled
@@ -185,8 +202,9 @@ def test_leaving_epochs_early_leaves_nothing_behind(data, executor, workers, tim
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("executor, workers", [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali),
-                                               ("ffcv", 2)])
+@pytest.mark.parametrize(
+    "executor, workers", [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
+)
 def test_closed_pipelines_leave_nothing_behind(data, executor, workers, times):
     def one() -> None:
         with pipeline_on(data, executor, workers=workers) as pipeline:

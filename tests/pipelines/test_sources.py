@@ -35,7 +35,9 @@ def test_folder_with_classes_and_its_validation_split(photos):
     assert open_data(str(photos / "train"))[1].name.endswith("val")
 
 
-@pytest.mark.parametrize("present, shown", [(("train", "val"), "val"), (("train", "test"), "test"), (("train",), "train")])
+@pytest.mark.parametrize(
+    "present, shown", [(("train", "val"), "val"), (("train", "test"), "test"), (("train",), "train")]
+)
 def test_val_data_may_name_the_folder_that_holds_the_splits(tmp_path, photos, present, shown):
     root = tmp_path / "other"
     for split in present:
@@ -60,8 +62,19 @@ def test_validation_labels_follow_the_training_classes_names(photos, tmp_path):
         open_data(str(photos))
 
 
-@pytest.mark.parametrize("mode, suffix", [("L", ".jpg"), ("L", ".png"), ("RGBA", ".png"), ("CMYK", ".jpg"), ("RGB", ".webp"),
-                                          ("RGB", ".gif"), ("RGB", ".bmp"), ("RGB", ".tif")])
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [
+        ("L", ".jpg"),
+        ("L", ".png"),
+        ("RGBA", ".png"),
+        ("CMYK", ".jpg"),
+        ("RGB", ".webp"),
+        ("RGB", ".gif"),
+        ("RGB", ".bmp"),
+        ("RGB", ".tif"),
+    ],
+)
 def test_every_kind_of_image_becomes_rgb(tmp_path, mode, suffix):
     save(tmp_path / f"x{suffix}", mode)
     pixels = decode(tmp_path / f"x{suffix}")
@@ -102,15 +115,18 @@ def npz(path, **arrays):
 IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 
 
-@pytest.mark.parametrize("arrays, words", [
-    ({"data": IMAGES}, "needs `images`.*it has data"),
-    ({"images": IMAGES.astype(np.float32)}, "its images are float32"),
-    ({"images": IMAGES[..., :1]}, r"\(4, 8, 8, 1\)"),
-    ({"images": IMAGES, "labels": np.zeros(3, int)}, r"labels are int64 \(3,\) for 4 images"),
-    ({"images": IMAGES, "labels": np.zeros(4)}, "labels are float64"),
-    ({"images": IMAGES, "labels": np.array([0, -1, 0, 0])}, "some negative"),
-    ({"images": np.array([{}, {}], dtype=object)}, "cannot be read as .npz"),
-])
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"data": IMAGES}, "needs `images`.*it has data"),
+        ({"images": IMAGES.astype(np.float32)}, "its images are float32"),
+        ({"images": IMAGES[..., :1]}, r"\(4, 8, 8, 1\)"),
+        ({"images": IMAGES, "labels": np.zeros(3, int)}, r"labels are int64 \(3,\) for 4 images"),
+        ({"images": IMAGES, "labels": np.zeros(4)}, "labels are float64"),
+        ({"images": IMAGES, "labels": np.array([0, -1, 0, 0])}, "some negative"),
+        ({"images": np.array([{}, {}], dtype=object)}, "cannot be read as .npz"),
+    ],
+)
 def test_a_wrong_npz_is_refused_in_one_sentence(tmp_path, arrays, words):
     with pytest.raises(UserError, match=words) as error:
         open_data(npz(tmp_path / "x.npz", **arrays))
@@ -124,14 +140,17 @@ def test_npz_and_the_split_beside_it(tmp_path):
     assert train.labels.tolist() == [0, 1, 2, 3] and len(val) == 2 and val.labels is None
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda p: str(p / "nowhere"), "no such file or folder"),
-    (lambda p: "cifar", "did you mean cifar10"),
-    (lambda p: (p / "empty").mkdir() or str(p / "empty"), "is empty"),
-    (lambda p: (p / "x").mkdir() or (p / "x" / "a.txt").write_text("a") and str(p / "x"), "holds no image file"),
-    (lambda p: (p / "a.txt").write_text("a") and str(p / "a.txt"), "not a .txt file"),
-    (lambda p: (p / "a.npz").write_text("a") and str(p / "a.npz"), "cannot be read as .npz"),
-])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda p: str(p / "nowhere"), "no such file or folder"),
+        (lambda p: "cifar", "did you mean cifar10"),
+        (lambda p: (p / "empty").mkdir() or str(p / "empty"), "is empty"),
+        (lambda p: (p / "x").mkdir() or (p / "x" / "a.txt").write_text("a") and str(p / "x"), "holds no image file"),
+        (lambda p: (p / "a.txt").write_text("a") and str(p / "a.txt"), "not a .txt file"),
+        (lambda p: (p / "a.npz").write_text("a") and str(p / "a.npz"), "cannot be read as .npz"),
+    ],
+)
 def test_a_wrong_path_is_refused_in_one_sentence(tmp_path, make, words):
     with pytest.raises(UserError, match=words) as error:
         open_data(make(tmp_path))

@@ -91,7 +91,9 @@ def test_a_contender_that_fails_is_left_out_and_says_why():
 
 def test_a_round_that_time_cut_short_counts_for_nobody():
     first, second = contender("loader", "a", 0.1), contender("loader", "b", 0.1)
-    rows = measure([first, second], CPU, rounds=9, seconds=0.0, budget=0.5)  # a turn takes 0.2 s: time is up in the third
+    rows = measure(
+        [first, second], CPU, rounds=9, seconds=0.0, budget=0.5
+    )  # a turn takes 0.2 s: time is up in the third
     assert rows[0].rounds == rows[1].rounds == len(first.rates) == len(second.rates) == 1
 
 

@@ -306,7 +306,10 @@ def test_repaired_images_are_read_when_the_command_is_repeated(photos, tmp_path)
     for path, content in whole.items():
         path.write_bytes(content)
     convert(photos, tmp_path / "out", "--to", "wds", "--shard-size", 5)
-    assert manifest_of(tmp_path / "out").splits["train"].images == 21 and not (tmp_path / "out" / "bad_images.txt").exists()
+    assert (
+        manifest_of(tmp_path / "out").splits["train"].images == 21
+        and not (tmp_path / "out" / "bad_images.txt").exists()
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,11 @@ def sources(tmp_path_factory):
 
 
 def some(size: int) -> dict[str, Views]:
-    return {name: recipe for name, recipe in operations(size).items() if name in ("crop bicubic", "jitter, any order", "derived view")}
+    return {
+        name: recipe
+        for name, recipe in operations(size).items()
+        if name in ("crop bicubic", "jitter, any order", "derived view")
+    }
 
 
 def test_every_executor_is_within_its_tolerance(sources):
@@ -41,7 +45,7 @@ def test_executor_that_is_off_is_noticed_and_pictured(sources, monkeypatch):
     monkeypatch.setattr(parity, "executors", lambda: {"dali": ("photos", off)})
     (row,), worst = parity.compare(sources, {}, {"crop bilinear": operations(64)["crop bilinear"]})
     assert row.excess > 1 and abs(row.largest - 51) < 1.5 and "image 1" in worst.title
-    map_of_differences = np.asarray(parity.picture(worst, cell=64))[40:104, 8 + 2 * 72:8 + 2 * 72 + 64]
+    map_of_differences = np.asarray(parity.picture(worst, cell=64))[40:104, 8 + 2 * 72 : 8 + 2 * 72 + 64]
     assert tuple(map_of_differences[5, 7]) == (255, 255, 255) and map_of_differences.mean() < 5
 
 
@@ -61,9 +65,24 @@ def test_command_writes_table_json_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parity, "method_recipes", lambda low, high: {})
     monkeypatch.setattr(parity, "_PHOTO", 48)
     for k in range(3):
-        Image.fromarray(np.random.default_rng(k).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(tmp_path / f"{k}.jpg")
-    assert parity.main(["--data", str(tmp_path), "--images", "2", "--json", str(tmp_path / "p.json"),
-                        "--picture", str(tmp_path / "p.png")]) == 0
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(
+            tmp_path / f"{k}.jpg"
+        )
+    assert (
+        parity.main(
+            [
+                "--data",
+                str(tmp_path),
+                "--images",
+                "2",
+                "--json",
+                str(tmp_path / "p.json"),
+                "--picture",
+                str(tmp_path / "p.png"),
+            ]
+        )
+        == 0
+    )
     content = json.loads((tmp_path / "p.json").read_text())
     assert {row["operation"] for row in content["pixels"]} == set(some(48)) and len(content["draws"]) == 15
     assert all(row["reason"] and row["mean"] <= row["allowed_mean"] for row in content["pixels"])
@@ -74,7 +93,12 @@ def test_command_writes_table_json_and_picture(tmp_path, monkeypatch, capsys):
 
 def test_every_method_has_a_recipe_for_photos_and_small_images():
     photos, small = method_recipes(65, 1024), method_recipes(1, 64)
-    assert {name.split("/")[0] for name in photos} >= {"resa", "ressl", "rsa", "simclr"} and "ressl/imagenet-5crop" in photos
+    assert {name.split("/")[0] for name in photos} >= {
+        "resa",
+        "ressl",
+        "rsa",
+        "simclr",
+    } and "ressl/imagenet-5crop" in photos
     assert {name.split("/")[0] for name in small} >= {"cacr", "resa", "ressl", "rsa", "simclr"}
     assert all(tolerance("dali", name).reason for name in photos)
 
@@ -83,7 +107,9 @@ def test_draws_are_torchvisions():
     assert not [test for test in compare_draws(samples=2000) if test.p < SIGNIFICANT]
 
 
-@pytest.mark.parametrize("changed", [{"crop": Crop((0.25, 1.0))}, {"jitter": Jitter(0.5, 0.4, 0.2, 0.1)}, {"flip": 0.6}])
+@pytest.mark.parametrize(
+    "changed", [{"crop": Crop((0.25, 1.0))}, {"jitter": Jitter(0.5, 0.4, 0.2, 0.1)}, {"flip": 0.6}]
+)
 def test_draws_that_differ_are_noticed(monkeypatch, changed):
     from dataclasses import replace
 

@@ -14,13 +14,16 @@ def test_a_row_for_each_image_and_a_column_for_each_view(tmp_path, capsys):
     assert one[0] == three[0] and three[1] > 2 * one[1] and "views view_1, view_2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--rows", "0"], "--rows 0 shows nothing"),
-    (["--epoch", "-1"], "--epoch -1 is negative"),
-    (["--out", "views.txt"], "a file ending in .png"),
-    (["--image-size", "1000000"], "8 to 4096 pixels"),
-    (["--data", "/nowhere"], "no such file or folder"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--rows", "0"], "--rows 0 shows nothing"),
+        (["--epoch", "-1"], "--epoch -1 is negative"),
+        (["--out", "views.txt"], "a file ending in .png"),
+        (["--image-size", "1000000"], "8 to 4096 pixels"),
+        (["--data", "/nowhere"], "no such file or folder"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_makes_nothing(flags, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words):

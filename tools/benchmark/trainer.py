@@ -23,7 +23,9 @@ class Trainer:
     plain: as a user without us would write it: not compiled, not channels-last; the losses are ours.
     """
 
-    def __init__(self, argv: list[str], source: Source | None = None, plain: bool = False, prog: str = "tools.bench") -> None:
+    def __init__(
+        self, argv: list[str], source: Source | None = None, plain: bool = False, prog: str = "tools.bench"
+    ) -> None:
         flags = parse_flags(argv, prog)
         check_flags(flags)
         self.accelerator = train.start_accelerator(flags.device, flags.precision)

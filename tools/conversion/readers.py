@@ -74,7 +74,9 @@ class CsvReader(FolderReader):
     def __init__(self, folder: Path, table: Path) -> None:
         files = list_images(folder)
         if not files:
-            raise UserError(f"the folder {folder} {'is empty' if not any(folder.iterdir()) else 'holds no image file'}.")
+            raise UserError(
+                f"the folder {folder} {'is empty' if not any(folder.iterdir()) else 'holds no image file'}."
+            )
         wanted = _read_table(table)
         self._folder, self._files = folder, files
         found = [_row_of(file.relative_to(folder), wanted) for file in files]

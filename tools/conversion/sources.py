@@ -147,7 +147,9 @@ def _share_classes(src: str, splits: dict[str, Reader]) -> None:
         return
     for reader in named:
         if len(reader.labels) and reader.labels.max() >= len(reader.classes):
-            raise UserError(f"{src}: its largest label is {reader.labels.max()}, but it names only {len(reader.classes)} classes.")
+            raise UserError(
+                f"{src}: its largest label is {reader.labels.max()}, but it names only {len(reader.classes)} classes."
+            )
     classes = list(dict.fromkeys(name for reader in named for name in reader.classes))
     for reader in named:
         number = np.array([classes.index(name) for name in reader.classes] + [-1], dtype=np.int64)  # -1 stays -1
