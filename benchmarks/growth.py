@@ -183,7 +183,7 @@ def _alone(what: str, arguments: list, rounds: int, seconds: float) -> Row:
 def _start(what: str, arguments: list, rounds: int, seconds: float) -> subprocess.Popen:
     code = "import sys, json; from benchmarks.growth import answer; answer(*json.loads(sys.argv[1]))"
     command = [sys.executable, "-c", code, json.dumps([what, arguments, rounds, seconds])]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[1])
 
 
 def _wait(process: subprocess.Popen) -> Row:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .errors import UserError
+from saccade.base.errors import UserError
 
 SIZE = 32
 SEED = 20221

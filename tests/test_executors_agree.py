@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import agree, lockstep
 from saccade.base.errors import UserError
 from saccade.pipelines import ffcv
 from saccade.pipelines.build import dali_installed
 from saccade.pipelines.order import Order
-from saccade.tools import agree, lockstep
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos" / "caltech101_20.tar"
 EXECUTORS = ",".join(("reference", *(("dali",) if dali_installed() else ()), "ffcv", "ffcv-raw"))

@@ -142,7 +142,7 @@ def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_pat
         assert torch.equal(tensor, resumed[name]), name
 
 
-@pytest.mark.parametrize("command", [["train.py"], ["eval.py"], ["-m", "tools.doctor"], ["-m", "tools.convert"]])
+@pytest.mark.parametrize("command", [["train.py"], ["eval.py"], ["-m", "tools.doctor"], ["-m", "tools.parity"]])
 def test_ctrl_c_while_libraries_load_leaves_no_traceback(command):
     process = subprocess.Popen(
         [sys.executable, *command, "--help"],

@@ -193,8 +193,8 @@ def test_leaving_an_epoch_early_50_times_leaks_nothing_and_keeps_torchs_threads(
 def test_an_abandoned_epoch_lets_the_interpreter_end(tmp_path):
     path = write_beton(tmp_path / "x.beton", "keep")
     code = (
-        "from pathlib import Path\nfrom pipelines.beton import BetonSource\nfrom pipelines.ffcv import FfcvPipeline\n"
-        "from pipelines.order import Order\nfrom pipelines.views import Views, View\n"
+        "from pathlib import Path\nfrom saccade.pipelines.beton import BetonSource\nfrom saccade.pipelines.ffcv import FfcvPipeline\n"
+        "from saccade.pipelines.order import Order\nfrom saccade.pipelines.views import Views, View\n"
         f"source = BetonSource(Path({str(path)!r}))\n"
         "steps = iter(FfcvPipeline(source, Views((View('a', 16),)), Order(len(source), 4), workers=2))\n"
         "print(next(steps).index.shape)\n"

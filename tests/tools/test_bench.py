@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import gpu, growth
 from benchmarks.profile_step import by_kind
 from saccade.base.errors import UserError
 from saccade.losses.registry import find_method, methods
 from saccade.tools import bench
-from saccade.tools.benchmark import gpu, growth
 from saccade.tools.benchmark.baseline import FLAVOURS, ManyCrops
 from saccade.tools.benchmark.compare import compare
 from saccade.tools.benchmark.measure import Contender, cpu_seconds, measure, memory_mib
