@@ -1,6 +1,6 @@
 """The evaluation protocols by name: what each paper, or common practice, fixes. Data only; `evaluate` runs them.
 
-Sources are the specifications' (shared/spec): [code] the authors' repository, [proposal] ours where none was found.
+Sources of a value: [code] the authors' repository, [proposal] ours where none was found.
 """
 
 from __future__ import annotations

@@ -8,10 +8,9 @@ import torch
 from saccade.base.errors import UserError
 from saccade.evaluation.accuracy import accuracy
 from saccade.evaluation.knn import knn_accuracy, neighbours, votes
-from tests.reference import assert_close, load_reference, needs_reference
+from tests.reference_values import assert_close, load_reference
 
 
-@needs_reference
 def test_resa_imagenet_knn_reference():
     r = load_reference("resa_knn_weighted")
     found = knn_accuracy(
@@ -21,7 +20,6 @@ def test_resa_imagenet_knn_reference():
     assert [found[k].top5 for k in r["ks"].tolist()] == r["top5_percent"].tolist()
 
 
-@needs_reference
 def test_rsa_knn_reference():
     r = load_reference("rsa_knn_k200_t0.1")
     k, temperature, classes = r["k"].item(), r["T"].item(), r["num_classes"].item()

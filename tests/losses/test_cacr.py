@@ -6,7 +6,7 @@ import torch
 from saccade.base.errors import UserError
 from saccade.losses.cacr import cacr_loss
 from saccade.losses.functional import attraction_weights, drop_diagonal, repulsion_weights, squared_distance
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 SMALL = [
     "cacr_small_case1",

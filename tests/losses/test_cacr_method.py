@@ -11,7 +11,7 @@ from saccade.losses.functional import normalise
 from saccade.models.backbone import create_backbone
 from saccade.models.heads import mlp
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
-from tests.reference import assert_close
+from tests.reference_values import assert_close
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -9,7 +9,7 @@ from saccade.losses.functional import normalise
 from saccade.losses.moco import moco_v3_loss
 from saccade.models.gather import rank
 from tests.distributed import run_ranks
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 COSTS = {"rbf": ("rbf", "mean", "loss_rbf"), "euclidean": ("euclidean", "sum", "loss_euclidean_sum")}
 

@@ -9,7 +9,7 @@ from saccade.losses.functional import normalise
 from saccade.models.gather import rank
 from saccade.models.queue import KeyQueue
 from tests.distributed import run_ranks
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 CASES = ["cacr_mocov2_case1", "cacr_mocov2_case3"]
 

@@ -13,7 +13,7 @@ from saccade.losses.moco import moco_v3_loss
 from saccade.models.gather import rank
 from tests.distributed import run_ranks
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
-from tests.reference import assert_close
+from tests.reference_values import assert_close
 
 
 def _outputs(learner, views, prediction: bool = False):

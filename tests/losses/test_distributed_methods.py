@@ -14,7 +14,7 @@ from saccade.models.learner import Learner
 from saccade.models.norm import convert_batch_norm
 from saccade.pipelines.draw import draw
 from tests.distributed import run_ranks
-from tests.reference import assert_close
+from tests.reference_values import assert_close
 
 BATCH, STEPS, FEATURES, CLASSES, PIXELS = 8, 4, 12, 3, 8
 SMALL = {

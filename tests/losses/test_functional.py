@@ -14,7 +14,7 @@ from saccade.losses.functional import (
     soft_cross_entropy,
     squared_distance,
 )
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 
 def _randn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,7 +9,7 @@ from saccade.losses.functional import normalise
 from saccade.losses.moco import moco_v2_loss, moco_v3_loss
 from saccade.models.gather import rank
 from tests.distributed import run_ranks
-from tests.reference import assert_close
+from tests.reference_values import assert_close
 
 
 def _unit(count: int, rows: int, seed: int = 0) -> list[torch.Tensor]:

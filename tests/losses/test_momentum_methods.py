@@ -16,7 +16,7 @@ from saccade.losses.ressl import ressl_loss, ressl_recipe
 from saccade.losses.rsa import rsa_loss, rsa_recipe
 from saccade.models.norm import SplitBatchNorm2d, convert_batch_norm
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
-from tests.reference import assert_close
+from tests.reference_values import assert_close
 
 WITH_PREDICTOR = {"student.backbone", "student.projector", "student.predictor"}
 

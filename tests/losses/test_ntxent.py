@@ -9,7 +9,7 @@ from saccade.base.errors import UserError
 from saccade.losses.ntxent import nt_xent
 from saccade.models.gather import rank
 from tests.distributed import run_ranks
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 
 @pytest.mark.parametrize("name", ["stec_ntxent_case1", "stec_ntxent_case2"])

@@ -8,7 +8,7 @@ from saccade.losses.functional import normalise
 from saccade.losses.resa import resa_assignment, resa_loss
 from saccade.models.gather import rank
 from tests.distributed import run_ranks
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 CASES = {  # name: tolerance of losses, of gradients
     "resa_case1_b8_t0.4_f64": (1e-12, 1e-12),

@@ -9,7 +9,7 @@ from saccade.losses.ressl import ressl_loss
 from saccade.models.gather import rank
 from saccade.models.queue import KeyQueue
 from tests.distributed import run_ranks
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 CASES = {  # name: tolerance of losses, of gradients
     "ressl_case1_b8_k32_t0.04_f64": (1e-12, 1e-12),

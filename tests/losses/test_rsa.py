@@ -8,7 +8,7 @@ from saccade.losses.byol import byol_loss
 from saccade.losses.functional import normalise
 from saccade.losses.rsa import rsa_loss
 from saccade.models.schedules import schedule
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 CASES = {  # name: tolerance of losses, of gradients
     "rsa_case1_b8_beta0.4_f64": (1e-12, 1e-12),

@@ -18,7 +18,7 @@ from saccade.models.gather import rank
 from saccade.runs.config import method_of
 from tests.distributed import run_ranks
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
-from tests.reference import assert_close
+from tests.reference_values import assert_close
 
 
 def test_losses_are_the_pure_functions_of_the_networks_outputs():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from saccade.base.errors import UserError
 from saccade.losses.stec_targets import bin_targets, manipulation_loss, relative_transform, view_to_source
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 
 def _views(r: dict) -> tuple[torch.Tensor, torch.Tensor]:

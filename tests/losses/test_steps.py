@@ -19,7 +19,7 @@ from saccade.losses.stec_targets import manipulation_loss
 from saccade.models.learner import Learner
 from saccade.models.optimizers import parameter_groups
 from saccade.models.schedules import schedule
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 STEPS = 1e-10  # the tolerance of float64 training sequences
 

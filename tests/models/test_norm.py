@@ -18,7 +18,7 @@ from saccade.models.norm import (
     unshuffle,
 )
 from tests.distributed import run_ranks
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])

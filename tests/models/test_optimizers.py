@@ -11,7 +11,7 @@ from torch import nn
 from saccade.base.errors import UserError
 from saccade.models.optimizers import LARS, parameter_groups
 from saccade.models.schedules import schedule
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 
 def test_reference_stec_hybrid_of_lars_and_sgd():

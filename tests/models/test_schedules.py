@@ -7,7 +7,7 @@ import torch
 
 from saccade.base.errors import UserError
 from saccade.models.schedules import KINDS, schedule
-from tests.reference import assert_close, load_reference
+from tests.reference_values import assert_close, load_reference
 
 
 def test_reference_stec_warmup_cosine():

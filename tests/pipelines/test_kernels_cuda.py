@@ -14,7 +14,7 @@ from packaging.version import Version
 from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from tests.pipelines.oracle import drawn, pictures, views_of
-from tests.reference import load_reference
+from tests.reference_values import load_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"

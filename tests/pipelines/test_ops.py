@@ -8,7 +8,7 @@ import torchvision.transforms.functional as F
 
 from saccade.pipelines import ops
 from tests.pipelines.oracle import pictures
-from tests.reference import load_reference
+from tests.reference_values import load_reference
 
 COUNT = 64
 # The same formulas in the same precision: only the order of additions differs (up to 1e-15 each, some hundred of them).

@@ -13,7 +13,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views, evaluation_views, stec_blur
 from tests.pipelines.oracle import drawn, pictures, views_of
-from tests.reference import load_reference
+from tests.reference_values import load_reference
 
 # In [0, 1]: about 80 units in the last place of float32 at 1.0. Four colour operations round 2-6 units each, and gains
 # of up to 1.8 then multiply what the earlier ones left. Normalised views carry it divided by their std.

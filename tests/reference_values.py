@@ -1,21 +1,16 @@
-"""Reference values of the methods' original code: `../shared/fixtures/*.npz`, described in the README beside them."""
+"""Reference values of the methods' original code: `reference/*.npz`, described in the README beside them."""
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
-
-needs_reference = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no reference values: {FOLDER} is absent")
+FOLDER = Path(__file__).with_name("reference")
 
 
 def load_reference(name: str) -> dict[str, Tensor | str]:
-    """Arrays of `<name>.npz` as tensors (0-d for scalars; text as str). Skips the test where the folder is absent."""
-    if not FOLDER.is_dir():
-        pytest.skip(f"no reference values: {FOLDER} is absent")
+    """Arrays of `<name>.npz` as tensors (0-d for scalars; text as str)."""
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as arrays:
         return {key: str(a) if a.dtype.kind == "U" else torch.from_numpy(np.array(a)) for key, a in arrays.items()}
 
