@@ -7,12 +7,19 @@ from pathlib import Path
 
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
+from saccade.base.program import command_parser
 from saccade.tools.command import run_command
 from saccade.tools.conversion.job import SINGLE, WRITERS, Job
 from saccade.tools.conversion.prepare import Settings
 from saccade.tools.conversion.run import convert
 from saccade.tools.conversion.sources import open_dataset
 
+EXAMPLES = {
+    "PHOTOS photos.beton": "a folder into one FFCV file, the JPEG files as they are",
+    "PHOTOS shards --to wds --max-side 512": "smaller images in WebDataset tars of 1000",
+    "PHOTOS images.npz --labels labels.csv": "a flat folder with rows FILE,LABEL beside it",
+    "cifar10 cifar10.parquet --to parquet --split train": "",
+}
 _PART = {"wds": 1000, "folder": 1000, "beton": 1000, "npz": 10000, "parquet": 2000}
 
 
@@ -21,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     folder), .npz, webdataset tars ({000..127} too), parquet with image bytes, .beton. DST: a folder, or NAME.beton or
     NAME.npz. Image files are kept byte for byte unless --max-side or --quality is given. A stopped conversion goes on
     where it was."""
-    flags = _parser().parse_args(argv)
+    flags = parser().parse_args(argv)
     job = _job(flags)
     data = open_dataset(flags.src, flags.labels, flags.data_dir, flags.split)
     manifest = convert(job, data)
@@ -34,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(prog="tools.convert", description=main.__doc__)
+def parser() -> argparse.ArgumentParser:
+    command = command_parser("python -m tools.convert", main.__doc__ or "", EXAMPLES)
     command.add_argument("src", metavar="SRC")
     command.add_argument("dst", metavar="DST")
     command.add_argument("--to", choices=sorted(WRITERS), help="the format (default: by DST's extension)")

@@ -20,6 +20,7 @@ from torch import Tensor
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, versions
+from saccade.base.program import command_parser
 from saccade.pipelines.build import build_pipeline, dali_installed
 from saccade.pipelines.data import open_data
 from saccade.pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
@@ -66,17 +67,27 @@ class Worst:
 Render = Callable[[Source, Views], Batch]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Compares every executor with `reference` from the same parameters, and the drawn parameters with torchvision's.
-    The columns are mean / largest difference on a scale of 0 to 255; the exit code is 1 if a tolerance is exceeded."""
-    command = argparse.ArgumentParser(prog="tools.parity", description=main.__doc__)
+EXAMPLES = {
+    "": "on photos made from the embedded textures",
+    "--data PHOTOS --picture worst.png": "on yours, with the worst view beside the reference's",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    command = command_parser("python -m tools.parity", main.__doc__ or "", EXAMPLES)
     command.add_argument(
         "--data", help="a folder of photos or tar shards (default: photos made from the embedded textures)"
     )
     command.add_argument("--images", type=int, default=8, help="how many images are compared (default: 8)")
     command.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     command.add_argument("--picture", metavar="FILE", help="also draw the worst view and its difference map")
-    flags = command.parse_args(argv)
+    return command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compares every executor with `reference` from the same parameters, and the drawn parameters with torchvision's.
+    The columns are mean / largest difference on a scale of 0 to 255; the exit code is 1 if a tolerance is exceeded."""
+    flags = parser().parse_args(argv)
     if flags.images < 1:
         raise UserError(f"--images {flags.images} compares nothing; give 1 or more.")
     with tempfile.TemporaryDirectory() as folder:

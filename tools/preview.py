@@ -6,15 +6,21 @@ import argparse
 from pathlib import Path
 
 from saccade.base.errors import UserError
+from saccade.base.program import command_parser
 from saccade.pipelines.data import open_data
-from saccade.runs.config import check_flags, parser, resolve
+from saccade.runs import config
+from saccade.runs.config import check_flags, resolve
 from saccade.runs.pictures import save_png, view_grid
 from saccade.tools.command import run_command
 
+EXAMPLES = {
+    "--method rsa --data PHOTOS --out views.png": "four of your images in the views of RSA's recipe",
+    "--method resa --data cifar10 --set views.view_1.crop.scale=0.5,1.0": "with one value of the recipe changed",
+}
 
-def main(argv: list[str] | None = None) -> int:
-    """A grid: one row per image, one column per view, the drawn parameters under each."""
-    command = argparse.ArgumentParser(prog="tools.preview", description=main.__doc__)
+
+def parser() -> argparse.ArgumentParser:
+    command = command_parser("python -m tools.preview", main.__doc__ or "", EXAMPLES)
     command.add_argument("--method", default="stec")
     command.add_argument(
         "--data", default="textures", help="a folder, an .npz or a data set's name (default: textures)"
@@ -27,14 +33,19 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--epoch", type=int, default=0, help="the epoch whose draws are shown (default: 0)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", default="views.png")
-    wanted = command.parse_args(argv)
+    return command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """A grid: one row per image, one column per view, the drawn parameters under each."""
+    wanted = parser().parse_args(argv)
     if wanted.rows < 1:
         raise UserError(f"--rows {wanted.rows} shows nothing; give 1 or more.")
     if wanted.epoch < 0:
         raise UserError(f"--epoch {wanted.epoch} is negative; give 0 or more.")
     if Path(wanted.out).suffix != ".png":
         raise UserError(f"--out {wanted.out}: give a file ending in .png.")
-    flags = parser().parse_args([])
+    flags = config.parser().parse_args([])
     vars(flags).update({k: v for k, v in vars(wanted).items() if k in vars(flags)})
     check_flags(flags)
     source, _ = open_data(flags.data, None, flags.data_dir)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from saccade.base.errors import UserError
+from saccade.base.program import command_parser
 from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
@@ -33,13 +34,24 @@ COLUMNS = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table, or one recipe; --json prints the values instead."""
-    command = argparse.ArgumentParser(prog="tools.recipes", description=main.__doc__)
+EXAMPLES = {
+    "": "every recipe as a table",
+    "resa cifar10": "one in full, with the source of every value",
+    "stec --json": "the values, for a program",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    command = command_parser("python -m tools.recipes", main.__doc__ or "", EXAMPLES)
     command.add_argument("method", nargs="?", help="only this method's recipes")
     command.add_argument("recipe", nargs="?", help="this recipe in full: a data set, or a variant of its recipe")
     command.add_argument("--json", action="store_true", help="print JSON")
-    wanted = command.parse_args(argv)
+    return command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, or one recipe; --json prints the values instead."""
+    wanted = parser().parse_args(argv)
     chosen = [find_method(wanted.method)] if wanted.method else list(methods().values())
     if wanted.recipe:
         recipe = find_recipe(chosen[0], wanted.recipe)

@@ -18,6 +18,7 @@ from pathlib import Path
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
+from saccade.base.program import command_parser
 from saccade.losses.registry import find_method, methods
 from saccade.runs.folder import RunFolder
 from saccade.tools.command import run_command
@@ -37,15 +38,25 @@ COLUMNS = (
 HEADS = ("method", "loss, first", "highest", "last", "raw kNN %", "untrained %", "trained %", "std", "rank")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train every method for a few steps on the same data and print what became of it."""
-    p = argparse.ArgumentParser(prog="tools.survey", description=main.__doc__)
+EXAMPLES = {
+    "--data images.npz": "every method for 300 steps on your labelled images",
+    "--methods simclr,stec --steps 100 --json survey.json": "two of them, the rows kept",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command_parser("python -m tools.survey", main.__doc__ or "", EXAMPLES)
     p.add_argument("--data", default="textures", help="labelled images with an evaluation split (default: textures)")
     p.add_argument("--steps", type=int, default=300, help="optimizer steps of each method (default: 300)")
     p.add_argument("--batch-size", type=int, default=64, help="images per step (default: 64)")
     p.add_argument("--methods", help="comma-separated (default: all)")
     p.add_argument("--json", help="also write the rows there")
-    flags = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train every method for a few steps on the same data and print what became of it."""
+    flags = parser().parse_args(argv)
     if flags.steps < 2:
         raise UserError(f"--steps {flags.steps} shows no trend; give 2 or more.")
     names = flags.methods.split(",") if flags.methods else list(methods())
