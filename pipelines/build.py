@@ -15,6 +15,7 @@ from saccade.pipelines.beton import BetonSource
 from saccade.pipelines.order import Order, ShardedOrder
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.reference import ReferencePipeline
+from saccade.pipelines.render import choose_backend
 from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
 from saccade.pipelines.shards import ShardSource
 from saccade.pipelines.sources import ArraySource, BadImage, Source
@@ -76,19 +77,23 @@ def build_pipeline(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
+    renderer: str = "auto",
 ) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
     Its `choice` says which executor it is and why.
     """
     choice = choose_executor(executor, source, device)
+    choose_backend(renderer, torch.device(device))  # refuses one that does not run there
+    if choice.executor == "reference" and renderer != "auto":
+        raise UserError(f"--renderer {renderer}: --pipeline reference renders by torchvision; leave one of them out.")
     try:
-        pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers)
+        pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     except UnequalSizes:
         if executor != "auto":
             raise
         choice = _for_photos()
-        pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers)
+        pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     pipeline.choice = str(choice)
     return pipeline
 
@@ -101,20 +106,21 @@ def _build(
     device: torch.device | str,
     dtype: torch.dtype,
     workers: int | None,
+    renderer: str,
 ) -> Pipeline:
     if executor == "resident":
-        return ResidentPipeline(source, recipe, order, device, dtype)
+        return ResidentPipeline(source, recipe, order, device, dtype, renderer)
     workers = available_cpus() if workers is None else workers
     if executor == "dali":
         from saccade.pipelines.dali import (
             DaliPipeline,  # here: importing DALI takes a second, and it may not be installed
         )
 
-        return DaliPipeline(source, recipe, order, device, dtype, threads=workers)
+        return DaliPipeline(source, recipe, order, device, dtype, renderer, threads=workers)
     if executor == "ffcv":
         from saccade.pipelines.ffcv import FfcvPipeline
 
-        return FfcvPipeline(source, recipe, order, device, dtype, workers=workers)
+        return FfcvPipeline(source, recipe, order, device, dtype, renderer, workers=workers)
     return ReferencePipeline(source, recipe, order, device, dtype, workers=workers)
 
 

@@ -220,11 +220,16 @@ class DaliPipeline(Pipeline):
 
     def _render(self, chunk: _Chunk, cut: Photos | dict[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(cut, Photos):
-            return render(cut, self.recipe, chunk.params, self.dtype)
+            return render(cut, self.recipe, chunk.params, self.dtype, None, self.renderer)
         chunk.params = {name: params.to(self.device, non_blocking=True) for name, params in chunk.params.items()}
         return {
             view.name: appearance(
-                cut[self.recipe.geometry_of(view).name], view, chunk.params[view.name], self.recipe, self.dtype
+                cut[self.recipe.geometry_of(view).name],
+                view,
+                chunk.params[view.name],
+                self.recipe,
+                self.dtype,
+                self.renderer,
             )
             for view in self.recipe
         }

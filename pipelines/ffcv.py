@@ -46,6 +46,7 @@ class FfcvPipeline(Pipeline):
         super().__init__(source, *args, **kwargs)
         self._workers, self._timeout = max(1, workers), timeout
         self._as_bytes = self.device.type != "cpu" if as_bytes is None else as_bytes
+        self._cutter = "auto" if self.renderer == "triton" else self.renderer  # cuts on the CPU
         self._makers: ThreadPoolExecutor | None = None
         self._decoders: ThreadPoolExecutor | None = None
         self._stuck = False  # a thread does not come back: do not wait for it
@@ -95,9 +96,9 @@ class FfcvPipeline(Pipeline):
             photos, used[rows] = self._decode(index[rows])
             params = draw(self.recipe, self.order.seed, epoch, index[rows], photos.size)
             cut = (
-                render(photos, self.recipe, params, self.dtype, threads=self._workers)
+                render(photos, self.recipe, params, self.dtype, None, self._cutter, self._workers)
                 if not self._as_bytes
-                else _as_bytes(photos, self.recipe, params, self._workers)
+                else _as_bytes(photos, self.recipe, params, self._cutter, self._workers)
             )
             pieces.append((cut, params))
         whole = len(pieces) == 1
@@ -164,18 +165,25 @@ class FfcvPipeline(Pipeline):
         if self._as_bytes:
             views = {
                 view.name: appearance(
-                    views[self.recipe.geometry_of(view).name], view, params[view.name], self.recipe, self.dtype
+                    views[self.recipe.geometry_of(view).name],
+                    view,
+                    params[view.name],
+                    self.recipe,
+                    self.dtype,
+                    self.renderer,
                 )
                 for view in self.recipe
             }
         return Batch(views, params, index, None if label is None else label.to(**on))
 
 
-def _as_bytes(photos: Photos, recipe: Views, params: dict[str, ViewParams], threads: int) -> dict[str, Tensor]:
+def _as_bytes(
+    photos: Photos, recipe: Views, params: dict[str, ViewParams], backend: str, threads: int
+) -> dict[str, Tensor]:
     """Views with a crop of their own, cut and mirrored only: name -> (N, 3, S, S) uint8, channels-last."""
     plain = tuple(View(v.name, v.size, v.crop) for v in recipe if v.parent is None)
     to_bytes = Views(plain, mean=(-0.5 / 255,) * 3, std=(1 / 255,) * 3)  # 255 x + 0.5, which casting rounds to nearest
-    views = render(photos, to_bytes, params, threads=threads)
+    views = render(photos, to_bytes, params, backend=backend, threads=threads)
     return {
         name: torch.from_numpy(view.permute(0, 2, 3, 1).numpy().astype(np.uint8)).permute(0, 3, 1, 2)
         for name, view in views.items()

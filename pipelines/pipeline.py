@@ -42,7 +42,7 @@ class Pipeline(ABC):
     """Iterating gives the rest of the current epoch; the next iteration is the next epoch.
 
     `len()` is the number of steps of a whole epoch and is asserted at the end of each. An executor implements
-    `_batches` and, where it holds threads or processes, `close`.
+    `_batches` and, where it holds threads or processes, `close`. renderer: the backend of pipelines.render.
     """
 
     choice = ""  # which executor this is and why it was chosen, for print
@@ -54,9 +54,10 @@ class Pipeline(ABC):
         order: Order,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        renderer: str = "auto",
     ) -> None:
         self.source, self.recipe, self.order = source, recipe, order
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.renderer = torch.device(device), dtype, renderer
         self.epoch, self.seen = 0, 0  # seen: samples of this epoch already handed out, over all processes
 
     @abstractmethod

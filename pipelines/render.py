@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from saccade.base.errors import UserError
 from saccade.pipelines import ops, render_cpu
@@ -17,6 +20,9 @@ from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.views import View, Views
 
 BACKENDS = ("auto", "torch", "numba", "triton")
+Rendered = TypeVar("Rendered")
+_FAILED: set[str] = set()  # compiled backends that "auto" found not to work in this process
+_OF_THE_INPUT = (UserError, ValueError, IndexError, torch.OutOfMemoryError)  # errors that are no backend's own
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,18 @@ def render(
     Returns name -> (N, 3, S, S) of `dtype`, channels-last. A derived view reuses its parent's geometry.
     """
     device = (pixels.buffer if isinstance(pixels, Photos) else pixels).device
-    chosen = choose_backend(backend, device)
+    return _or_by_torch(lambda chosen: _render(pixels, recipe, params, dtype, index, chosen, threads), backend, device)
+
+
+def _render(
+    pixels: Tensor | Photos,
+    recipe: Views,
+    params: dict[str, ViewParams],
+    dtype: torch.dtype,
+    index: Tensor | None,
+    chosen: str,
+    threads: int | None,
+) -> dict[str, Tensor]:
     views = {}
     for family in _families(recipe):
         drawn = [params[view.name] for view in family]
@@ -68,7 +85,7 @@ def render(
                 else geometry(pixels if index is None else pixels[index], family[0], drawn[0])
             )
             for view, p in zip(family, drawn):
-                views[view.name] = appearance(image, view, p, recipe, dtype, chosen)
+                views[view.name] = _appearance(image, view, p, recipe, dtype, chosen)
     return {view.name: views[view.name] for view in recipe}
 
 
@@ -87,7 +104,14 @@ def appearance(
     """
     if image.dtype == torch.uint8 and image.shape[1] != 3:
         image = image.permute(0, 3, 1, 2)
-    chosen = "torch" if image.dtype == torch.float64 else choose_backend(backend, image.device)
+    if image.dtype == torch.float64:
+        backend = "torch"
+    return _or_by_torch(lambda chosen: _appearance(image, view, params, recipe, dtype, chosen), backend, image.device)
+
+
+def _appearance(
+    image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: torch.dtype, chosen: str
+) -> Tensor:
     if chosen == "triton":
         return _triton().finish(image, view, params, recipe, dtype)
     if chosen == "numba":
@@ -139,8 +163,37 @@ def choose_backend(backend: str, device: torch.device) -> str:
         raise UserError(f"renderer backend {backend!r} runs on {needed}, the images are on {device}; use 'auto'.")
     if backend == "auto":
         fastest = {"cpu": "numba", "cuda": "triton"}.get(device.type)
-        return fastest if fastest and _installed(fastest) else "torch"
+        return fastest if fastest and fastest not in _FAILED and _installed(fastest) else "torch"
     return backend
+
+
+def _or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.device) -> Rendered:
+    """work(backend chosen); where "auto" chose one whose kernels do not compile or start here, work("torch"), said once.
+
+    A backend asked for by name is not replaced: that it does not work is an error.
+    """
+    chosen = choose_backend(backend, device)
+    if chosen == "torch":
+        return work(chosen)
+    try:
+        return work(chosen)
+    except _OF_THE_INPUT:
+        raise
+    except Exception as error:  # compilers, drivers and caches fail in ways of their own
+        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[-1][:200]}"
+        if backend != "auto":
+            raise UserError(
+                f"--renderer {backend} does not work on this {device.type} ({why}); use auto or torch."
+            ) from error
+        out = work("torch")  # fails too where the input, or the device, was to blame
+        if chosen not in _FAILED:
+            _FAILED.add(chosen)
+            tqdm.write(
+                f"WARNING: the {chosen} renderer does not work on this {device.type} ({why}); torch makes the same views "
+                "instead, many times more slowly. --renderer torch silences this.",
+                file=sys.stderr,
+            )
+        return out
 
 
 def _sources(pixels: Tensor | Photos, index: Tensor | None) -> render_cpu.Sources:

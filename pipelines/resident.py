@@ -36,7 +36,7 @@ class ResidentPipeline(Pipeline):
 
     def _rendered(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
         for index, on_device, params in self._drawn(epoch, shards):
-            views = render(self._images, self.recipe, params, self.dtype, index=on_device)
+            views = render(self._images, self.recipe, params, self.dtype, on_device, self.renderer)
             label = self._labels(self._used[index])
             yield Batch(views, params, index, None if label is None else label.to(self.device, non_blocking=True))
 
