@@ -186,8 +186,7 @@ def test_two_processes_are_one_run(data, finished, tmp_path):
     arguments = [
         "--nproc_per_node",
         "2",
-        "--master-port",
-        "29631",
+        "--standalone",  # on a free port
         str(ROOT / "train.py"),
         "--data",
         str(data),

@@ -1,6 +1,7 @@
 """The Triton renderer against torchvision: on the GPU where there is one, else in Triton's interpreter."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,7 +127,17 @@ def test_kernels_in_tritons_interpreter():
             "the interpreter of triton 3.6 (torch 2.11) takes int() of a one-element array, which numpy 2.5 refuses"
         )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-x", __file__],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-o",
+            "addopts=--import-mode=importlib",
+            "-p",
+            "no:cacheprovider",
+            "-rA",
+            __file__,
+        ],
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[2],
@@ -134,7 +145,10 @@ def test_kernels_in_tritons_interpreter():
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    passed = set(re.findall(r"^PASSED .*::(\w+)", done.stdout, re.MULTILINE))
+    meant = {name for name, test in globals().items() if runs_triton.mark in getattr(test, "pytestmark", ())}
+    assert meant and passed == meant, f"not run: {meant - passed}"
 
 
 @pytest.mark.slow  # compiles
