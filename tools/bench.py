@@ -26,7 +26,7 @@ from saccade.tools.command import run_command
 
 EXAMPLES = """examples:
   python -m tools.bench --quick                                   is everything fast here? under a minute
-  python -m tools.bench --json cpu.json --picture cpu.png         the table of docs/performance.md
+  python -m tools.bench --cifar cifar10 --photos PHOTOS --json cpu.json --picture cpu.png    docs/performance.md's table
   python -m tools.bench --method resa --data photos/ --batch-size 64
   python -m tools.bench --compare old.json new.json               exit code 1 if anything became slower
   python -m tools.bench --growth docs/pictures                    how cost grows; --profile: where a step's time goes
@@ -91,7 +91,8 @@ def _measure(flags: argparse.Namespace, suite: str | None, scratch: Path) -> lis
         return rows + measure(steps(work, trainer, None), **timing)
     if flags.quick and suite == "multicrop":
         return []
-    work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick)
+    data = flags.cifar if suite == "cifar" else flags.photos
+    work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick, data=data)
     contenders = loaders(work, executors, device)
     rows = measure(contenders, **timing)
     if suite == "cifar":
@@ -169,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--method", help="measure this method's recipe")
     what.add_argument("--data", help="on these images: whatever train.py takes")
     what.add_argument("--data-dir", default="data")
+    what.add_argument("--cifar", metavar="DATA", help="real images for the CIFAR part (default: noise of their size)")
+    what.add_argument("--photos", metavar="FOLDER", help="real JPEGs for the photo parts (default: made-up ones)")
     what.add_argument("--executors", help=f"only these, e.g. dali,ffcv (of {', '.join(EXECUTORS)})")
     what.add_argument("--image-size", type=int, help="pixels of a full-size view")
     what.add_argument("--batch-size", type=int)

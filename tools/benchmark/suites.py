@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from saccade.base.errors import UserError
 from saccade.losses.recipe import NORMALISATION
 from saccade.losses.registry import find_method
 from saccade.pipelines.data import open_data
-from saccade.pipelines.sources import ArraySource, Source
+from saccade.pipelines.sources import ArraySource, Source, list_images
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"  # real images beside a developer's checkout
 SUITES = ("cifar", "photos", "multicrop")
 
 
@@ -39,18 +37,25 @@ class Work:
 
 
 def build_suite(
-    name: str, scratch: Path, batch_size: int | None, image_size: int | None, quick: bool, copies: int = 6
+    name: str,
+    scratch: Path,
+    batch_size: int | None,
+    image_size: int | None,
+    quick: bool,
+    copies: int = 6,
+    data: str | None = None,
 ) -> Work:
     """One of SUITES: CIFAR-10 to 2 x 32 px (S-TEC's recipe), photos to 2 x 224, photos to 2 x 224 + 6 x 96.
 
-    copies: how often each of the 108 photos is in the set, so that an epoch is long enough; once for `quick`.
+    copies: how often each of the photos is in the set, so that an epoch is long enough; once for `quick`.
+    data: real images (photos: a folder); without it made-up ones of the same size, called synthetic.
     """
     if name == "cifar":
         recipe = find_method("stec").recipe("cifar10", image_size).views
-        source = cifar_like()
+        source = open_data(data)[0] if data else noise(25_000, 32)
         return Work(f"cifar10 {describe(recipe)}", recipe, source.name, source, batch_size or (128 if quick else 512))
     recipe = photo_recipe(image_size or 224, crops=6 if name == "multicrop" else 0)
-    source = photos(scratch, 1 if quick else copies)
+    source = photos(scratch, 1 if quick else copies, data)
     return Work(
         f"{name} {describe(recipe)}",
         recipe,
@@ -74,43 +79,33 @@ def describe(recipe: Views) -> str:
     return "+".join(f"{sizes.count(s)}x{s}" for s in dict.fromkeys(sizes))
 
 
-def cifar_like(count: int = 25_000) -> ArraySource:
-    """The first half of CIFAR-10 where the checkout has it, else noise of its shape, called so."""
-    tar = SHARED / "cifar10" / "cifar10_train_0_webp.tar"
-    if tar.exists() and count == 25_000:
-        with tarfile.open(tar) as t:
-            images = np.concatenate(
-                [np.asarray(Image.open(t.extractfile(m))).reshape(-1, 32, 32, 3) for m in t if m.name.endswith(".webp")]
-            )
-            labels = np.load(io.BytesIO(t.extractfile("labels.npy").read()), allow_pickle=False)
-        return ArraySource("cifar10", images, labels)
-    return noise(count, 32)
-
-
 def noise(count: int, size: int, classes: int = 10) -> ArraySource:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     return ArraySource(f"synthetic {size}x{size}", images, rng.integers(0, classes, count))
 
 
-def photos(scratch: Path, copies: int) -> Source:
-    """108 photos of 512x384 as a folder of JPEGs, each `copies` times; synthetic ones where the checkout has none."""
-    folder, tar = scratch / f"photos{copies}", SHARED / "photos" / "trashnet_108.tar"
-    name = "photos 512x384" if tar.exists() else "synthetic photos 512x384"
+def photos(scratch: Path, copies: int, data: str | None = None) -> Source:
+    """A folder's JPEGs, each `copies` times; without `data` 108 synthetic ones of 512x384."""
+    folder = scratch / f"photos{copies}"
     if not folder.exists():
-        for k, encoded in enumerate(_jpegs(tar) if tar.exists() else _synthetic_jpegs(108)):
+        for k, encoded in enumerate(_jpegs(Path(data)) if data else _synthetic_jpegs(108)):
             for copy in range(copies):
                 path = folder / f"class{k % 6}" / f"{k:03d}-{copy}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encoded)
     source, _ = open_data(str(folder))
-    source.name = name
+    source.name = f"photos of {data}" if data else "synthetic photos 512x384"
     return source
 
 
-def _jpegs(tar: Path) -> list[bytes]:
-    with tarfile.open(tar) as t:
-        return [t.extractfile(m).read() for m in t if m.name.endswith(".jpg")]
+def _jpegs(folder: Path) -> list[bytes]:
+    files = (
+        [file for file in list_images(folder) if file.suffix.lower() in (".jpg", ".jpeg")] if folder.is_dir() else []
+    )
+    if not files:
+        raise UserError(f"--photos {folder}: a folder with JPEG files is needed.")
+    return [file.read_bytes() for file in files]
 
 
 def _synthetic_jpegs(count: int) -> list[bytes]:
