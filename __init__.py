@@ -26,7 +26,7 @@ _HOMES = {  # public name: the module it lives in
     "load_backbone": "saccade.models.backbone",
     "open_data": "saccade.pipelines.data",
 }
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = ["UserError", "View", "Views", "__version__", "build_pipeline", "load_backbone", "open_data"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Pre-train a vision backbone without labels:  accelerate launch train.py --method stec
 
-Read from top to bottom: the run is composed of a configuration, a pipeline that makes views, a learner that compares them,
-and a loop. `python train.py --help` lists the flags; docs/ explains the methods.
+Read from top to bottom: the run is composed of a configuration, a pipeline that makes views, a learner that compares
+them, and a loop. `python train.py --help` lists the flags; docs/ explains the methods.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def run(
 def build_train_pipeline(
     config: Config, accelerator: Accelerator, source: Source, labelled: Source | None = None
 ) -> Pipeline:
-    """Views of the recipe, in our order, this process's share of every batch, in the training precision; labelled images
-    beside them for a method that has a use for those.
+    """Views of the recipe, in our order, this process's share of every batch, in the training precision; labelled
+    images beside them for a method that has a use for those.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
 
@@ -315,7 +315,7 @@ def micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:
 
 
 def evaluation_steps(every: int | None, steps_per_epoch: int, total_steps: int) -> set[int]:
-    """Steps after which kNN is measured: every `every` epochs (None: about ten times a run), and at the end; 0 is never."""
+    """When kNN is measured, in steps: every `every` epochs (None: about ten times a run), and at the end; 0: never."""
     if every == 0:
         return set()
     stride = every * steps_per_epoch if every else max(steps_per_epoch, total_steps // 10)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(command: str) -> None:
-    """Exit with one sentence unless `saccade` is this checkout; Ctrl-C while libraries load ends without a traceback."""
+    """Exit with one sentence unless `saccade` is this checkout; Ctrl-C while libraries load shows no traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if problem := foreign():
         print(f"{command}: {problem}", file=sys.stderr)

@@ -13,7 +13,7 @@ from saccade.base.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call write(file) on a temporary file beside `path`, then move it there: a reader sees the old file or the whole new one.
+    """Call write(file) on a temporary file beside `path`, then move it there: a reader sees the old file or the new.
 
     A full disk or a missing right becomes a UserError and leaves nothing behind.
     """

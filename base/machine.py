@@ -28,7 +28,7 @@ def available_cpus() -> int:
     """CPUs this process may use: affinity and the cgroup's quota, not what the machine has."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = open("/sys/fs/cgroup/cpu.max").read().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             cpus = min(cpus, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
@@ -54,7 +54,7 @@ def git_commit() -> str | None:
 
 
 def git_diff() -> str:
-    """What the checkout's tracked files changed since its commit; "" where nothing did, or outside a checkout of ours."""
+    """What the checkout's tracked files changed since its commit; "" where nothing did, or where there is none."""
     return (_git("diff", "HEAD") or "") if _is_checkout() else ""
 
 
@@ -88,7 +88,8 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     try:
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         described["cpu"] = names[0] if names else platform.processor()
         described["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (OSError, ValueError):

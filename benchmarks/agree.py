@@ -1,4 +1,4 @@
-"""python -m benchmarks.agree: the same training steps on several executors, side by side: same samples, pixels, losses?"""
+"""python -m benchmarks.agree: the same steps on several executors, side by side: equal samples, pixels, losses?"""
 
 from __future__ import annotations
 

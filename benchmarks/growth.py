@@ -151,7 +151,10 @@ def size_sweep(sweep: Sweep, device: torch.device, rounds: int, seconds: float) 
 def queue_sweep(sweep: Sweep, device: torch.device, rounds: int, seconds: float) -> list[Row]:
     """MoCo v2: a queue of K keys of dimension D costs 4 K D bytes and a product of the batch with it."""
     settings = [[f"options.queue_size={x}"] for x in sweep.values]
-    return [_alone("trained", [x, 64, 32, "moco-v2", s], rounds, seconds) for x, s in zip(sweep.values, settings)]
+    return [
+        _alone("trained", [x, 64, 32, "moco-v2", s], rounds, seconds)
+        for x, s in zip(sweep.values, settings, strict=True)
+    ]
 
 
 def process_sweep(sweep: Sweep, device: torch.device, rounds: int, seconds: float) -> list[Row]:

@@ -81,7 +81,7 @@ class TrainingRecipe:
 
 
 def choose_recipe(recipes: Mapping[str, TrainingRecipe], data: str, image_size: int | None = None) -> TrainingRecipe:
-    """The recipe called `data`, else the one of the nearest image size, marked as a proposal; at `image_size` if given."""
+    """The recipe called `data`, else that of the nearest image size, marked as a proposal; at `image_size` if given."""
     chosen = recipes.get(data)
     if chosen is None:
         size = image_size or IMAGE_SIZE.get(data, 224)

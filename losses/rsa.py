@@ -82,7 +82,7 @@ def _views(base: Views, size: int) -> Views:
 def _from_byol(data: str, beta: float, result: str) -> TrainingRecipe:
     """RSA's authors compare with a BYOL of their own, from which theirs differs in the views and the loss alone."""
     base = byol_recipe(data)
-    sources = {name: CODE for name in ("views", "optimizer", "options")}
+    sources = dict.fromkeys(("views", "optimizer", "options"), CODE)
     return replace(
         base,
         method="rsa",

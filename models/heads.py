@@ -23,8 +23,8 @@ def mlp(
 ) -> nn.Sequential:
     """Linear [- BatchNorm] - activation for each hidden width, then Linear [- BatchNorm]: (N, features) -> (N, out).
 
-    out_norm: "none", "affine" (weight and bias), "gamma" (weight learned, bias frozen at 0; S-TEC), "plain" (neither; ReSA,
-    MoCo v3). Modules are called linear_0, bn_0, ..., linear_out, bn_out: optimizers that exclude by name rely on it.
+    out_norm: "none", "affine" (weight and bias), "gamma" (weight learned, bias frozen at 0; S-TEC), "plain" (neither;
+    ReSA, MoCo v3). Modules are called linear_0, bn_0, ..., linear_out, bn_out: optimizers excluding by name rely on it.
     """
     if out_norm not in OUTPUT_NORMS:
         raise ValueError(f"out_norm {out_norm!r} is none of {OUTPUT_NORMS}")

@@ -68,8 +68,8 @@ class Learner(nn.Module):
     """One call is one forward of everything: `learner(views, params, label)` -> {"loss": ..., parts}.
 
     `objective` (losses/objective.py) says which views the student and the teacher see and whether the student's views
-    share one forward and so their BatchNorm statistics. `begin_step` and `end_step` bracket an optimizer step: the teacher
-    moves in the first, queues are filled in the second, so gradient accumulation changes neither.
+    share one forward and so their BatchNorm statistics. `begin_step` and `end_step` bracket an optimizer step: the
+    teacher moves in the first, queues are filled in the second, so gradient accumulation changes neither.
     """
 
     def __init__(self, backbone: nn.Module, objective: nn.Module, seed: int = 0) -> None:

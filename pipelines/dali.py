@@ -172,7 +172,7 @@ class DaliPipeline(Pipeline):
         return Graph(self.recipe, self.device, min(self._chunk_size, largest), self.threads, self.cuts)
 
     def _finish(self, epoch: int, in_flight: deque[_Chunk]) -> tuple[_Chunk, Photos | dict[str, Tensor]]:
-        """The oldest chunk decoded. A damaged file kills a DALI pipeline: it is found, replaced, and the rest fed again."""
+        """The oldest chunk decoded. A damaged file kills a DALI pipeline: find it, replace it, feed the rest again."""
         while True:
             chunk = in_flight[0]
             try:

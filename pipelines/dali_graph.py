@@ -124,7 +124,7 @@ class DaliPhotos(Photos):
 
     @staticmethod
     def of(images) -> DaliPhotos:
-        """Every image has an allocation of its own; the buffer spans them all and only their pixels are ever touched."""
+        """Every image has an allocation of its own; the buffer spans them all; only their pixels are ever touched."""
         tensors = [images[i] for i in range(len(images))]
         size = torch.tensor([t.shape()[:2] for t in tensors])
         address = np.array([t.data_ptr() for t in tensors], dtype=np.int64)

@@ -30,10 +30,11 @@ def open_data(
     """The training source and the evaluation source (None where there is none).
 
     data: one of NAMES, a folder of images, a .beton, or an .npz with `images` uint8 (N, H, W, 3) and optional `labels`;
-    or a folder that holds train/, train.beton or train.npz; or WebDataset shards: a .tar, a folder of them, `x-{000..127}.tar`,
-    or a URL of either (allow_pipe: also pipe: URLs, which run a shell command; None: if SACCADE_ALLOW_PIPE=1 is set).
-    val_data: likewise; of a folder that holds splits its val/ or test/, else its train/. Without it a split beside the training
-    data is used: val/ or test/ beside train/, val.npz beside train.npz.
+    or a folder that holds train/, train.beton or train.npz; or WebDataset shards: a .tar, a folder of them,
+    `x-{000..127}.tar`, or a URL of either (allow_pipe: also pipe: URLs, which run a shell command; None: if
+    SACCADE_ALLOW_PIPE=1 is set).
+    val_data: likewise; of a folder that holds splits its val/ or test/, else its train/. Without it a split beside the
+    training data is used: val/ or test/ beside train/, val.npz beside train.npz.
     labelled: only the labelled training images, of a set that has others too (STL-10: 5,000 of 105,000).
     """
     if data in NAMES:
@@ -95,7 +96,7 @@ def _inside(folder: Path, *splits: str) -> Path:
 
 
 def _is_shards(data: str) -> bool:
-    return is_remote(data) or is_pattern(data) and not Path(data).expanduser().exists()
+    return is_remote(data) or (is_pattern(data) and not Path(data).expanduser().exists())
 
 
 def _shards_in(folder: Path, *begin: str) -> list[Path]:

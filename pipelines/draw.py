@@ -129,7 +129,7 @@ def _draw_box(crop: Crop | CentreCrop, stream: Tensor, source: Tensor, u_top: Te
         area = size.prod(1) * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * uniform(rows, _AREA + attempt))
         ratio = torch.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniform(rows, _RATIO + attempt))
         w, h = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
-        fits = (0 < h) & (h <= size[:, 0]) & (0 < w) & (w <= size[:, 1])
+        fits = (h > 0) & (h <= size[:, 0]) & (w > 0) & (w <= size[:, 1])
         done, h, w, size = pending[fits], h[fits], w[fits], size[fits]
         height[done], width[done] = h.long(), w.long()
         top[done] = (u_top[done] * (size[:, 0] - h + 1)).long()

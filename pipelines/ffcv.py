@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class FfcvPipeline(Pipeline):
             return [slice(0, len(index))]
         cost = (3 * source.sizes[numbers].prod(axis=1)).cumsum() // _DECODED_BYTES
         edges = [0, *(np.flatnonzero(np.diff(cost)) + 1).tolist(), len(index)]
-        return [slice(a, b) for a, b in zip(edges, edges[1:])]
+        return [slice(a, b) for a, b in pairwise(edges)]
 
     def _decode(self, index: Tensor) -> tuple[Photos, Tensor]:
         """The images of `index`, unreadable ones replaced, and the numbers of those that are shown."""

@@ -69,9 +69,9 @@ class Order:
 class ShardedOrder(Order):
     """For sets too large or too far away to be read in any order: groups of shards after one another.
 
-    Every epoch the shards are permuted and taken `group` at a time; the samples of a group are permuted among themselves,
-    so at any time the reads go to about `group` shards. All else is Order's: N processes see what one would, and a run
-    goes on with the next unseen sample. shard: (N,) integers, the shard of each sample.
+    Every epoch the shards are permuted and taken `group` at a time; the samples of a group are permuted among
+    themselves, so at any time the reads go to about `group` shards. All else is Order's: N processes see what one
+    would, and a run goes on with the next unseen sample. shard: (N,) integers, the shard of each sample.
     """
 
     def __init__(self, shard: np.ndarray, group: int, *args, **kwargs) -> None:

@@ -64,7 +64,7 @@ class Pipeline(ABC):
     def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
         """Render the given shards of `epoch`, in this order."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - an executor without threads has nothing to stop
         """Stop threads and processes. The pipeline may be iterated again afterwards."""
 
     def __len__(self) -> int:

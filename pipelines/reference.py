@@ -1,4 +1,4 @@
-"""The `reference` executor: the meaning of every parameter, one image at a time, by torchvision's functional operations.
+"""The `reference` executor: the meaning of every parameter, one image at a time, by torchvision's functions.
 
 Slow on purpose and correct on purpose. The other executors are judged against it.
 """

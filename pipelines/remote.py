@@ -1,4 +1,4 @@
-"""What a user may write for shards: paths, {000..127} ranges, URLs. Remote shards are fetched whole into a cache folder."""
+"""What a user may write for shards: paths, {000..127} ranges, URLs. Remote shards go whole into a cache folder."""
 
 from __future__ import annotations
 

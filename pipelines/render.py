@@ -38,7 +38,7 @@ class Photos:
 
     def __iter__(self) -> Iterator[Tensor]:
         """(1, 3, H, W) views into the buffer."""
-        for begin, (height, width) in zip(self.offset.tolist(), self.size.tolist()):
+        for begin, (height, width) in zip(self.offset.tolist(), self.size.tolist(), strict=True):
             yield self.buffer[begin : begin + 3 * height * width].view(1, height, width, 3).permute(0, 3, 1, 2)
 
 
@@ -77,14 +77,14 @@ def _render(
         drawn = [params[view.name] for view in family]
         if chosen == "numba":
             out = render_cpu.render_family(_sources(pixels, index), family, drawn, recipe, threads=threads)
-            views.update({view.name: _finish(image, dtype) for view, image in zip(family, out)})
+            views.update({view.name: _finish(image, dtype) for view, image in zip(family, out, strict=True)})
         else:
             image = (
                 _triton().cut(_sources(pixels, index), family[0], drawn[0])
                 if chosen == "triton"
                 else geometry(pixels if index is None else pixels[index], family[0], drawn[0])
             )
-            for view, p in zip(family, drawn):
+            for view, p in zip(family, drawn, strict=True):
                 views[view.name] = _appearance(image, view, p, recipe, dtype, chosen)
     return {view.name: views[view.name] for view in recipe}
 
@@ -168,7 +168,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def _or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.device) -> Rendered:
-    """work(backend chosen); where "auto" chose one whose kernels do not compile or start here, work("torch"), said once.
+    """work(backend chosen); where "auto" chose kernels that do not compile or start here, work("torch"), said once.
 
     A backend asked for by name is not replaced: that it does not work is an error.
     """
@@ -189,8 +189,8 @@ def _or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.de
         if chosen not in _FAILED:
             _FAILED.add(chosen)
             tqdm.write(
-                f"WARNING: the {chosen} renderer does not work on this {device.type} ({why}); torch makes the same views "
-                "instead, many times more slowly. --renderer torch silences this.",
+                f"WARNING: the {chosen} renderer does not work on this {device.type} ({why}); torch makes the same "
+                "views instead, many times more slowly. --renderer torch silences this.",
                 file=sys.stderr,
             )
         return out

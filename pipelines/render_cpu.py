@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ class Sources:
         if pixels.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(pixels):
             raise IndexError(f"sample {int(index.min())}..{int(index.max())} of a set of {len(pixels)} images")
         sample, channel, row, column = pixels.stride()
-        length = 1 + sum((n - 1) * s for n, s in zip(pixels.shape, pixels.stride())) if pixels.numel() else 0
+        length = (
+            1 + sum((n - 1) * s for n, s in zip(pixels.shape, pixels.stride(), strict=True)) if pixels.numel() else 0
+        )
         size = torch.tensor(pixels.shape[2:]).expand(len(index), 2)
         flat = pixels.as_strided((length,), (1,))
         return Sources(flat, index * sample, torch.full_like(index, row), column, channel, size)
@@ -87,15 +90,15 @@ def _arguments(
         _check_boxes(params[0].box, sources.size)
     elif count and not bool((sources.size == size).all()):
         raise ValueError(f"view {views[0].name!r} is {size} px, the image given is {tuple(sources.size[0].tolist())}")
-    factors = torch.stack([torch.stack([*_jitter(v, p), p.sigma], dim=1) for v, p in zip(views, params)])
+    factors = torch.stack([torch.stack([*_jitter(v, p), p.sigma], dim=1) for v, p in zip(views, params, strict=True)])
     out = torch.empty(len(views), count, size, size, 3)
     empty = torch.empty(0, dtype=torch.uint8 if sources.buffer.is_floating_point() else torch.float32)
     pixels, floats = (empty, sources.buffer) if sources.buffer.is_floating_point() else (sources.buffer, empty)
     tensors = (
         factors,
         torch.stack([p.jitter_order for p in params]),
-        torch.stack([p.grey & (v.grey > 0) for v, p in zip(views, params)]),
-        torch.stack([p.solarise & (v.solarise > 0) for v, p in zip(views, params)]),
+        torch.stack([p.grey & (v.grey > 0) for v, p in zip(views, params, strict=True)]),
+        torch.stack([p.solarise & (v.solarise > 0) for v, p in zip(views, params, strict=True)]),
         torch.tensor([v.blur.kernel_size if v.blur else 0 for v in views]),
         torch.tensor(recipe.mean, dtype=torch.float32),
         1 / torch.tensor(recipe.std, dtype=torch.float32),
@@ -119,7 +122,7 @@ def _arguments(
 
 def _jitter(view: View, params: ViewParams) -> tuple[Tensor, ...]:
     drawn = params.brightness, params.contrast, params.saturation, params.hue
-    return drawn if view.jitter else tuple(torch.full_like(d, i) for d, i in zip(drawn, _IDENTITY))
+    return drawn if view.jitter else tuple(torch.full_like(d, i) for d, i in zip(drawn, _IDENTITY, strict=True))
 
 
 def _check_boxes(box: Tensor, size: Tensor) -> None:
@@ -160,7 +163,7 @@ def _in_threads(kernel, count: int, threads: int, arguments: tuple) -> None:
     """Samples 0..count in pieces, on `threads` threads, this one among them."""
     threads = max(1, min(threads, count))
     edges = np.linspace(0, count, 1 + (threads * min(_SHARES, -(-count // threads)) if threads > 1 else 1)).astype(int)
-    pieces = iter(list(zip(edges[:-1].tolist(), edges[1:].tolist())))
+    pieces = iter(list(pairwise(edges.tolist())))
 
     def work() -> None:
         for start, stop in pieces:  # a list's iterator hands each piece to one thread: `next` holds the GIL

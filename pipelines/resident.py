@@ -55,7 +55,7 @@ class ResidentPipeline(Pipeline):
 
 
 def load_images(source: Source) -> tuple[np.ndarray, Tensor]:
-    """(N, H, W, 3) uint8 of a whole source, and (N,) the sample each one shows: unreadable ones are replaced and counted.
+    """(N, H, W, 3) uint8 of a whole source, and (N,) the sample each one shows: unreadable ones are replaced, counted.
 
     Unequal sizes are an error.
     """

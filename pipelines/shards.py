@@ -42,8 +42,8 @@ class Member:
 class ShardSource(Source):
     """The images of `shards`, in the order of the shards and of their members.
 
-    shard: (N,) int64, the shard each image lies in. An image cut off by the shard's end is bad from the start; where only
-    the shard knew what followed, the shard itself is listed.
+    shard: (N,) int64, the shard each image lies in. An image cut off by the shard's end is bad from the start; where
+    only the shard knew what followed, the shard itself is listed.
     """
 
     def __init__(self, shards: Sequence[Path], name: str | None = None) -> None:
@@ -217,7 +217,7 @@ def _ends(shard: Path, end: int) -> bool:
 
 
 def _listed(shard: Path) -> tuple[list[tuple[str, int, int]], bool] | None:
-    """The same from an .idx file (DALI's wds2idx and ours: "v1.2 N", then `extension offset bytes name` for each file)."""
+    """The same from an .idx file (DALI's wds2idx and ours: "v1.2 N", then `extension offset bytes name` a file)."""
     idx = shard.with_suffix(".idx")
     try:
         if idx.stat().st_mtime_ns < shard.stat().st_mtime_ns - 10**9:
@@ -231,7 +231,8 @@ def _listed(shard: Path) -> tuple[list[tuple[str, int, int]], bool] | None:
             if len(words) % 4:
                 return None  # a name with a space
             members += [
-                (name, int(offset), int(size)) for offset, size, name in zip(words[1::4], words[2::4], words[3::4])
+                (name, int(offset), int(size))
+                for offset, size, name in zip(words[1::4], words[2::4], words[3::4], strict=True)
             ]
         return members, False
     except (OSError, ValueError, IndexError):

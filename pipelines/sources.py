@@ -57,7 +57,7 @@ class Source(ABC):
     def name_of(self, i: int) -> str: ...
 
     def identity(self) -> int:
-        """A checksum of all labels and of eight images' pixels: the same for the same images in another place or format."""
+        """A checksum of all labels and of eight images' pixels: the same for them in another place or format."""
         checksum = 0 if self.labels is None else zlib.crc32(np.ascontiguousarray(self.labels))
         for i in np.linspace(0, len(self) - 1, min(8, len(self))).astype(int).tolist():
             try:
@@ -157,7 +157,7 @@ class FolderSource(Source):
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every image file below `folder`, sorted, hidden ones left out. Links to folders are followed, but not in circles."""
+    """Every image file below `folder`, sorted, hidden ones left out. Links to folders are followed, not in circles."""
     found: list[Path] = []
     above = {str(folder): {os.path.realpath(folder)}}  # for each folder: itself and those it was reached through
 
@@ -177,7 +177,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def check_largest(label: int, name: str) -> None:
-    """Raise UserError for a label so large that it is an identifier: a classifier would get a row for each number below."""
+    """Raise UserError for a label so large that it is an identifier: a classifier gets a row for each number below."""
     if label >= MAX_CLASSES:
         raise UserError(f"{name}: its largest label is {label}, and labels count classes from 0.")
 

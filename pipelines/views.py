@@ -149,7 +149,7 @@ class Views:
 
 
 def stec_blur(size: int) -> Blur:
-    """S-TEC's blur for a view of `size` pixels: kernel side int(size/10) made odd (3 at least), sigma scaled from 224 pixels."""
+    """S-TEC's blur for a view of `size` pixels: kernel side int(size/10) made odd (>= 3), sigma scaled from 224."""
     taps = int(0.1 * size)
     return Blur(p=0.5, sigma=(0.1 * size / 224, 2.0 * size / 224), kernel_size=max(3, taps + 1 - taps % 2))
 

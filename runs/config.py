@@ -1,4 +1,4 @@
-"""The configuration of a run, resolved once: defaults < published recipe of method x data set < flags. Nothing mutates it."""
+"""The configuration of a run, resolved once: defaults < published recipe of method x data set < flags. Immutable."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def parser(prog: str = "train.py") -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog=prog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded data\n"
-        "set, so that everything can be seen working in three minutes on two CPU cores.",
+        description="Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded\n"
+        "data set, so that everything can be seen working in three minutes on two CPU cores.",
     )
     what = p.add_argument_group("what to train")
     what.add_argument("--method", default="stec", help=f"one of {', '.join(methods())} (default: stec)")

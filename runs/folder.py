@@ -19,12 +19,12 @@ class RunFolder:
         self._written: dict[str, int] = {}
 
     def create(self, resume: bool) -> None:
-        """Make the folder and hold it; UserError if it cannot be written, holds another run, or is held by a process."""
+        """Make the folder and hold it; UserError if it cannot be written, holds another run, or a process holds it."""
         if not resume and any((self.path / "checkpoints").glob("step-*.pt")):
             raise UserError(f"--out {self.path} already holds a run; --resume it, or choose another folder.")
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # held until the process ends, however it ends
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not resume:  # what a run left that was stopped before its first checkpoint
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)

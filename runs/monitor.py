@@ -1,4 +1,4 @@
-"""Watches the loop: time spent waiting for data, images per second, the metrics file, the progress bar, the trackers."""
+"""Watches the loop: time waiting for data, images per second, the metrics file, the progress bar, the trackers."""
 
 from __future__ import annotations
 

@@ -46,8 +46,10 @@ def announce(
         ("steps", f"{total_steps} of {recipe.batch_size} images, {len(pipeline)} an epoch"),
         (
             "machine",
-            f"{accelerator.device}, {accelerator.num_processes} process(es), "
-            f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}",
+            (
+                f"{accelerator.device}, {accelerator.num_processes} process(es), "
+                f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
+            ),
         ),
         ("run folder", str(config.out)),
     )
@@ -56,8 +58,8 @@ def announce(
     warmup = round(schedule.options.get("warmup_epochs", 0) * len(pipeline))
     if warmup >= total_steps:
         print(
-            f"{'note':>10}  the warm-up of {warmup} steps is longer than the run: the learning rate never reaches {spec.lr:.4g}; "
-            "shorten it with --set schedule.options.warmup_epochs=0",
+            f"{'note':>10}  the warm-up of {warmup} steps is longer than the run: the learning rate never "
+            f"reaches {spec.lr:.4g}; shorten it with --set schedule.options.warmup_epochs=0",
             flush=True,
         )
     if not config.resume:
@@ -132,5 +134,6 @@ def finish(
         print(f"{summary['bad_images']} unreadable images were replaced; {config.out}/bad_images.txt lists them")
     images = "" if knn is not None or baselines else " --data LABELLED_IMAGES"
     print(
-        f"backbone: {config.out}/backbone.safetensors   evaluate it: python eval.py {config.out} --protocol linear{images}"
+        f"backbone: {config.out}/backbone.safetensors   "
+        f"evaluate it: python eval.py {config.out} --protocol linear{images}"
     )

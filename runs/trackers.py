@@ -13,7 +13,7 @@ from saccade.runs.config import Config
 
 
 class CSVTracker(GeneralTracker):
-    """metrics.csv in the run folder: long form, a line per (step, name, value), so that new names never move columns."""
+    """metrics.csv in the run folder: long form, a line per (step, name, value), so new names never move columns."""
 
     name = "csv"
     requires_logging_directory = True
@@ -21,7 +21,7 @@ class CSVTracker(GeneralTracker):
     @on_main_process
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self._file = open(f"{folder}/metrics.csv", "a", newline="")
+        self._file = open(f"{folder}/metrics.csv", "a", newline="")  # noqa: SIM115 - open for the whole run
         self._writer = csv.writer(self._file)
         if self._file.tell() == 0:
             self._writer.writerow(("step", "name", "value"))

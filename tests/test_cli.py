@@ -38,7 +38,7 @@ def test_without_a_command_the_help_is_printed(capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong, hint", [("trian", "did you mean train?"), ("Eval", "did you mean eval?"), ("zzz", "bench")]
+    ("wrong", "hint"), [("trian", "did you mean train?"), ("Eval", "did you mean eval?"), ("zzz", "bench")]
 )
 def test_an_unknown_command_is_one_sentence_with_the_nearest(wrong, hint, capsys):
     code, out, err = call(wrong, capsys=capsys)

@@ -262,7 +262,7 @@ def test_a_diverged_backbone_is_said(run, tmp_path, capsys):
 def test_unreadable_images_are_counted_and_named(run, tmp_path, capsys):
     for split, count in (("train", 24), ("val", 12)):
         pixels = np.load(write_images(tmp_path / f"{split}.npz", count, 0))
-        for i, (image, label) in enumerate(zip(pixels["images"], pixels["labels"])):
+        for i, (image, label) in enumerate(zip(pixels["images"], pixels["labels"], strict=True)):
             path = tmp_path / "photos" / split / f"class{label}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)

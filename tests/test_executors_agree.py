@@ -51,7 +51,7 @@ def check(run: dict, executors: str, steps: int) -> None:
     assert all(math.isfinite(loss) for loss in run["reference_losses"]) and len(set(run["reference_losses"])) == steps
 
 
-@pytest.mark.parametrize("method, views", [("rsa", 4), ("ressl", 6)])
+@pytest.mark.parametrize(("method", "views"), [("rsa", 4), ("ressl", 6)])
 def test_six_steps_agree(photos, tmp_path, capsys, method, views):
     code, found = run(photos, tmp_path / "agree.json", method, "--executors", EXECUTORS)
     assert code == 0 and len(found["views"]) == views and found["hardware"]["cpus"] and found["versions"]["torch"]
@@ -108,7 +108,7 @@ def test_noise_is_as_large_as_the_pixel_tolerance(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["--executors", "reference,dally"], "dally is unknown"),
         (["--executors", "dali,ffcv"], "reference and at least one other"),

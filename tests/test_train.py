@@ -257,7 +257,7 @@ def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    ("flags", "words"),
     [
         (["--method", "stecc"], "did you mean stec"),
         (["--backbone", "resnet81"], "nearest are"),
@@ -337,7 +337,7 @@ def test_a_missing_tracker_is_said_before_a_folder_is_made(tmp_path, capsys, mon
 
 
 @pytest.mark.parametrize(
-    "more, words",
+    ("more", "words"),
     [
         (["--log-every", "4"], "its loss is"),  # the loss of a logged step says so
         (
@@ -409,7 +409,7 @@ def test_resumed_run_finds_its_images_where_they_were_moved_to(data, finished, t
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    ("change", "words"),
     [
         ({"images": lambda x: np.repeat(np.repeat(x, 2, 1), 2, 2)}, "image_size would change"),
         ({"labels": lambda x: x[::-1]}, "other images or labels, or in another order"),

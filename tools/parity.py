@@ -1,4 +1,4 @@
-"""python -m tools.parity: does every executor show the same views? Pixels against `reference`, draws against torchvision."""
+"""python -m tools.parity: do executors show equal views? Pixels against `reference`, draws against torchvision."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-# --- what is compared ---------------------------------------------------------------------------------------------------
+# --- what is compared -------------------------------------------------------------------------------------------------
 
 
 def make_sources(folder: Path, data: str | None, images: int) -> dict[str, Source]:
@@ -275,7 +275,7 @@ def _with_pil(image: Image.Image, view: View, params: ViewParams, recipe: Views)
     return F.normalize(F.to_tensor(image), list(recipe.mean), list(recipe.std))
 
 
-# --- what is shown ------------------------------------------------------------------------------------------------------
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
 def show(rows: list[Row], tests: list[DrawTest]) -> None:
@@ -297,7 +297,8 @@ def show(rows: list[Row], tests: list[DrawTest]) -> None:
     print(f"\n{'draws against torchvision':<34}{'test':>20}{'statistic':>12}{'p':>10}")
     for test in tests:
         print(
-            f"{test.parameter:<34}{test.test:>20}{test.statistic:>12.4f}{test.p:>10.3f}{'*' if test.p < SIGNIFICANT else ''}"
+            f"{test.parameter:<34}{test.test:>20}{test.statistic:>12.4f}{test.p:>10.3f}"
+            f"{'*' if test.p < SIGNIFICANT else ''}"
         )
     print()
 

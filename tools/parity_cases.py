@@ -1,4 +1,4 @@
-"""What tools.parity compares: a recipe for every operation, those of every method, and how far each executor may be off."""
+"""What tools.parity compares: a recipe an operation, those of every method, and how far each executor may be off."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def operations(size: int) -> dict[str, Views]:
 
 
 def method_recipes(smallest: int, largest: int) -> dict[str, Views]:
-    """`method/data set` -> the published views, one name for those that are equal, of methods whose size is in the range."""
+    """`method/data set` -> the published views, one name for equal ones, of methods whose size is in the range."""
     found: dict[Views, str] = {}
     for name, method in methods().items():
         for data in method.published:

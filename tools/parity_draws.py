@@ -1,4 +1,4 @@
-"""Are the drawn parameters distributed as torchvision's own? Two-sample tests against RandomResizedCrop and ColorJitter."""
+"""Are the parameters distributed as torchvision's? Two-sample tests against RandomResizedCrop and ColorJitter."""
 
 from __future__ import annotations
 

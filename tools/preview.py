@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     grid = view_grid(source, recipe.views, wanted.seed, wanted.epoch, wanted.rows)
     save_png(grid, Path(wanted.out))
     print(
-        f"{wanted.out}: {min(wanted.rows, len(source))} images of {source.name}, views {', '.join(recipe.views.names)} of "
-        f"{recipe.method} on {recipe.data}"
+        f"{wanted.out}: {min(wanted.rows, len(source))} images of {source.name}, views "
+        f"{', '.join(recipe.views.names)} of {recipe.method} on {recipe.data}"
     )
     return 0
 

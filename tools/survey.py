@@ -1,8 +1,8 @@
 """python -m tools.survey --data PATH --steps 300: every method for a few steps on the same data; does each one learn?
 
-Trains each method with the small embedded recipe (timm's test_resnet) in a process of its own and prints a table: the loss at
-the start, at its highest (it rises while a queue fills with real keys) and at the end, kNN top-1 of raw pixels, of the untrained and the trained backbone, and two signs of collapse, the
-spread and the effective rank of the features.
+Trains each method with the small embedded recipe (timm's test_resnet) in a process of its own and prints a table: the
+loss at the start, at its highest (it rises while a queue fills with real keys) and at the end, kNN top-1 of raw pixels,
+of the untrained and the trained backbone, and two signs of collapse, the spread and the effective rank of the features.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
@@ -79,11 +81,15 @@ def main(argv: list[str] | None = None) -> int:
                 "commit": git_commit(),
                 "date": time.strftime("%Y-%m-%d"),
             }
-            write_atomically(Path(flags.json), lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
+            write_atomically(Path(flags.json), partial(_dump, record))
     print("| " + " | ".join(HEADS) + " |\n|" + "---|" * len(HEADS))
     for row in rows:
         print("| " + " | ".join(form.format(row[key]) for key, form in COLUMNS) + " |")
     return 0
+
+
+def _dump(record: dict[str, object], file: BinaryIO) -> None:
+    file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def survey(method: str, data: str, steps: int, batch_size: int) -> dict[str, object]:

@@ -96,7 +96,7 @@ def test_a_subset_is_fixed_distinct_and_holds_every_class(labels):
     rows = SubsetOrder(6000, 600, 64).permutation(0)
     assert torch.equal(rows, SubsetOrder(6000, 600, 7).permutation(3)) and len(rows.unique()) == 600
     assert np.bincount(labels[rows], minlength=10).min() >= 35
-    assert 0 <= rows.min() and rows.max() < 6000
+    assert rows.min() >= 0 and rows.max() < 6000
 
 
 def test_max_images_limits_and_keeps_labels_beside_features(source):

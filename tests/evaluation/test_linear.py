@@ -104,7 +104,7 @@ def test_fewer_epochs_squeeze_the_schedule():
 def test_a_rate_that_diverges_is_one_sentence():
     train, test = blobs(), blobs(200, seed=1)
     features = (train[0] * 1e20, train[1])
-    with pytest.raises(UserError, match="the linear probe diverged in epoch 1.*lower --lr"):
+    with pytest.raises(UserError, match=r"the linear probe diverged in epoch 1.*lower --lr"):
         fit(Probe(epochs=2, batch_size=100, lr=1e20), features, test)
 
 
@@ -125,5 +125,5 @@ def test_the_papers_own_protocols_are_all_there():
     assert (
         find_protocol("cacr-c").fraction("imagenet", 224) == 0.875 and find_protocol("knn").fraction("cifar10", 32) == 1
     )
-    with pytest.raises(UserError, match="--protocol rsa-smal is unknown.*did you mean rsa-small"):
+    with pytest.raises(UserError, match=r"--protocol rsa-smal is unknown.*did you mean rsa-small"):
         find_protocol("rsa-smal")

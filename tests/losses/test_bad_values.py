@@ -16,7 +16,7 @@ def data(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    ("flags", "words"),
     [
         (["--method", "ressl", "--batch-size", "48"], "does not hold whole batches of 48; give --batch-size 32"),
         (["--method", "ressl", "--batch-size", "64", "--set", "options.queue_size=32"], "options.queue_size=64"),

@@ -41,7 +41,7 @@ def test_objective_is_the_pure_function_of_all_views(options):
 
 
 @pytest.mark.parametrize(
-    "data, size, count", [("cifar10", 32, 27_221_088), ("cifar100", 32, 27_221_088), ("stl10", 64, 58_678_368)]
+    ("data", "size", "count"), [("cifar10", 32, 27_221_088), ("cifar100", 32, 27_221_088), ("stl10", 64, 58_678_368)]
 )
 def test_authors_recipes_have_their_network(data, size, count):
     recipe = cacr_recipe(data)
@@ -67,5 +67,5 @@ def test_fewer_than_two_views_are_refused():
 
 
 def test_temperature_below_zero_is_refused():
-    with pytest.raises(UserError, match="t_neg is 0.0"):
+    with pytest.raises(UserError, match=r"t_neg is 0.0"):
         small(RECIPES["textures"], t_neg=0.0)

@@ -72,7 +72,7 @@ def test_gathered_negatives_on_two_ranks_are_those_of_one_process():
 
 
 @pytest.mark.parametrize(
-    "options, keys_used",
+    ("options", "keys_used"),
     [({}, 2), ({"full_mode": True}, 6), ({"cost": "euclidean"}, 2), ({"cost": "euclidean", "reduction": "sum"}, 2)],
 )
 def test_momentum_objective_is_the_pure_function_of_global_and_local_views(options, keys_used):
@@ -113,7 +113,7 @@ def test_effective_negatives_counts_the_other_keys():
 
 
 @pytest.mark.parametrize(
-    "recipes, options, says",
+    ("recipes", "options", "says"),
     [
         (QUEUE, {"intra_batch": "blocks"}, "use none, batch or"),
         (QUEUE, {"teacher_momentum": -0.1}, "teacher_momentum is -0.1"),

@@ -88,7 +88,7 @@ def test_a_renamed_backbone_keeps_what_its_family_understands():
 
 
 @pytest.mark.parametrize(
-    "options, says",
+    ("options", "says"),
     [
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"teacher_momentum": 1.5}, "teacher_momentum is 1.5"),

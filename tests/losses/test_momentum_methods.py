@@ -158,7 +158,7 @@ def test_teacher_follows_by_the_momentum_of_the_step():
 
 
 @pytest.mark.parametrize(
-    "recipe, kept",
+    ("recipe", "kept"),
     [(RESA["cifar10"], 1), (RESSL["cifar10"], 1), (rsa_recipe("cifar10"), 3), (byol_recipe("cifar10"), 1)],
 )
 def test_too_few_views_are_refused(recipe, kept):
@@ -168,7 +168,7 @@ def test_too_few_views_are_refused(recipe, kept):
 
 
 @pytest.mark.parametrize(
-    "recipe, options",
+    ("recipe", "options"),
     [
         (RESA["cifar10"], {"temperature": 0.0}),
         (RESA["cifar10"], {"epsilon": -1.0}),
@@ -185,7 +185,7 @@ def test_bad_hyper_parameters_are_refused_where_they_are_given(recipe, options):
         replace(recipe.options, **options)
 
 
-@pytest.mark.parametrize("batch, size, way_out", [(100, 4096, "--batch-size 64"), (256, 128, "queue_size=256")])
+@pytest.mark.parametrize(("batch", "size", "way_out"), [(100, 4096, "--batch-size 64"), (256, 128, "queue_size=256")])
 def test_queue_that_does_not_hold_whole_batches_is_refused_before_training(batch, size, way_out):
     with pytest.raises(UserError, match=way_out):
         learner_of(small(ressl_recipe("cifar10"), batch, queue_size=size))

@@ -75,7 +75,7 @@ def test_autocast_computes_in_float32_and_returns_half_gradients():
 
 @pytest.mark.parametrize("temperature", [0.0, -0.5, math.nan])
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
-    with pytest.raises(UserError, match="temperature is .* above 0"):
+    with pytest.raises(UserError, match=r"temperature is .* above 0"):
         nt_xent(_unit_rows(0, (2, 3)), _unit_rows(1, (2, 3)), temperature)
 
 

@@ -29,7 +29,7 @@ def _objective(recipe: TrainingRecipe, features: int):
         return find_method(recipe.method).objective(recipe, features, 10, 10, 100)
 
 
-@pytest.mark.parametrize("method, name", ALL)
+@pytest.mark.parametrize(("method", "name"), ALL)
 def test_recipe_is_complete_and_builds_its_objective(method, name):
     recipe = find_method(method).recipe(name, None)
     assert (recipe.method, recipe.name) == (method, name)
@@ -50,7 +50,7 @@ def test_recipe_is_complete_and_builds_its_objective(method, name):
 
 
 @pytest.mark.parametrize(
-    "method, name, projector, predictor",
+    ("method", "name", "projector", "predictor"),
     [
         ("resa", "cifar10", 6_304_256, 0),
         ("resa", "imagenet", 9_449_984, 2_103_808),
@@ -66,7 +66,7 @@ def test_heads_have_the_originals_parameter_counts(method, name, projector, pred
 
 
 @pytest.mark.parametrize(
-    "method, name, encoder",
+    ("method", "name", "encoder"),
     [
         ("resa", "cifar10", 11_168_832),
         ("rsa", "tiny-imagenet", 11_168_832),
@@ -90,7 +90,7 @@ def test_resa_stem_as_the_authors_ran_it_ends_in_5x5_maps():
 
 
 @pytest.mark.parametrize(
-    "method, name, steps, per_epoch, first, peak_at, last",
+    ("method", "name", "steps", "per_epoch", "first", "peak_at", "last"),
     [
         # peak rates: 0.3 at 256; 0.5 at 256; 0.06; 0.6 * 2048 / 256; ends: a tenth, or next to 0
         ("resa", "cifar10", 195_000, 195, 0.0, (389, 0.3), 0.03),
@@ -113,7 +113,7 @@ def test_learning_rate_at_the_ends_and_the_peak(method, name, steps, per_epoch, 
 
 
 @pytest.mark.parametrize(
-    "method, name, first, last",
+    ("method", "name", "first", "last"),
     [
         ("resa", "cifar10", 0.996, 1.0),
         ("ressl", "cifar10", 0.99, 0.99),
@@ -139,7 +139,7 @@ def test_own_images_take_the_recipe_of_the_nearest_size_with_views_of_their_own(
 def test_variants_are_accepted_by_name_where_the_method_has_them():
     check_recipe_name(find_method("ressl"), "imagenet-5crop")
     check_recipe_name(find_method("ressl"), None)
-    with pytest.raises(UserError, match="unknown for resa.*did you mean imagenet-vit-multicrop"):
+    with pytest.raises(UserError, match=r"unknown for resa.*did you mean imagenet-vit-multicrop"):
         check_recipe_name(find_method("resa"), "imagenet-vit-multicrops")
     five = find_method("ressl").recipe("imagenet-5crop", None)
     assert [view.size for view in five.views] == [224, 224, 192, 160, 128, 96]
@@ -167,7 +167,9 @@ def test_json_is_the_recipe(capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(recipe)))
 
 
-@pytest.mark.parametrize("arguments, words", [(["rssl"], "did you mean ressl"), (["resa", "cifar"], "mean cifar10")])
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["rssl"], "did you mean ressl"), (["resa", "cifar"], "mean cifar10")]
+)
 def test_unknown_names_are_answered_with_the_nearest(arguments, words):
     with pytest.raises(UserError, match=words):
         main(arguments)

@@ -72,7 +72,7 @@ def test_labelled_images_train_the_classifier_alone_and_move_the_running_statist
     assert_close(losses["classifier"], F.cross_entropy(learner.objective.classifier(features), classes), 1e-5)
 
 
-@pytest.mark.parametrize("hidden, layers", [((), 1), ((512,), 2), ((64, 32), 3)])
+@pytest.mark.parametrize(("hidden", "layers"), [((), 1), ((512,), 2), ((64, 32), 3)])
 def test_inverse_model_takes_any_number_of_layers(hidden, layers):
     objective = learner_of(small(stec_recipe("cifar10"), manipulation_hidden=hidden)).objective
     linear = [m for m in objective.manipulation if isinstance(m, torch.nn.Linear)]
@@ -134,7 +134,7 @@ def test_stec_base_names_the_extension_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "name, projector, weight",
+    ("name", "projector", "weight"),
     [
         ("cifar10", (512, 64), 1.0),
         ("cifar100-resnet50", (1024, 64), 1.0),

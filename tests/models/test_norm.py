@@ -49,7 +49,7 @@ def test_split_batch_norm_gradient_is_that_of_each_group_alone_and_keeps_channel
 
 
 def test_a_batch_that_does_not_split_is_refused():
-    with pytest.raises(UserError, match="batch of 6.*4 equal splits"):
+    with pytest.raises(UserError, match=r"batch of 6.*4 equal splits"):
         SplitBatchNorm2d(3, 4)(torch.zeros(6, 3, 2, 2))
 
 

@@ -57,5 +57,5 @@ def test_ranks_hold_the_same_queue_in_rank_order():
 
 
 def test_a_size_that_is_no_multiple_of_the_batch_is_refused():
-    with pytest.raises(UserError, match="queue of 8 keys.*batches of 3"):
+    with pytest.raises(UserError, match=r"queue of 8 keys.*batches of 3"):
         KeyQueue(4, 8).enqueue(_keys(3, 4, 0))

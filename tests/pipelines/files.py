@@ -40,7 +40,7 @@ def write_idx(shard) -> None:
 
 
 def beton_with(path, images: list[tuple[bytes, int, int]], version: int = 2) -> None:
-    """A .beton of JPEG bytes and the (height, width) that its table says; written from FFCV's layout, without our writer."""
+    """A .beton of JPEG bytes and the (height, width) that its table says; from FFCV's layout, without our writer."""
     fields = np.zeros(1, FIELD)
     fields["type_id"], fields["name"][0, :5] = 2, np.frombuffer(b"image", np.uint8)
     rows = np.zeros(len(images), np.dtype([("", IMAGE)], align=True))

@@ -46,7 +46,7 @@ def views_of(images: list[Tensor], recipe: Views, params: dict[str, ViewParams])
     for view in recipe:
         one = [params[view.name][n : n + 1] for n in range(len(images))]
         views[view.name] = torch.stack(
-            [colour(cut(x, recipe.geometry_of(view), p), view, p, recipe) for x, p in zip(images, one)]
+            [colour(cut(x, recipe.geometry_of(view), p), view, p, recipe) for x, p in zip(images, one, strict=True)]
         )
     return views
 

@@ -1,4 +1,4 @@
-"""Odd and broken files on every executor: what can be read means what it means to PIL, the rest is counted and replaced."""
+"""Odd and broken files on every executor: what can be read means what PIL reads, the rest is counted and replaced."""
 
 import warnings
 
@@ -48,7 +48,7 @@ def see_through() -> bytes:
     return stored(image, "PNG")
 
 
-# file name -> bytes, and the upright RGB pixels they stand for, made without our decoder; the greys of 16 bits are exact
+# file name -> bytes, and the upright RGB pixels they stand for, made without our decoder; greys of 16 bits are exact
 READABLE = {
     "png named.jpg": (stored(picture(), "PNG"), np.asarray(picture())),
     "progressive.jpg": (stored(picture(), "JPEG", quality=95, progressive=True), np.asarray(picture())),
@@ -128,7 +128,7 @@ def test_one_pixel_image_fills_its_views(tmp_path, executor):
 
 def test_one_pixel_image_among_others_is_refused_by_resident(tmp_path):
     source = folder_with(tmp_path / "photos", "one.png", stored(picture(side=1), "PNG"))
-    with pytest.raises(UserError, match="one.png is 1x1.*--pipeline auto"):
+    with pytest.raises(UserError, match=r"one.png is 1x1.*--pipeline auto"):
         epoch_of(source, "resident")
 
 
@@ -201,7 +201,7 @@ def _refuse(monkeypatch, folder) -> None:
     monkeypatch.setattr(os, "scandir", refusing)
 
 
-# --- shards and .beton: the same files in other containers --------------------------------------------------------------
+# --- shards and .beton: the same files in other containers ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -268,5 +268,5 @@ def test_odd_jpeg_in_a_beton_is_read_as_pil_reads_it(tmp_path, name):
 
 def test_beton_of_the_wrong_version_is_refused(tmp_path):
     beton_with(tmp_path / "x.beton", [(stored(picture(), "JPEG"), SIDE, SIDE)], version=3)
-    with pytest.raises(UserError, match="version 3.*version 2 is read"):
+    with pytest.raises(UserError, match=r"version 3.*version 2 is read"):
         open_data(str(tmp_path / "x.beton"))

@@ -55,7 +55,7 @@ def test_resume_pairs_the_same_images(stop):
     second = _pipeline()
     second.load_state_dict(state)
     assert second.seen == (stop * 4) % 20
-    rest = [b for b in second]
+    rest = list(second)
     for expected, batch in zip(whole[stop:], rest, strict=False):
         assert torch.equal(batch.index, expected.index) and torch.equal(batch.companion.index, expected.companion.index)
         assert torch.equal(batch.companion.views["labelled"], expected.companion.views["labelled"])

@@ -27,7 +27,7 @@ RECIPE = Views(
     std=(0.229, 0.224, 0.225),
 )
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
-# On the 0-255 scale, before the division by std: the renderer cuts exactly (float32 rounding); DALI's cuts are rounded to
+# On the 0-255 scale, before the division by std: the renderer cuts exactly (float32 rounding); DALI's cuts are rounded
 # whole numbers, then colour and contrast may double them, and its filter differs where it is cut off at the box's edge.
 MEAN, LARGEST = {False: 0.001, True: 0.6}, {False: 0.05, True: 40.0}
 
@@ -159,11 +159,11 @@ def test_epoch_left_early_then_closed_starts_again(photos):
 @needs_dali
 def test_source_of_pixels_is_refused():
     source = ArraySource("pixels", np.zeros((8, 4, 4, 3), np.uint8))
-    with pytest.raises(UserError, match="--pipeline dali decodes image files.*--pipeline resident"):
+    with pytest.raises(UserError, match=r"--pipeline dali decodes image files.*--pipeline resident"):
         build_pipeline(source, RECIPE, Order(8, 4), "dali")
 
 
-# --- header -------------------------------------------------------------------------------------------------------------
+# --- header -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -182,7 +182,7 @@ def test_header_agrees_with_pil(mode, orientation, options):
 
 
 @pytest.mark.parametrize(
-    "name, data",
+    ("name", "data"),
     {
         "png": stored(picture(), "PNG"),
         "cmyk": stored(picture().convert("CMYK"), "JPEG"),

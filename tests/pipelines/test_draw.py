@@ -108,7 +108,7 @@ def test_known_values_never_change():
 KNOWN = ([[2, 22, 93, 90]], [False], [[2, 1, 0, 3]])
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (96, 128), (500, 60), (3, 1)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 128), (500, 60), (3, 1)])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.05, 0.4)])
 def test_crops_are_distributed_as_torchvisions(height, width, scale):
     """500x60 exercises the ten tries and the fallback; 3x1 the smallest boxes."""
@@ -143,7 +143,7 @@ def test_strong_jitter_stops_at_zero_as_torchvisions():
     assert (drawn.contrast == 1).all() and (drawn.hue == 0).all()
 
 
-@pytest.mark.parametrize("name, p", [("flip", 0.5), ("grey", 0.2), ("solarise", 0.2), ("jittered", 0.8)])
+@pytest.mark.parametrize(("name", "p"), [("flip", 0.5), ("grey", 0.2), ("solarise", 0.2), ("jittered", 0.8)])
 def test_choices_have_their_probability(many, name, p):
     share = getattr(many, name).float().mean().item()
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / len(many))

@@ -99,7 +99,7 @@ def pair(source, recipe, batch=8, **options):
 
 # JPEG pixels are PIL's to the bit (accurate DCT), so what is left is float32 in another order; a pixel on the edge
 # between two sextants of hue, or on solarise's 0.5, may fall on the other side.
-@pytest.mark.parametrize("recipe, largest", [(PLAIN, 2e-5), (FULL, 2e-3)])
+@pytest.mark.parametrize(("recipe", "largest"), [(PLAIN, 2e-5), (FULL, 2e-3)])
 def test_same_samples_parameters_and_pixels_as_the_reference(beton, recipe, largest):
     reference, ours = pair(beton, recipe)
     with ours:
@@ -107,7 +107,8 @@ def test_same_samples_parameters_and_pixels_as_the_reference(beton, recipe, larg
             assert torch.equal(a.index, b.index) and torch.equal(a.label, b.label) and list(a.views) == list(b.views)
             for name in recipe.names:
                 assert all(
-                    torch.equal(x, y) for x, y in zip(vars(a.params[name]).values(), vars(b.params[name]).values())
+                    torch.equal(x, y)
+                    for x, y in zip(vars(a.params[name]).values(), vars(b.params[name]).values(), strict=True)
                 )
                 assert b.views[name].is_contiguous(memory_format=torch.channels_last)
                 difference = (a.views[name] - b.views[name]).abs()
@@ -177,7 +178,7 @@ def test_leaving_an_epoch_early_50_times_leaks_nothing_and_keeps_torchs_threads(
     def leave_early(times: int) -> tuple[int, int]:
         for _ in range(times):
             with pair(source, PLAIN)[1] as ours:
-                for batch in ours:
+                for _batch in ours:
                     break
         gc.collect()
         return len(os.listdir("/proc/self/fd")), int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -193,7 +194,8 @@ def test_leaving_an_epoch_early_50_times_leaks_nothing_and_keeps_torchs_threads(
 def test_an_abandoned_epoch_lets_the_interpreter_end(tmp_path):
     path = write_beton(tmp_path / "x.beton", "keep")
     code = (
-        "from pathlib import Path\nfrom saccade.pipelines.beton import BetonSource\nfrom saccade.pipelines.ffcv import FfcvPipeline\n"
+        "from pathlib import Path\nfrom saccade.pipelines.beton import BetonSource\n"
+        "from saccade.pipelines.ffcv import FfcvPipeline\n"
         "from saccade.pipelines.order import Order\nfrom saccade.pipelines.views import Views, View\n"
         f"source = BetonSource(Path({str(path)!r}))\n"
         "steps = iter(FfcvPipeline(source, Views((View('a', 16),)), Order(len(source), 4), workers=2))\n"
@@ -209,9 +211,10 @@ def test_an_error_in_a_thread_arrives_and_the_pipeline_can_be_used_again(tmp_pat
     source = BetonSource(write_beton(tmp_path / "x.beton", "keep"))
     _, ours = pair(source, PLAIN)
     with ours:
-        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        with monkeypatch.context() as patch:
             patch.setattr(ffcv, "decode_into", lambda *_: 1 / 0)
-            next(iter(ours))
+            with pytest.raises(ZeroDivisionError):
+                next(iter(ours))
         assert len(list(ours)) == len(ours)
 
 
@@ -246,7 +249,7 @@ def test_more_than_a_tenth_of_damaged_images_stops_with_their_names(tmp_path):
 
 def test_only_betons_are_taken(tmp_path):
     arrays = ArraySource("a", np.zeros((8, 8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match="reads .beton files.*tools.convert"):
+    with pytest.raises(UserError, match=r"reads .beton files.*tools.convert"):
         FfcvPipeline(arrays, PLAIN, Order(8, 4))
 
 
@@ -265,7 +268,7 @@ def change_header(path, field, value):
 
 
 @pytest.mark.parametrize(
-    "harm, words",
+    ("harm", "words"),
     [
         (lambda p: cut(p, 0), "0 bytes are no .beton"),
         (lambda p: cut(p, 10), "10 bytes are no .beton"),

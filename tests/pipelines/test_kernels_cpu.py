@@ -42,7 +42,7 @@ def test_concurrent_calls_from_python_threads_do_not_disturb_each_other(threads)
     threads(2)
     images = [pictures(20, 32, 32, seed=i) for i in range(4)]
     params = [drawn(RECIPE, x, seed=i) for i, x in enumerate(images)]
-    expected = [render(x, RECIPE, p, backend="numba") for x, p in zip(images, params)]
+    expected = [render(x, RECIPE, p, backend="numba") for x, p in zip(images, params, strict=True)]
     wrong = []
 
     def work(i):

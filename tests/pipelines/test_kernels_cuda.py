@@ -160,8 +160,8 @@ def test_kernels_compile_for_hopper_without_one():
 
     from saccade.pipelines import kernels_cuda
 
-    floats = {name: "*fp32" for name in ("factors", "sums", "sigma")}
-    integers = {name: "i32" for name in ("sample_stride", "channel_stride", "column_stride", "reach")}
+    floats = dict.fromkeys(("factors", "sums", "sigma"), "*fp32")
+    integers = dict.fromkeys(("sample_stride", "channel_stride", "column_stride", "reach"), "i32")
     types = {
         **floats,
         **integers,
@@ -169,7 +169,7 @@ def test_kernels_compile_for_hopper_without_one():
         "offset": "*i64",
         "box": "*i64",
         "order": "*u8",
-        **{name: "*i8" for name in ("flip", "grey", "solarise")},
+        **dict.fromkeys(("flip", "grey", "solarise"), "*i8"),
     }
     kernels = [("_cut", {"SUPPORT": n}, "*u8", "*fp32") for n in (1, 2)]
     kernels += [("_before_contrast", {}, image, "*fp32") for image in ("*u8", "*fp32")]

@@ -51,7 +51,7 @@ def test_full_box_of_the_same_size_is_the_image():
 
 
 @pytest.mark.parametrize(
-    "operation, adjust, low, high",
+    ("operation", "adjust", "low", "high"),
     [
         (0, F.adjust_brightness, 0.0, 2.0),
         (1, F.adjust_contrast, 0.0, 2.0),
@@ -85,7 +85,7 @@ def test_shift_hue_turns_the_circle_of_hsv_exactly():
     cube = torch.cartesian_prod(levels, levels, levels)  # greys, primaries and what lies between
     for shift in (-0.5, -1 / 3, -1e-7, 0.0, 1 / 6, 0.25, 0.5):
         out = ops.shift_hue(cube.T.reshape(1, 3, 1, -1), torch.tensor([shift], dtype=torch.float64))
-        for rgb, turned in zip(cube.tolist(), out.view(3, -1).T):
+        for rgb, turned in zip(cube.tolist(), out.view(3, -1).T, strict=True):
             hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
             expected = torch.tensor(colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value), dtype=torch.float64)
             torch.testing.assert_close(turned, expected, **CLOSE)

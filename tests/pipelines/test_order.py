@@ -7,7 +7,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.order import Order
 
 
-@pytest.mark.parametrize("samples, batch", [(64, 16), (67, 16), (5, 5), (1, 1)])
+@pytest.mark.parametrize(("samples", "batch"), [(64, 16), (67, 16), (5, 5), (1, 1)])
 def test_every_index_at_most_once_and_all_but_the_remainder(samples, batch):
     for epoch in range(3):
         seen = torch.cat(Order(samples, batch, seed=1).batches(epoch))
@@ -28,7 +28,8 @@ def test_processes_together_see_what_one_sees(world):
 def test_resume_goes_on_with_the_next_unseen_sample_on_any_number_of_processes(world):
     whole = torch.cat(Order(100, 10, seed=3).batches(5))
     first = torch.cat(Order(100, 10, seed=3).batches(5)[:4])
-    rest = [torch.cat(parts) for parts in zip(*(Order(100, 10, 3, r, world).batches(5, seen=40) for r in range(world)))]
+    ranks = (Order(100, 10, 3, r, world).batches(5, seen=40) for r in range(world))
+    rest = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
     assert torch.equal(torch.cat([first, *rest]), whole)
 
 
@@ -47,7 +48,7 @@ def test_evaluation_order_is_every_image_in_its_place():
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "words"),
     [
         ((10, 11), "larger than the data set of 10"),
         ((10, 0), "positive"),

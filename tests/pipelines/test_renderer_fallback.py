@@ -1,4 +1,4 @@
-"""A compiled renderer that does not work here: "auto" goes on with torch and says so once, any other choice is an error."""
+"""A compiled renderer that fails here: "auto" goes on with torch, saying so once; any other choice is an error."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_a_renderer_asked_for_is_not_replaced(monkeypatch):
     break_numba(monkeypatch)
     images = pictures(2, 16, 16)
     with pytest.raises(
-        UserError, match="--renderer numba does not work on this cpu .*no C compiler.*use auto or torch"
+        UserError, match=r"--renderer numba does not work on this cpu .*no C compiler.*use auto or torch"
     ):
         render(images, RECIPE, drawn(RECIPE, images), backend="numba")
 

@@ -60,7 +60,7 @@ def tmp_path_file(folder, data: bytes):
 
 
 @pytest.mark.parametrize(
-    "files, labels, classes",
+    ("files", "labels", "classes"),
     [
         (
             {
@@ -117,7 +117,7 @@ def test_splits_are_told_by_the_shards_names(tmp_path):
     assert len(open_data(str(tmp_path / "train-{0..1}.tar"), str(tmp_path / "val-{0..0}.tar"))[1]) == 3
 
 
-# --- index --------------------------------------------------------------------------------------------------------------
+# --- index ------------------------------------------------------------------------------------------------------------
 
 
 def test_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypatch):
@@ -176,11 +176,11 @@ def test_many_threads_read_the_right_images(tmp_path, monkeypatch):
     source, _ = open_data(three_shards(tmp_path))
     wanted = np.random.default_rng(0).integers(0, 12, 300).tolist()
     with ThreadPoolExecutor(8) as pool:
-        assert all(data == image(i) for i, data in zip(wanted, pool.map(source.encoded, wanted)))
+        assert all(data == image(i) for i, data in zip(wanted, pool.map(source.encoded, wanted), strict=True))
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    ("data", "message"),
     [
         ("{tmp}/x-{{000..005}}.tar", "3 of 6 shards are not there, such as .*x-003.tar"),
         ("{tmp}/x-{{5..2}}.tar", "range is empty"),
@@ -200,7 +200,7 @@ def test_wrong_shards_are_named(tmp_path, data, message):
         open_data(data.format(tmp=tmp_path))
 
 
-# --- URLs ---------------------------------------------------------------------------------------------------------------
+# --- URLs -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -241,9 +241,9 @@ def test_shards_are_fetched_from_a_server_once(server, cache):
 
 def test_server_that_lacks_a_shard_or_breaks_off_is_named(server, cache):
     url, asked = server
-    with pytest.raises(UserError, match="x-003.tar: the server answered 404"):
+    with pytest.raises(UserError, match=r"x-003.tar: the server answered 404"):
         open_data(url + "/x-{000..003}.tar")
-    with pytest.raises(UserError, match="short.tar: cannot be fetched.*ended 9900 bytes early"):
+    with pytest.raises(UserError, match=r"short.tar: cannot be fetched.*ended 9900 bytes early"):
         open_data(url + "/short.tar")
     assert asked.count("/short.tar") == 3 and not list(cache.rglob("short*"))
 
@@ -253,7 +253,7 @@ def test_pipe_runs_only_when_allowed(tmp_path, monkeypatch):
     mark = tmp_path / "ran"
     url = f"pipe:touch {mark}; cat {tmp_path}/x-001.tar"
     for allow in (None, False):
-        with pytest.raises(UserError, match="runs a shell command.*--allow-pipe"):
+        with pytest.raises(UserError, match=r"runs a shell command.*--allow-pipe"):
             open_data(url, allow_pipe=allow)
     assert not mark.exists()
     assert open_data(url, allow_pipe=True)[0].encoded(0) == image(4) and mark.exists()
@@ -267,7 +267,7 @@ def test_unknown_scheme_is_named():
 
 
 @pytest.mark.parametrize(
-    "pattern, names",
+    ("pattern", "names"),
     [
         ("a{08..11}b", ["a08b", "a09b", "a10b", "a11b"]),
         ("{x,y}{0..1}", ["x0", "x1", "y0", "y1"]),
@@ -279,7 +279,7 @@ def test_ranges_are_written_out(pattern, names):
     assert remote.expand(pattern) == names
 
 
-# --- order --------------------------------------------------------------------------------------------------------------
+# --- order ------------------------------------------------------------------------------------------------------------
 
 SHARD = np.repeat(np.arange(20), [7, 1, 12, 5] * 5)
 

@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_three_epochs_are_of_the_announced_length_and_show_each_sample_once(data
     for epoch in range(3):
         shown = [list(pipeline) for pipeline in pipelines]
         assert [len(batches) for batches in shown] == [len(pipelines[0])] * ranks == [6] * ranks
-        together = sum((seen(batches) for batches in shown), [])
+        together = list(chain.from_iterable(seen(batches) for batches in shown))
         assert len(set(together)) == len(together) == 24  # 26 less the remainder
         assert all((pipeline.epoch, pipeline.seen) == (epoch + 1, 0) for pipeline in pipelines)
     for pipeline in pipelines:
@@ -139,7 +140,7 @@ def test_leaving_early_is_followed_by_the_rest_of_the_epoch(data, executor):
         assert (pipeline.epoch, pipeline.seen) == (1, 0)
 
 
-# --- soak ---------------------------------------------------------------------------------------------------------------
+# --- soak -------------------------------------------------------------------------------------------------------------
 
 
 def children_of(task: str) -> list[str]:
@@ -155,7 +156,7 @@ def children_of(task: str) -> list[str]:
 def resources() -> dict[str, int]:
     gc.collect()
     children = [pid for task in os.listdir("/proc/self/task") for pid in children_of(task)]
-    pages = int(open("/proc/self/statm").read().split()[1])
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "threads": len(os.listdir("/proc/self/task")),
         "python threads": threading.active_count(),
@@ -185,7 +186,7 @@ def settled(limit: dict[str, int]) -> dict[str, int]:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 @pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "executor, workers", [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
+    ("executor", "workers"), [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
 )
 def test_leaving_epochs_early_leaves_nothing_behind(data, executor, workers, times):
     pipeline = pipeline_on(data, executor, workers=workers)
@@ -203,7 +204,7 @@ def test_leaving_epochs_early_leaves_nothing_behind(data, executor, workers, tim
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "executor, workers", [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
+    ("executor", "workers"), [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
 )
 def test_closed_pipelines_leave_nothing_behind(data, executor, workers, times):
     def one() -> None:

@@ -36,7 +36,7 @@ def test_folder_with_classes_and_its_validation_split(photos):
 
 
 @pytest.mark.parametrize(
-    "present, shown", [(("train", "val"), "val"), (("train", "test"), "test"), (("train",), "train")]
+    ("present", "shown"), [(("train", "val"), "val"), (("train", "test"), "test"), (("train",), "train")]
 )
 def test_val_data_may_name_the_folder_that_holds_the_splits(tmp_path, photos, present, shown):
     root = tmp_path / "other"
@@ -63,7 +63,7 @@ def test_validation_labels_follow_the_training_classes_names(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mode, suffix",
+    ("mode", "suffix"),
     [
         ("L", ".jpg"),
         ("L", ".png"),
@@ -81,7 +81,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, suffix):
     assert pixels.shape == (12, 20, 3) and pixels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("orientation, shape", [(1, (12, 20)), (3, (12, 20)), (6, (20, 12)), (8, (20, 12))])
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (12, 20)), (3, (12, 20)), (6, (20, 12)), (8, (20, 12))])
 def test_exif_rotation_is_undone_in_pixels_and_size(tmp_path, orientation, shape):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -116,7 +116,7 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    "arrays, words",
+    ("arrays", "words"),
     [
         ({"data": IMAGES}, "needs `images`.*it has data"),
         ({"images": IMAGES.astype(np.float32)}, "its images are float32"),
@@ -141,12 +141,12 @@ def test_npz_and_the_split_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make, words",
+    ("make", "words"),
     [
         (lambda p: str(p / "nowhere"), "no such file or folder"),
         (lambda p: "cifar", "did you mean cifar10"),
         (lambda p: (p / "empty").mkdir() or str(p / "empty"), "is empty"),
-        (lambda p: (p / "x").mkdir() or (p / "x" / "a.txt").write_text("a") and str(p / "x"), "holds no image file"),
+        (lambda p: (p / "x").mkdir() or ((p / "x" / "a.txt").write_text("a") and str(p / "x")), "holds no image file"),
         (lambda p: (p / "a.txt").write_text("a") and str(p / "a.txt"), "not a .txt file"),
         (lambda p: (p / "a.npz").write_text("a") and str(p / "a.npz"), "cannot be read as .npz"),
     ],

@@ -193,7 +193,7 @@ def test_gate_refuses_another_machine_unless_forced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, words", [("[1, 2]", "no list of measurements"), ("{", "cannot be read"), ("[]", "no row with a rate")]
+    ("content", "words"), [("[1, 2]", "no list of measurements"), ("{", "cannot be read"), ("[]", "no row with a rate")]
 )
 def test_gate_says_what_is_wrong_with_a_file(tmp_path, content, words):
     (tmp_path / "bad.json").write_text(content)
@@ -202,7 +202,7 @@ def test_gate_says_what_is_wrong_with_a_file(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    ("flags", "words"),
     [
         (["--batch-size", "0"], "not positive"),
         (["--seconds", "-1"], "not positive"),

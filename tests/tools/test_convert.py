@@ -110,7 +110,9 @@ def test_arrays_go_to_every_format_and_come_back_as_they_were(tmp_path, to, labe
     back = np.load(tmp_path / "back.npz", allow_pickle=False)
     names = arrays["classes"][arrays["labels"]] if labelled else np.zeros(23)
     names_back = back["classes"][back["labels"]] if labelled else np.zeros(len(back["images"]))
-    assert sorted(zip(names, map(bytes, arrays["images"]))) == sorted(zip(names_back, map(bytes, back["images"])))
+    assert sorted(zip(names, map(bytes, arrays["images"]), strict=True)) == sorted(
+        zip(names_back, map(bytes, back["images"]), strict=True)
+    )
     assert ("labels" in back) == labelled
     train, _ = open_data(str(tmp_path / "back.npz"))
     assert len(train) == 23
@@ -128,7 +130,7 @@ def test_labels_without_names_stay_the_numbers_they_are(tmp_path):
     assert FolderSource(tmp_path / "folder" / "train").classes == ("00000", "00002", "00007", "00011")
 
 
-@pytest.mark.parametrize("store, jpegs", [("keep", 18), ("jpg", 21), ("raw", 0)])
+@pytest.mark.parametrize(("store", "jpegs"), [("keep", 18), ("jpg", 21), ("raw", 0)])
 def test_a_beton_stores_what_is_asked_for(photos, tmp_path, store, jpegs):
     convert(photos, tmp_path / "x.beton", "--split", "train", "--store", store)
     source, _ = open_data(str(tmp_path / "x.beton"))
@@ -179,7 +181,7 @@ def test_tars_are_the_same_every_time_hold_all_classes_and_have_an_index_that_is
         assert head == f"v1.2 {len(lines)}" and len(lines) in (8, 5, 6)
         for line in lines:
             words = line.split()
-            for extension, position, size, name in zip(*[iter(words)] * 4):
+            for extension, position, size, name in zip(*[iter(words)] * 4, strict=True):
                 assert name.endswith(extension) and tar[int(position) - 512 :].startswith(name.encode())
                 data = tar[int(position) : int(position) + int(size)]
                 assert (
@@ -238,7 +240,7 @@ def test_a_flat_folder_gets_its_labels_from_a_table(tmp_path, table):
 
 
 @pytest.mark.parametrize(
-    "table, words",
+    ("table", "words"),
     [
         ("a.jpg,dog\n", "no row for 1 of 2 images.*b.jpg"),
         ("a.jpg,dog\nb.jpg,cat\nz.jpg,cat\n", "3 rows but .* only 2 images"),
@@ -313,7 +315,7 @@ def test_repaired_images_are_read_when_the_command_is_repeated(photos, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "words"),
     [
         (["nowhere", "x.beton"], "no such file or folder"),
         (["", "x.beton"], "SRC is empty"),
@@ -357,14 +359,14 @@ def test_reading_back_notices_a_changed_byte(photos, tmp_path, monkeypatch):
         return summary(reader, rows, files)
 
     monkeypatch.setattr(run, "_summary", and_a_bad_disk)
-    with pytest.raises(UserError, match="reading back failed, image 3 of train differs from .*im.3"):
+    with pytest.raises(UserError, match=r"reading back failed, image 3 of train differs from .*im.3"):
         convert(photos, tmp_path / "x.beton", "--split", "train")
     assert not (tmp_path / "x.beton").exists()
 
 
 def test_too_small_a_disk_is_said_before_anything_is_written(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(forecast, "same_disk_free", lambda _: 10_000)
-    with pytest.raises(UserError, match="needs about .* 10.0 kB are free"):
+    with pytest.raises(UserError, match=r"needs about .* 10.0 kB are free"):
         convert(photos, tmp_path / "out", "--to", "folder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 
@@ -381,7 +383,7 @@ def test_a_disk_that_fills_up_on_the_way_is_said_and_the_rest_is_done_later(phot
         pytest.skip("a small disk can be mounted by root only")
     try:
         monkeypatch.setattr(forecast, "same_disk_free", lambda _: 10**12)  # the forecast was wrong
-        with pytest.raises(UserError, match="the disk is full.*goes on from the parts"):
+        with pytest.raises(UserError, match=r"the disk is full.*goes on from the parts"):
             convert(photos, disk / "out", "--to", "wds", "--shard-size", 5, "--quality", 100)
         assert not (disk / "out").exists()
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
@@ -405,7 +407,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "how, code, to, name, produced",
+    ("how", "code", "to", "name", "produced"),
     [(signal.SIGKILL, -9, "beton", "x.beton", ""), (signal.SIGINT, 130, "wds", "x", "train-000004.tar")],
 )
 def test_a_stopped_conversion_keeps_its_parts_and_ends_as_if_never_stopped(

@@ -34,7 +34,7 @@ HEALTHY = Speeds(
 
 
 @pytest.mark.parametrize(
-    "changed, part",
+    ("changed", "part"),
     [
         ({}, "model"),
         ({"loader": 500, "disk": 510, "decode": 3000, "whole": 490}, "disk"),
@@ -55,7 +55,7 @@ def test_healthy_machine_has_no_warnings():
 
 
 @pytest.mark.parametrize(
-    "changed, words",
+    ("changed", "words"),
     [
         ({"cpus": 2}, "only 2 of the machine's 16 CPUs"),
         ({"free_memory": 1.0}, "1.0 GiB of memory"),
@@ -131,7 +131,9 @@ def test_examination_of_a_folder(tmp_path, capsys):
         assert words in printed
 
 
-@pytest.mark.parametrize("argv, words", [(["--method", "stecc"], "did you mean"), (["--resume", "x"], "starts no run")])
+@pytest.mark.parametrize(
+    ("argv", "words"), [(["--method", "stecc"], "did you mean"), (["--resume", "x"], "starts no run")]
+)
 def test_bad_input_is_one_clear_sentence(argv, words):
     with pytest.raises(UserError, match=words):
         doctor.main(argv)

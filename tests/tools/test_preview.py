@@ -15,7 +15,7 @@ def test_a_row_for_each_image_and_a_column_for_each_view(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    ("flags", "words"),
     [
         (["--rows", "0"], "--rows 0 shows nothing"),
         (["--epoch", "-1"], "--epoch -1 is negative"),

@@ -41,7 +41,9 @@ def test_a_row_holds_what_the_run_and_its_features_showed(tmp_path, capsys):
     assert head.count("|") == line.count("|") and line.startswith("| simclr |")
 
 
-@pytest.mark.parametrize("flags, words", [(["--steps", "1"], "shows no trend"), (["--methods", "simclrr"], "simclr")])
+@pytest.mark.parametrize(
+    ("flags", "words"), [(["--steps", "1"], "shows no trend"), (["--methods", "simclrr"], "simclr")]
+)
 def test_bad_flags_are_said_before_anything_is_trained(flags, words):
     with pytest.raises(UserError, match=words):
         main(flags)

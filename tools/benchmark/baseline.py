@@ -122,7 +122,7 @@ class ViewsDataset(Dataset):
 def baseline_loader(
     source: Source, recipe: Views, flavour: str, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
-    """Shuffled, pinned on a GPU; one permutation after another without end, so that workers do not end with an epoch."""
+    """Shuffled, pinned on a GPU; one permutation after another without end, so that workers outlive an epoch."""
     views = ViewsDataset(source, ManyCrops(recipe, flavour))
     return DataLoader(
         views,

@@ -56,7 +56,7 @@ def loaders(
 
 
 def _sizes(pipeline: Pipeline, close: bool) -> Iterator[int]:
-    """Batch sizes without end. close: when the turn ends, end the workers too, which would go on during the next one."""
+    """Batch sizes without end. close: when the turn ends, end the workers too, which would run on into the next."""
     try:
         for batch in epochs(pipeline):
             yield len(batch.index)

@@ -167,8 +167,9 @@ def free_memory() -> float:
     """GiB that this process may still take: the system's, or the cgroup's limit where that is lower."""
     free = float("inf")
     try:
-        free = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemAvailable")) / 2**20
-        limit, used = (open(f"/sys/fs/cgroup/memory.{name}").read().strip() for name in ("max", "current"))
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
         free = min(free, (int(limit) - int(used)) / 2**30) if limit != "max" else free
     except (OSError, ValueError, StopIteration):
         pass  # not Linux, or no cgroup v2

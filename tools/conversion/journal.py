@@ -27,7 +27,7 @@ class Journal:
             )
         try:
             self._own.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self._own / "lock", "w")
+            self._lock = open(self._own / "lock", "w")  # noqa: SIM115 - held until the process ends
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
         try:
@@ -50,8 +50,8 @@ class Journal:
         if changed:
             self._lock.close()
             raise UserError(
-                f"{self.folder}: holds an unfinished conversion that differs in its {' and '.join(changed)}; repeat that "
-                "one to finish it, or delete the folder to start anew."
+                f"{self.folder}: holds an unfinished conversion that differs in its {' and '.join(changed)}; "
+                "repeat that one to finish it, or delete the folder to start anew."
             )
 
     def part(self, split: str, number: int) -> tuple[list[Row], dict[str, str]] | None:

@@ -80,7 +80,7 @@ class CsvReader(FolderReader):
         wanted = _read_table(table)
         self._folder, self._files = folder, files
         found = [_row_of(file.relative_to(folder), wanted) for file in files]
-        missing = [str(file.relative_to(folder)) for file, label in zip(files, found) if label is None]
+        missing = [str(file.relative_to(folder)) for file, label in zip(files, found, strict=True) if label is None]
         if missing:
             raise UserError(
                 f"{table}: has no row for {len(missing)} of {len(files)} images below {folder}, such as "

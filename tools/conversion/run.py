@@ -122,8 +122,10 @@ def _write_split(
             journal.forget_bad()
             listed = "; ".join(f"{name} ({why})" for name, why in list(left_out.items())[:_LIST])
             raise UserError(
-                f"{job.src}: {len(left_out)} images cannot be read so far, more than {job.max_bad:.0%} of all {images}; "
-                f"repair or remove them, or allow more with --max-bad: {listed}{' ...' if len(left_out) > _LIST else ''}"
+                f"{job.src}: {len(left_out)} images cannot be read so far, more than "
+                f"{job.max_bad:.0%} of all {images}; "
+                f"repair or remove them, or allow more with --max-bad: "
+                f"{listed}{' ...' if len(left_out) > _LIST else ''}"
             )
     if not rows:
         raise UserError(f"{job.src}: not one image of {split} can be read.")

@@ -75,7 +75,7 @@ class BetonWriter(Writer):
             [r.size for r in rows],
         )
         fields = np.zeros(len(self._FIELDS), FIELD)
-        for field, (name, kind) in zip(fields, self._FIELDS):
+        for field, (name, kind) in zip(fields, self._FIELDS, strict=True):
             field["type_id"], field["name"][: len(name)] = kind, list(name.encode())
         end = rows[-1].place[1] + rows[-1].size
         page = max(PAGE, *(_power_of_two(r.size) for r in rows))
