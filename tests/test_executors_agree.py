@@ -2,37 +2,27 @@
 
 import json
 import math
+import shutil
+import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import agree, lockstep
 from saccade.base.errors import UserError
 from saccade.pipelines import ffcv
 from saccade.pipelines.build import dali_installed
 from saccade.pipelines.order import Order
+from tests.images import PHOTOS, large_set
 
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos" / "caltech101_20.tar"
 EXECUTORS = ",".join(("reference", *(("dali",) if dali_installed() else ()), "ffcv", "ffcv-raw"))
 SMALL = ["--steps", "6", "--batch-size", "4", "--image-size", "48", "--workers", "0"]
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """18 JPEGs with subsampled colour, no two of one size: six steps of four images go into a second epoch."""
-    folder = tmp_path_factory.mktemp("photos")
-    for k in range(18):
-        rng = np.random.default_rng(k)
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(
-            (90 + 3 * k, 120 - 2 * k), Image.Resampling.BICUBIC
-        )
-        fine = rng.integers(-20, 21, (120 - 2 * k, 90 + 3 * k, 3))
-        Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8)).save(
-            folder / f"{k:02}.jpg", subsampling=2
-        )
-    return folder
+@pytest.fixture
+def photos() -> Path:
+    """12 JPEGs, no two of one size: six steps of four images are two epochs."""
+    return PHOTOS
 
 
 def run(photos: Path, file: Path, method: str, *more: str) -> tuple[int, dict]:
@@ -114,7 +104,7 @@ def test_noise_is_as_large_as_the_pixel_tolerance(photos, tmp_path):
         (["--executors", "dali,ffcv"], "reference and at least one other"),
         (["--executors", "reference"], "reference and at least one other"),
         (["--steps", "0"], "--steps 0 is not positive"),
-        (["--batch-size", "19"], "larger than the data set"),
+        (["--batch-size", "13"], "larger than the data set"),
         (["--method", "rsb"], "rsb"),
         (["--method", "rsa", "--recipe", "imagenet10"], "imagenet10"),
         (["--method", "rsa,ressl", "--recipe", "imagenet100"], "goes with one method"),
@@ -137,38 +127,19 @@ def test_foreign_json_is_not_overwritten(photos, tmp_path):
 
 
 def test_unreadable_photo_would_shift_the_numbers_of_a_beton(photos, tmp_path):
-    for file in photos.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes() if file.stem != "07" else b"no image")
-    with pytest.raises(UserError, match="1 of the 18 photos cannot be read"):
+    shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "leaves" / "03.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of the 12 photos cannot be read"):
         agree.main(["--data", str(tmp_path), "--batch-size", "4"])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not PHOTOS.is_file(), reason=f"no photos: {PHOTOS} is absent")
+@pytest.mark.large
 @pytest.mark.parametrize("method", ["rsa", "ressl"])
 def test_200_steps_on_photos_agree(tmp_path, method):
-    import tarfile
-
-    with tarfile.open(PHOTOS) as tar:
+    with tarfile.open(large_set("photos/caltech101_20.tar")) as tar:
         tar.extractall(tmp_path, filter="data")
-    file = tmp_path / "agree.json"
-    assert (
-        agree.main(
-            [
-                "--data",
-                str(tmp_path),
-                "--method",
-                method,
-                "--steps",
-                "200",
-                "--json",
-                str(file),
-                "--executors",
-                EXECUTORS,
-            ]
-        )
-        == 0
-    )
-    found = json.loads(file.read_text())["runs"][0]
+    flags = ["--data", str(tmp_path), "--method", method, "--steps", "200", "--executors", EXECUTORS]
+    assert agree.main([*flags, "--json", str(tmp_path / "agree.json")]) == 0
+    found = json.loads((tmp_path / "agree.json").read_text())["runs"][0]
     assert found["images"] == 1280  # so that 200 steps of 8 images are more than an epoch
     check(found, EXECUTORS, 200)
