@@ -17,7 +17,7 @@ class CompanionPipeline(Pipeline):
     """
 
     def __init__(self, main: Pipeline, companion: Pipeline) -> None:
-        super().__init__(main.source, main.recipe, main.order, main.device, main.dtype)
+        super().__init__(main.source, main.recipe, main.order, main.device, main.dtype, main.renderer)
         self.main, self.companion, self.choice = main, companion, main.choice
         self._going: Iterator[Batch] | None = None
 

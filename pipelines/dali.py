@@ -22,6 +22,7 @@ from saccade.pipelines.dali_graph import DEPTH, Graph, pixels_as_file
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.prefetch import UntilRead
 from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.sources import decode
 
@@ -62,6 +63,7 @@ class DaliPipeline(Pipeline):
             raise UserError("the dali executor cuts views on the GPU itself; leave out cuts=False.")
         self.threads, self.cuts = max(1, threads), self.device.type == "cuda" if cuts is None else cuts
         self._graph: Graph | None = None
+        self._until_read = UntilRead(self.device)
         self._readers: ThreadPoolExecutor | None = None
         self._by_pil: set[int] = set()  # files that only PIL can decode
         self._chunk_size = 0
@@ -75,12 +77,14 @@ class DaliPipeline(Pipeline):
                 chunk, cut = self._finish(epoch, in_flight)
                 self._fill(in_flight, chunks)
                 parts.append((chunk, self._render(chunk, cut)))
+                self._until_read.hold(cut, chunk.files)  # the files too: DALI may not have copied them yet
                 del cut
                 if chunk.ends_batch:
                     yield self._batch(parts)
                     parts = []
         finally:
             chunks.close()
+            self._until_read.wait()
             self._abandon(len(in_flight))
 
     # --- reading ----------------------------------------------------------------------------------------------------

@@ -97,14 +97,16 @@ class Graph:
 
     def _take(self) -> tuple:
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        out = self._dali.share_outputs(cuda_stream=stream)
+        out = self._dali.share_outputs(cuda_stream=stream)  # the stream waits for DALI, DALI not for the stream
         self._dali.release_outputs()  # DALI's memory is counted: it stays as long as we hold the outputs
         return out
 
     def result(self) -> Photos | dict[str, Tensor]:
         """The oldest batch fed: decoded images, or name -> (N, S, S, 3) uint8 of every view with a crop of its own.
 
-        Both lie in DALI's memory and are not copied. Raises RuntimeError if an image could not be decoded.
+        Both lie in DALI's memory and are not copied: on a GPU, hold them, and the files, until they have been read
+        (pipelines.prefetch.UntilRead), not only until the kernels that read them are queued. Raises RuntimeError if an
+        image could not be decoded.
         """
         out = self._take()
         if self.cuts:
@@ -117,6 +119,8 @@ class Graph:
         """Wait for batches that nobody wants any more."""
         for _ in range(batches):
             self._take()
+        if self.device.type == "cuda":  # the files they were made of are let go next
+            torch.cuda.current_stream(self.device).synchronize()
 
 
 class DaliPhotos(Photos):

@@ -13,6 +13,7 @@ from torch import Tensor
 from saccade.base.errors import UserError
 from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.order import Order
+from saccade.pipelines.prefetch import prefetched
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
 
@@ -62,7 +63,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
-        """Render the given shards of `epoch`, in this order."""
+        """Render the given shards of `epoch`, in this order; on a GPU by what is queued on the current stream."""
 
     def close(self) -> None:  # noqa: B027 - an executor without threads has nothing to stop
         """Stop threads and processes. The pipeline may be iterated again afterwards."""
@@ -72,7 +73,7 @@ class Pipeline(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, steps, made = self.epoch, self.order.steps(self.seen), 0
-        for batch in self._batches(epoch, self.order.batches(epoch, self.seen)):
+        for batch in prefetched(self._batches(epoch, self.order.batches(epoch, self.seen)), self.device):
             made += 1
             self.seen += min(self.order.batch_size, self.order.samples - self.seen)
             if (

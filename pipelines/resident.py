@@ -11,7 +11,6 @@ from torch import Tensor
 from saccade.base.errors import UserError
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.pipeline import Batch, Pipeline
-from saccade.pipelines.prefetch import prefetched
 from saccade.pipelines.render import render
 from saccade.pipelines.sources import ArraySource, Source
 
@@ -32,9 +31,6 @@ class ResidentPipeline(Pipeline):
         self._size = torch.tensor(images.shape[1:3], device=self.device)
 
     def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
-        return prefetched(self._rendered(epoch, shards), self.device)
-
-    def _rendered(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
         for index, on_device, params in self._drawn(epoch, shards):
             views = render(self._images, self.recipe, params, self.dtype, on_device, self.renderer)
             label = self._labels(self._used[index])

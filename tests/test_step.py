@@ -83,8 +83,8 @@ def test_prefetching_changes_no_batch():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ahead = ResidentPipeline(noise(64, 32), recipe, Order(64, 16), device)
     plain = ResidentPipeline(noise(64, 32), recipe, Order(64, 16), device)
-    made = list(plain._rendered(0, plain.order.batches(0)))
-    for a, b in zip(prefetched(iter(ahead._rendered(0, ahead.order.batches(0))), device), made, strict=True):
+    made = list(plain._batches(0, plain.order.batches(0)))
+    for a, b in zip(prefetched(ahead._batches(0, ahead.order.batches(0)), device), made, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
     assert len(list(tensors(made[0]))) == 2 + 2 * 11 + 2  # views, parameters, index and label
 
