@@ -35,7 +35,12 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Accuracy:
-    """Of (M, C) class scores against (M,) labels."""
+    """Of (M, C) class scores against (M,) labels.
+
+    Examples:
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        Accuracy(top1=50.0, top5=100.0)
+    """
     return accuracy_of_ranks(ranks(scores, labels))
 
 

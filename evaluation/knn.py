@@ -33,6 +33,11 @@ def knn_accuracy(
 
     temperature: of the weights exp(similarity / temperature); None for one vote each. Features need not be normalised.
     Raises UserError for k > N, a temperature that is not positive, or features that are not finite.
+
+    Examples:
+        >>> train, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
+        >>> knn_accuracy(train, labels, torch.eye(4), torch.arange(4), ks=(5,))
+        {5: Accuracy(top1=100.0, top5=100.0)}
     """
     _check(train, test, ks, temperature, metric)
     classes = int(train_labels.max()) + 1

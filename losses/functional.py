@@ -58,7 +58,12 @@ def require_unit_interval(**values: float) -> None:
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Rows of x (..., D) at unit length, in float32 at least."""
+    """Rows of x (..., D) at unit length, in float32 at least.
+
+    Examples:
+        >>> normalise(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
     with torch.autocast(x.device.type, enabled=False):
         return F.normalize(_promoted(x), dim=-1)
 
@@ -79,7 +84,12 @@ def attraction_weights(distances: Tensor, t: float, *, detach: bool, dim: int = 
 
 
 def repulsion_weights(distances: Tensor, t: float, *, detach: bool, dim: int = -1) -> Tensor:
-    """softmax(-t d^2) over `dim`: near negatives weigh more (CACR)."""
+    """softmax(-t d^2) over `dim`: near negatives weigh more (CACR).
+
+    Examples:
+        >>> repulsion_weights(torch.tensor([0.0, 1.0, 4.0]), 1.0, detach=True).round(decimals=2)
+        tensor([0.7200, 0.2700, 0.0100])
+    """
     return attraction_weights(distances, -t, detach=detach, dim=dim)
 
 
@@ -103,6 +113,10 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     scores: (n, N) cosines, this rank's n rows of the global (N, N) matrix, N = n * world size. Column sums and the
     total are summed over ranks. No gradient. Source: ReSA (arXiv 2501.18452), winci-ai/resa. The exponent stays below
     1/eps = 20, so no maximum is subtracted; float16 would overflow.
+
+    Examples:
+        >>> sinkhorn(torch.tensor([[0.9, 0.1], [0.2, 0.8]])).sum(1)
+        tensor([1., 1.])
     """
     require_positive(epsilon=epsilon, iterations=iterations)
     n = scores.shape[0] * world_size()

@@ -14,7 +14,12 @@ from saccade.losses.objective import Method
 
 @cache
 def methods() -> dict[str, Method]:
-    """name -> Method, in alphabetical order."""
+    """name -> Method, in alphabetical order.
+
+    Examples:
+        >>> methods()["resa"].recipe("cifar10", None).epochs
+        1000
+    """
     found = {}
     for info in pkgutil.iter_modules(losses.__path__):
         for method in getattr(importlib.import_module(f"saccade.losses.{info.name}"), "METHODS", ()):

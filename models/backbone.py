@@ -56,7 +56,13 @@ class BackboneSpec:
 
 
 def create_backbone(spec: BackboneSpec, image_size: int) -> nn.Module:
-    """The untrained backbone: (N, 3, image_size, image_size) -> (N, model.num_features)."""
+    """The untrained backbone: (N, 3, image_size, image_size) -> (N, model.num_features).
+
+    Examples:
+        >>> backbone = create_backbone(BackboneSpec("resnet18"), image_size=32)  # its stem is decided by the size
+        >>> backbone.conv1.kernel_size, backbone(torch.zeros(2, 3, 32, 32)).shape
+        ((3, 3), torch.Size([2, 512]))
+    """
     check_backbone(spec.name)
     spec = spec.resolved(image_size)
     options = _creation_options(spec, image_size)

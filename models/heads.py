@@ -25,6 +25,10 @@ def mlp(
 
     out_norm: "none", "affine" (weight and bias), "gamma" (weight learned, bias frozen at 0; S-TEC), "plain" (neither;
     ReSA, MoCo v3). Modules are called linear_0, bn_0, ..., linear_out, bn_out: optimizers excluding by name rely on it.
+
+    Examples:
+        >>> [name for name, _ in mlp(512, [512, 512], 128, out_norm="plain").named_children()]
+        ['linear_0', 'bn_0', 'act_0', 'linear_1', 'bn_1', 'act_1', 'linear_out', 'bn_out']
     """
     if out_norm not in OUTPUT_NORMS:
         raise ValueError(f"out_norm {out_norm!r} is none of {OUTPUT_NORMS}")

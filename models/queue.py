@@ -14,6 +14,12 @@ class KeyQueue(nn.Module):
     Stored as (size, dim) rows, so that a step writes one contiguous block and nothing else moves; `columns` is the
     papers' (D, K) view of the same memory. Logits keep the queue for backward, so enqueue after backward: then no copy
     is needed.
+
+    Examples:
+        >>> queue = KeyQueue(dim=128, size=4096)
+        >>> queue.enqueue(F.normalize(torch.randn(256, 128), dim=1))
+        >>> queue.columns.shape, int(queue.pointer)
+        (torch.Size([128, 4096]), 256)
     """
 
     def __init__(self, dim: int, size: int, generator: torch.Generator | None = None) -> None:

@@ -145,6 +145,11 @@ def schedule(kind: str, value: float, *, total_steps: int, steps_per_epoch: int,
     """The schedule named `kind` that starts from, or peaks at, `value`, with that kind's `options`; see the classes.
 
     Raises UserError for an unknown kind or option, or a run without steps.
+
+    Examples:
+        >>> rate = schedule("warmup_cosine", 4.0, total_steps=100, steps_per_epoch=10, warmup_epochs=1)
+        >>> [round(rate(step), 2) for step in (0, 5, 10, 55, 100)]
+        [0.0, 2.0, 4.0, 2.0, 0.0]
     """
     if kind not in KINDS:
         raise UserError(f"unknown schedule {kind!r}; choose one of {', '.join(KINDS)}")

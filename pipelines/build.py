@@ -82,6 +82,15 @@ def build_pipeline(
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
     Its `choice` says which executor it is and why.
+
+    Examples:
+        >>> from saccade import View, Views, open_data
+        >>> train, _ = open_data("textures")
+        >>> order = Order(len(train), batch_size=64, seed=0)
+        >>> with build_pipeline(train, Views(View("weak", 32).times(2)), order) as pipeline:
+        ...     batch = next(iter(pipeline))
+        >>> len(pipeline), batch.views["weak_1"].shape, batch.params["weak_1"].box.shape
+        (93, torch.Size([64, 3, 32, 32]), torch.Size([64, 4]))
     """
     choice = choose_executor(executor, source, device)
     choose_backend(renderer, torch.device(device))  # refuses one that does not run there

@@ -36,6 +36,11 @@ def open_data(
     val_data: likewise; of a folder that holds splits its val/ or test/, else its train/. Without it a split beside the
     training data is used: val/ or test/ beside train/, val.npz beside train.npz.
     labelled: only the labelled training images, of a set that has others too (STL-10: 5,000 of 105,000).
+
+    Examples:
+        >>> train, val = open_data("textures")
+        >>> len(train), train.read(0).shape, len(train.classes), len(val)
+        (6000, (32, 32, 3), 10, 1000)
     """
     if data in NAMES:
         train = _named(data, True, data_dir, labelled)

@@ -15,6 +15,15 @@ class Order:
 
     The global batch does not depend on the number of processes, so N processes see what one would; and a run stopped
     after `seen` samples goes on with the next unseen one on any number of processes.
+
+    Examples:
+        >>> order = Order(samples=10, batch_size=4, seed=0)
+        >>> [batch.tolist() for batch in order.batches(epoch=0)]
+        [[9, 1, 4, 5], [2, 3, 7, 8]]
+        >>> [batch.tolist() for batch in Order(10, 4, rank=1, world_size=2).batches(epoch=0)]  # its half of each
+        [[4, 5], [7, 8]]
+        >>> order.batches(epoch=0, seen=4)[0].tolist()  # where a stopped run goes on
+        [2, 3, 7, 8]
     """
 
     def __init__(
