@@ -1,8 +1,32 @@
-"""A virtual environment reused for a second clone would test the first one's code: refuse."""
+"""Before any test: the right checkout, and what several test processes on one machine share."""
+
+import functools
+import os
+from collections.abc import Iterator
 
 import pytest
 
 from base.checkout import foreign
 
-if problem := foreign():
+if problem := foreign():  # a virtual environment reused for a second clone would test the first one's code
     pytest.exit(problem, returncode=2)
+
+if workers := int(
+    os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)
+):  # read when torch is imported: not two threads a core
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+
+from saccade.base.libraries import prepare_libraries
+
+prepare_libraries()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def textures_drawn_once() -> Iterator[None]:
+    """The embedded data set takes a second to draw, and a hundred tests open it."""
+    from saccade.pipelines import data
+
+    drawn = functools.cache(data.textures)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "textures", lambda split: tuple(array.copy() for array in drawn(split)))
+        yield

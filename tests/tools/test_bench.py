@@ -254,6 +254,7 @@ def test_own_method_and_data(tmp_path, capsys):
     assert "torchvision-pil" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_gpu_report_in_miniature_writes_every_part(tmp_path, monkeypatch):
     """The real script on a CPU: every part in, marked, none failed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -284,6 +285,13 @@ def test_gpu_report_keeps_the_parts_before_one_that_fails(tmp_path, monkeypatch)
 
 
 def test_growth_sweeps_run(tmp_path):
+    made = growth.views_sweep(growth.Sweep("views", "views", (1, 2)), CPU, 1, 0.0)
+    growth.draw_sweep(growth.VIEWS, made, tmp_path / "views.png")
+    assert [r.more["x"] for r in made] == [1, 2] and Image.open(tmp_path / "views.png").size[1] > 200
+
+
+@pytest.mark.slow
+def test_growth_sweeps_in_processes_of_their_own_run(tmp_path):
     made = growth.batch_sweep(growth.Sweep("batch", "images", (8, 16)), CPU, 1, 0.0)
     growth.draw_sweep(growth.BATCH, made, tmp_path / "batch.png")
     assert [r.more["x"] for r in made] == [8, 16, 8, 16] and Image.open(tmp_path / "batch.png").size[1] > 300
