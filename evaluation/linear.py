@@ -93,7 +93,8 @@ class Preparation:
         self.unit, self.standard = kind.startswith("l2"), kind.endswith("standardise")
         if self.standard:
             train = F.normalize(train, dim=1) if self.unit else train
-            variance, mean = torch.var_mean(train.double(), dim=0, correction=0)
+            # Mean-Shift takes torch's default, the unbiased variance; "standardise", ours, that of the population
+            variance, mean = torch.var_mean(train.double(), dim=0, correction=1 if self.unit else 0)
             self.mean = mean.float().to(device)
             self.scale = (variance + 1e-5).rsqrt().float().to(device)  # eps of Mean-Shift's code
 
@@ -112,8 +113,9 @@ def cached_batches(features: Tensor, labels: Tensor, probe: Probe, seed: int, de
     passes = iter(range(2**31))
 
     def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in order.batches(next(passes)):
-            rows = rows.to(device)
+        batches = order.batches(next(passes))
+        whole = torch.cat(batches).to(device)  # once: a copy a step makes the host wait for the step before
+        for rows in whole.split([len(batch) for batch in batches]):
             yield features[rows], labels[rows]
 
     return one_pass

@@ -70,7 +70,7 @@ def cacr_loss(
     w = attraction_weights(positives, 0.0 if ablation in ("without_w1", "none") else t_pos, detach=detach_weights)
     attraction = alpha * (w * positives).sum(-1).mean()
 
-    first, second = torch.triu_indices(n_views, n_views, 1)
+    first, second = torch.triu_indices(n_views, n_views, 1, device=z.device)
     pairs = distances[first, :, second, :]  # P x N x N
     negatives = drop_diagonal(pairs)  # P x N x N-1
     u = repulsion_weights(negatives, 0.0 if ablation in ("without_w2", "none") else t_neg, detach=detach_weights)

@@ -13,9 +13,9 @@ from saccade.losses.cacr import CODE
 from saccade.losses.functional import (
     attraction_weights,
     drop_diagonal,
+    drop_own,
     full_precision,
     normalise,
-    own_candidates,
     repulsion_weights,
     require_positive,
     require_unit_interval,
@@ -83,10 +83,7 @@ def cacr_queue_loss(
 def _to_all(q: Tensor) -> Tensor:
     """Squared distances to the other samples of the same view on all ranks: (V, N, D) -> (V, N, M-1)."""
     candidates = all_gather(q.transpose(0, 1).contiguous()).transpose(0, 1)  # V x M x D
-    distances = squared_distance(q, candidates)
-    others = torch.ones(distances.shape[1:], dtype=torch.bool, device=q.device)
-    others.scatter_(1, own_candidates(q.shape[1], q.device)[:, None], False)
-    return distances[:, others].unflatten(1, (q.shape[1], -1))
+    return drop_own(squared_distance(q, candidates))
 
 
 def block_size(intra_batch: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from saccade.models.gather import world_size
 from saccade.models.momentum import MomentumTeacher
-from saccade.models.norm import batch_permutation, shuffle, unshuffle
+from saccade.models.norm import batch_permutation, sees_part_of_the_batch, shuffle, unshuffle
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Learner(nn.Module):
         teacher = {}
         if self.teacher is not None:
             with torch.no_grad():
-                teacher = {name: self._teach(views[name]) for name in self.objective.teacher_views}
+                teacher = {name: self._teach(views[name], k) for k, name in enumerate(self.objective.teacher_views)}
         return self.objective(Outputs(student, teacher, self._labelled(companion)), params, label)
 
     def _together(self, views: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Branch]:
@@ -128,12 +129,17 @@ class Learner(nn.Module):
         """A second backbone pass, in train mode: these images too move the running statistics (S-TEC on STL-10)."""
         return companion and Labelled(self.student.backbone(companion[0]), companion[1])
 
-    def _teach(self, images: Tensor) -> Branch:
-        if not self.objective.shuffle_teacher:
+    def _teach(self, images: Tensor, view: int = 0) -> Branch:
+        if not self._shuffles:
             return self.teacher(images)
-        order = batch_permutation(len(images) * world_size(), self._seed, self._step)
+        order = batch_permutation(len(images) * world_size(), self._seed, self._step, view, images.device)
         taught = self.teacher(shuffle(images, order))
         return Branch(unshuffle(taught.features, order), unshuffle(taught.projection, order))
+
+    @cached_property
+    def _shuffles(self) -> bool:
+        """Known at the first step only: by then batch norms are converted and the processes have found each other."""
+        return self.objective.shuffle_teacher and sees_part_of_the_batch(self.teacher)
 
     def compile_networks(self) -> None:
         """Compile student and teacher in place (parameter names stay); the first step of each shape is slow."""

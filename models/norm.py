@@ -1,6 +1,7 @@
 """Batch norms over more (all ranks) or less (splits) than a process's batch, and the shuffle that blinds them."""
 
 from collections.abc import Callable
+from hashlib import blake2b
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from saccade.base.errors import UserError
 from saccade.models.gather import all_gather_no_grad, all_reduce_sum_with_grad, rank, world_size
+
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))  # SplitMix64's (Steele et al. 2014)
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -149,15 +152,29 @@ def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
     return convert_sync_batchnorm(module) if kind == "sync" and world_size() > 1 else module
 
 
-def batch_permutation(count: int, seed: int, step: int) -> Tensor:
-    """A permutation of `count` samples that is the same on every rank: a function of (seed, step) alone, on the CPU."""
-    mixed = (seed * 2654435761 + step) % 2**32  # the CPU generator reads 32 bits of its seed only
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+def sees_part_of_the_batch(module: nn.Module) -> bool:
+    """Whether batch norms of `module` see a part of the global batch at a time: only then does a shuffle matter."""
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(
+        isinstance(m, SplitBatchNorm2d) or (world_size() > 1 and not isinstance(m, SyncBatchNorm)) for m in norms
+    )
+
+
+def batch_permutation(count: int, seed: int, step: int, view: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """A permutation of `count` samples, a function of (seed, step, view) alone: the same on every rank and device.
+
+    The samples sorted by a hash of their number, on the device itself: nothing is copied there or waited for.
+    """
+    key = int.from_bytes(blake2b(f"{seed} {step} {view}".encode(), digest_size=7).digest())
+    x = torch.arange(count, device=device) + key
+    for shift, factor in _ROUNDS:
+        x = (x ^ (x >> shift)) * factor
+    return (x ^ (x >> 31)).argsort()
 
 
 def _own_rows(gathered: Tensor, order: Tensor) -> Tensor:
     rows = len(order) // world_size()
-    return gathered[order[rank() * rows : (rank() + 1) * rows].to(gathered.device)]
+    return gathered[order[rank() * rows : (rank() + 1) * rows]]
 
 
 def shuffle(x: Tensor, permutation: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from saccade.base.errors import UserError
 from saccade.evaluation.accuracy import Accuracy
 from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
 from saccade.evaluation.protocols import PROTOCOLS, find_protocol
+from saccade.pipelines.order import Order
 
 
 def blobs(n=400, d=10, classes=4, spread=0.1, seed=0):
@@ -73,12 +74,26 @@ def test_last_and_best_epochs_are_told_apart():
 
 
 def test_standardised_features_have_mean_0_and_variance_1_of_the_training_set():
-    x = 5 + 3 * torch.randn(1000, 6, generator=torch.Generator().manual_seed(0))
-    for kind, reference in (("standardise", x), ("l2-standardise", F.normalize(x, dim=1))):
-        prepared = Preparation(kind, x)(x)
-        expected = (reference - reference.mean(0)) / (reference.var(0, correction=0) + 1e-5).sqrt()
-        torch.testing.assert_close(prepared, expected, rtol=1e-4, atol=1e-5)
+    x = 5 + 3 * torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    unit = F.normalize(x, dim=1)
+    population = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+    mean_shift = (unit - unit.mean(0)) / (unit.var(0) + 1e-5).sqrt()  # its code: torch.var_mean, which is unbiased
+    for kind, expected in (("standardise", population), ("l2-standardise", mean_shift)):
+        torch.testing.assert_close(Preparation(kind, x)(x), expected, rtol=1e-4, atol=1e-5)
     assert Preparation("raw", None)(x) is x
+
+
+def test_a_pass_over_cached_features_is_the_order_of_a_pipeline():
+    """The whole order goes to the device at once and is cut there."""
+    probe = Probe(1, 4, 0.1)
+    batches = cached_batches(torch.arange(10.0)[:, None], torch.arange(10), probe, 3, "cpu")
+    for epoch in range(2):
+        made = list(batches())
+        wanted = Order(10, 4, 3, drop_last=False).batches(epoch)
+        assert all(
+            torch.equal(y, rows) and torch.equal(x[:, 0].long(), rows)
+            for (x, y), rows in zip(made, wanted, strict=True)
+        )
 
 
 def test_an_epoch_of_given_steps_takes_as_many_passes_as_it_needs():

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from saccade.base.errors import UserError
+from saccade.losses import functional
 from saccade.losses.functional import (
     attraction_weights,
     drop_diagonal,
+    drop_own,
     full_precision,
     normalise,
     repulsion_weights,
@@ -69,6 +71,19 @@ def test_weights_favour_far_positives_and_near_negatives_and_detach_on_demand():
 def test_drop_diagonal_keeps_order():
     matrix = torch.arange(18.0).view(2, 3, 3)
     assert drop_diagonal(matrix).tolist() == [[[1, 2], [3, 5], [6, 7]], [[10, 11], [12, 14], [15, 16]]]
+
+
+@pytest.mark.parametrize("of_rank", [0, 1, 2])
+def test_drop_own_keeps_all_but_this_ranks_own_columns(of_rank, monkeypatch):
+    monkeypatch.setattr(functional, "rank", lambda: of_rank)
+    matrix = torch.arange(36.0).view(2, 2, 9)
+    matrix = matrix[..., :6]  # 2 rows, 3 ranks of 2 columns
+    kept = drop_own(matrix)
+    assert kept.shape == (2, 2, 5)
+    for view in range(2):
+        for row in range(2):
+            own = matrix[view, row, 2 * of_rank + row].item()
+            assert sorted(kept[view, row].tolist()) == sorted(set(matrix[view, row].tolist()) - {own})
 
 
 def test_soft_cross_entropy_of_hard_targets_is_torch_cross_entropy():

@@ -8,13 +8,14 @@ import torch
 from saccade.base.errors import UserError
 from saccade.losses.byol import byol_loss, byol_recipe
 from saccade.losses.functional import normalise
+from saccade.losses.registry import find_method
 from saccade.losses.resa import resa_assignment, resa_loss
 from saccade.losses.resa_recipes import RECIPES as RESA
 from saccade.losses.resa_recipes import resa_recipe
 from saccade.losses.ressl import RECIPES as RESSL
 from saccade.losses.ressl import ressl_loss, ressl_recipe
 from saccade.losses.rsa import rsa_loss, rsa_recipe
-from saccade.models.norm import SplitBatchNorm2d, convert_batch_norm
+from saccade.models.norm import SplitBatchNorm2d, batch_permutation, convert_batch_norm
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference_values import assert_close
 
@@ -110,6 +111,24 @@ def test_teacher_is_shuffled_across_split_batch_norm_and_put_back_in_order():
     assert not torch.allclose(taught[0], taught[1], atol=1e-6)
     learner.eval()
     assert_close(learner._teach(views["weak"]).projection, learner.teacher(views["weak"]).projection, 1e-6)
+
+
+def test_each_view_is_shuffled_on_its_own_and_only_where_that_changes_its_statistics(monkeypatch):
+    drawn = []
+
+    def noted(count, seed, step, view, device):
+        drawn.append((count, seed, step, view))
+        return batch_permutation(count, seed, step, view, device)
+
+    monkeypatch.setattr("saccade.models.learner.batch_permutation", noted)
+    recipe = small(find_method("cacr-queue").recipe("cifar10", 32), 16, queue_size=32, projector_hidden=(16,))
+    views, params = images_of(recipe)
+    for kind, expected in (("local", []), ("split-8", [(16, 0, 3, k) for k in range(5)])):
+        learner = convert_batch_norm(learner_of(recipe), kind)
+        learner.begin_step(3)
+        learner(views, params)
+        assert drawn == expected
+        drawn.clear()
 
 
 def test_rsa_teaches_aggressive_views_by_weak_ones_with_beta_of_the_step():

@@ -12,8 +12,10 @@ from saccade.models.norm import (
     SplitBatchNorm2d,
     SyncBatchNorm,
     batch_permutation,
+    convert_batch_norm,
     convert_split_batchnorm,
     convert_sync_batchnorm,
+    sees_part_of_the_batch,
     shuffle,
     unshuffle,
 )
@@ -128,6 +130,40 @@ def test_shuffle_permutes_the_global_batch_alike_and_unshuffle_undoes_it():
     assert torch.equal(torch.cat([first["back"], second["back"]]), 10 * torch.arange(6.0))
 
 
-def test_permutation_changes_with_step_and_seed():
-    draws = {tuple(batch_permutation(64, seed, step).tolist()) for seed in range(3) for step in range(3)}
-    assert len(draws) == 9
+def test_permutation_changes_with_step_seed_and_view():
+    draws = {
+        tuple(batch_permutation(64, seed, step, view).tolist())
+        for seed in range(3)
+        for step in range(3)
+        for view in range(3)
+    }
+    assert len(draws) == 27 and all(sorted(draw) == list(range(64)) for draw in draws)
+
+
+def test_every_place_of_a_permutation_is_as_likely():
+    places = torch.stack([batch_permutation(8, 0, step) for step in range(4000)])
+    counts = torch.stack([(places == k).sum(0) for k in range(8)]).double()  # of sample k in place j, 500 expected
+    chi_square = ((counts - 500) ** 2 / 500).sum() * 7 / 8
+    assert 20 < chi_square < 95  # 49 degrees of freedom: 1 in 2,000 lies outside on either side
+
+
+def test_permutation_is_made_on_its_device():
+    assert batch_permutation(8, 0, 0, device="meta").device.type == "meta"
+
+
+def _sees_part_on_a_rank() -> dict:
+    return {kind: torch.tensor(sees_part_of_the_batch(convert_batch_norm(_network(), kind))) for kind in KINDS}
+
+
+KINDS = ("local", "sync", "split-2")
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+
+def test_a_shuffle_matters_where_a_batch_norm_sees_a_part_of_the_batch():
+    assert [sees_part_of_the_batch(convert_batch_norm(_network(), kind)) for kind in KINDS] == [False, False, True]
+    for found in run_ranks(_sees_part_on_a_rank):
+        assert [bool(found[kind]) for kind in KINDS] == [True, False, True]
+    assert not sees_part_of_the_batch(nn.LayerNorm(4))
