@@ -8,17 +8,17 @@ import pytest
 
 from base.checkout import foreign
 
-if problem := foreign():  # a virtual environment reused for a second clone would test the first one's code
-    pytest.exit(problem, returncode=2)
 
-if workers := int(
-    os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)
-):  # read when torch is imported: not two threads a core
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+def pytest_configure() -> None:
+    """Refuse another checkout's code, and set what torch reads when it is imported."""
+    if problem := foreign():  # a virtual environment reused for a second clone would test the first one's code
+        pytest.exit(problem, returncode=2)
+    from saccade.base.libraries import prepare_libraries
+    from saccade.base.machine import available_cpus
 
-from saccade.base.libraries import prepare_libraries
-
-prepare_libraries()
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # no two threads a core
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // workers)))
+    prepare_libraries()
 
 
 @pytest.fixture(autouse=True, scope="session")
