@@ -184,7 +184,9 @@ def build_learner(config: Config, source: Source, steps_per_epoch: int, total_st
     )
     if config.joint_views is not None:
         objective.joint_forward = config.joint_views
-    return convert_batch_norm(Learner(backbone, objective, config.seed), recipe.batch_norm)
+    learner = Learner(backbone, objective, config.seed)
+    convert_batch_norm(learner, recipe.batch_norm)
+    return learner
 
 
 def build_optimizer(learner: Learner, spec: OptimizerSpec) -> torch.optim.Optimizer:
@@ -218,7 +220,7 @@ def train(
 ) -> int:
     """`known_data`: where kNN looks for neighbours, the training images or the labelled ones beside them."""
     recipe = config.recipe
-    learner.to(accelerator.device, memory_format=torch.channels_last)
+    learner.to(accelerator.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(learner, recipe.optimizer)
     learning_rate = schedule(
         recipe.schedule.kind,

@@ -54,7 +54,7 @@ class BYOLOptions:
         require_unit_interval(teacher_momentum=self.teacher_momentum)
 
 
-class BYOL(Objective):
+class BYOL(Objective[BYOLOptions]):
     """Both networks see both views, each in a forward of its own."""
 
     student_views = teacher_views = ("view_1", "view_2")
@@ -76,10 +76,9 @@ class BYOL(Objective):
 
     def _unit(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q1, q2, t1, t2: the student's predictions and the teacher's projections at unit length."""
-        return (
-            *(normalise(outputs.student[view].prediction) for view in self.student_views),
-            *(normalise(outputs.teacher[view].projection) for view in self.teacher_views),
-        )
+        q1, q2 = (normalise(outputs.student[view].embedding) for view in self.student_views)
+        t1, t2 = (normalise(outputs.teacher[view].projection) for view in self.teacher_views)
+        return q1, q2, t1, t2
 
 
 def _rsa_baseline(
@@ -93,7 +92,7 @@ def _rsa_baseline(
     schedule: ScheduleSpec,
     precision: str,
     result: str,
-) -> TrainingRecipe:
+) -> TrainingRecipe[BYOLOptions]:
     view = View("view_1", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5))
     return TrainingRecipe(
         method="byol",
@@ -117,7 +116,7 @@ def _rsa_baseline(
     )
 
 
-def _small(data: str, size: int, result: str) -> TrainingRecipe:
+def _small(data: str, size: int, result: str) -> TrainingRecipe[BYOLOptions]:
     return _rsa_baseline(
         data,
         size,
@@ -132,7 +131,9 @@ def _small(data: str, size: int, result: str) -> TrainingRecipe:
     )
 
 
-def _imagenet(variant: str, epochs: int, lr: float, weight_decay: float, momentum: float) -> TrainingRecipe:
+def _imagenet(
+    variant: str, epochs: int, lr: float, weight_decay: float, momentum: float
+) -> TrainingRecipe[BYOLOptions]:
     first = View(
         "view_1",
         224,
@@ -197,7 +198,7 @@ PUBLISHED = tuple(RECIPES)
 RECIPES["textures"] = embedded_recipe(RECIPES["cifar10"], BYOLOptions(projector_hidden=512, predictor_hidden=512))
 
 
-def byol_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def byol_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[BYOLOptions]:
     """BYOL as its authors train it on ImageNet, as RSA's authors do elsewhere, or a marked proposal."""
     return choose_recipe(RECIPES, data, image_size)
 

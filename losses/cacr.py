@@ -19,6 +19,7 @@ from saccade.losses.functional import (
 )
 from saccade.losses.objective import Method, Objective
 from saccade.losses.recipe import (
+    NO_NORMALISATION,
     NORMALISATION,
     OptimizerSpec,
     ScheduleSpec,
@@ -121,7 +122,7 @@ class CACROptions:
         require_positive(t_pos=self.t_pos, t_neg=self.t_neg, rbf_t=self.rbf_t)
 
 
-class CACR(Objective):
+class CACR(Objective[CACROptions]):
     """Every view through one network, each on its own; L = attraction + repulsion among all of them, no teacher."""
 
     def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -132,8 +133,10 @@ class CACR(Objective):
     def projector(self) -> nn.Module:
         head = mlp(self.features, self.options.projector_hidden, self.options.projector_dim)
         if not self.options.projector_hidden:
-            nn.init.normal_(head.linear_out.weight, std=0.02)
-            nn.init.zeros_(head.linear_out.bias)
+            linear = head[0]
+            assert isinstance(linear, nn.Linear)
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
         return head
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
@@ -156,7 +159,7 @@ class CACR(Objective):
         return {"loss": loss, **parts}
 
 
-def cacr_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def cacr_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[CACROptions]:
     """The authors' recipe for `data`, our proposal, or the nearest."""
     return choose_recipe(RECIPES, data, image_size)
 
@@ -170,10 +173,10 @@ NORMALISE = {  # the authors' own numbers
 
 def _views(data: str, size: int, scale: float, count: int = 5) -> Views:
     view = View("view", size, Crop((scale, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.4, p=1.0), grey=0.2)
-    return Views(view.times(count), *NORMALISE.get(data, NORMALISATION.get(data, ((0.0,) * 3, (1.0,) * 3))))
+    return Views(view.times(count), *NORMALISE.get(data, NORMALISATION.get(data, NO_NORMALISATION)))
 
 
-def _recipe(data: str, size: int, scale: float, t_neg: float, tau_source: str) -> TrainingRecipe:
+def _recipe(data: str, size: int, scale: float, t_neg: float, tau_source: str) -> TrainingRecipe[CACROptions]:
     return TrainingRecipe(
         method="cacr",
         data=data,
@@ -201,19 +204,19 @@ def _recipe(data: str, size: int, scale: float, t_neg: float, tau_source: str) -
 
 
 def _with_resnet(
-    recipe: TrainingRecipe, backbone: str = "resnet18", stem: str = "cifar", **changes: object
-) -> TrainingRecipe:
+    recipe: TrainingRecipe[CACROptions], backbone: str = "resnet18", stem: str = "cifar", variant: str = ""
+) -> TrainingRecipe[CACROptions]:
     why = "ours: CACR's small-scale code has no ResNet; its loss with SimCLR's two-layer projector"
     return replace(
         recipe,
         backbone=BackboneSpec(backbone, stem),
         options=replace(recipe.options, t_neg=2.0, projector_hidden=(512,)),
         proposals={"backbone": why},
-        **changes,
+        variant=variant,
     )
 
 
-def _proposal(data: str, backbone: str, size: int) -> TrainingRecipe:
+def _proposal(data: str, backbone: str, size: int) -> TrainingRecipe[CACROptions]:
     recipe = _with_resnet(
         _recipe(data, size, 0.2 if size < 100 else 0.08, 2.0, "as CIFAR-100"),
         backbone,
@@ -224,7 +227,7 @@ def _proposal(data: str, backbone: str, size: int) -> TrainingRecipe:
     )
 
 
-def _textures() -> TrainingRecipe:
+def _textures() -> TrainingRecipe[CACROptions]:
     """The proposal for the embedded set: K = 1, a jitter that leaves the hue near what it is."""
     recipe = _with_resnet(_recipe("textures", 32, 0.2, 2.0, "as CIFAR-100"), "test_resnet")
     view = View("view", 32, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from saccade.losses.functional import (
 from saccade.losses.moco import MoCoV3, MoCoV3Options
 from saccade.losses.moco_recipes import SMALL, V3_RECIPES, on_textures, small_v3
 from saccade.losses.objective import Method
-from saccade.losses.recipe import TrainingRecipe, choose_recipe
+from saccade.losses.recipe import TrainingRecipe, choose_recipe, derive_recipe
 from saccade.models.gather import all_gather_no_grad
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
@@ -41,8 +40,8 @@ def cacr_momentum_loss(
     keys: Sequence[Tensor],
     temperature: float = 1.0,
     *,
-    cost: Literal["rbf", "euclidean"] = "rbf",
-    reduction: Literal["mean", "sum"] = "mean",
+    cost: str = "rbf",
+    reduction: str = "mean",
 ) -> Tensor:
     """L = mean over keys i of cacr_key_loss(the queries of every view but i, key i)
 
@@ -57,7 +56,7 @@ def cacr_momentum_loss(
         cacr_key_loss([q for m, q in enumerate(queries) if m != i], key, temperature, cost=cost, reduction=reduction)
         for i, key in enumerate(keys)
     ]
-    return sum(losses) / len(losses)
+    return torch.stack(losses).mean()
 
 
 @full_precision
@@ -66,8 +65,8 @@ def cacr_key_loss(
     key: Tensor,
     temperature: float = 1.0,
     *,
-    cost: Literal["rbf", "euclidean"] = "rbf",
-    reduction: Literal["mean", "sum"] = "mean",
+    cost: str = "rbf",
+    reduction: str = "mean",
 ) -> Tensor:
     """rbf: 2T sum_m mean_n p_mn CE(q_m[n].k/T, n); euclidean: sum_m mean_n p_mn [c_nn - sum_{j != n} r_j c_nj]
 
@@ -126,6 +125,8 @@ class CACRMomentumOptions(MoCoV3Options):
 class CACRMomentum(MoCoV3):
     """All views through the student, the global ones (full mode: all) through the teacher; keys are anchors."""
 
+    options: CACRMomentumOptions
+
     def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if len(views) < 2:
             raise UserError(f"cacr-momentum needs 2 global views or more, not {len(views)}.")
@@ -133,7 +134,7 @@ class CACRMomentum(MoCoV3):
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
         o = self.options
-        queries = [normalise(outputs.student[name].prediction) for name in self.student_views]
+        queries = [normalise(outputs.student[name].embedding) for name in self.student_views]
         keys = [normalise(outputs.teacher[name].projection) for name in self.teacher_views]
         return {
             "loss": cacr_momentum_loss(queries, keys, o.temperature, cost=o.cost, reduction=o.reduction),
@@ -142,7 +143,7 @@ class CACRMomentum(MoCoV3):
         }
 
 
-def cacr_momentum_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def cacr_momentum_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[CACRMomentumOptions]:
     """The authors' recipe on ImageNet (also imagenet-vit), else ours."""
     return choose_recipe(RECIPES, data, image_size)
 
@@ -159,13 +160,13 @@ def _with_local_crops(views: Views, size: int, count: int = 8) -> Views:
     return replace(views, views=(first, second, *local.times(count)))
 
 
-def _authors(base: TrainingRecipe, m: float) -> TrainingRecipe:
+def _authors(base: TrainingRecipe[MoCoV3Options], m: float) -> TrainingRecipe[CACRMomentumOptions]:
     options = CACRMomentumOptions(**asdict(base.options))
-    return replace(
+    return derive_recipe(
         base,
-        method="cacr-momentum",
+        "cacr-momentum",
+        replace(options, teacher_momentum=m),
         views=_with_local_crops(base.views, 96),
-        options=replace(options, teacher_momentum=m),
         backbone=replace(base.backbone, freeze_patches=False),
         sources={
             **base.sources,
@@ -180,15 +181,15 @@ def _authors(base: TrainingRecipe, m: float) -> TrainingRecipe:
     )
 
 
-def _small(recipe: TrainingRecipe, data: str) -> TrainingRecipe:
+def _small(recipe: TrainingRecipe[CACRMomentumOptions], data: str) -> TrainingRecipe[CACRMomentumOptions]:
     """Ours: four local crops of half the size, so that a step costs about two more global views."""
     base = small_v3(V3_RECIPES["imagenet"], data, f"no authors' recipe for {data} with a teacher; MoCo v3's of ours")
     views = _with_local_crops(base.views, max(16, base.image_size // 2), 4) if data in SMALL else recipe.views
-    return replace(
+    return derive_recipe(
         base,
-        method="cacr-momentum",
+        "cacr-momentum",
+        CACRMomentumOptions(**asdict(base.options)),
         views=views,
-        options=CACRMomentumOptions(**asdict(base.options)),
         sources={**base.sources, "options.reduction": recipe.sources["options.reduction"]},
     )
 

@@ -23,7 +23,7 @@ from saccade.losses.functional import (
 )
 from saccade.losses.moco_recipes import SMALL, V2_RECIPES, on_textures, small_v2, v2_views
 from saccade.losses.objective import Method, QueueObjective
-from saccade.losses.recipe import TrainingRecipe, choose_recipe
+from saccade.losses.recipe import TrainingRecipe, choose_recipe, derive_recipe
 from saccade.models.gather import all_gather
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
@@ -118,7 +118,7 @@ class CACRQueueOptions:
         block_size(self.intra_batch)
 
 
-class CACRQueue(QueueObjective):
+class CACRQueue(QueueObjective[CACRQueueOptions]):
     """All K+1 views through student and teacher (shuffle-BN); the last view's keys enter the queue after the step."""
 
     shuffle_teacher = True
@@ -168,24 +168,24 @@ class CACRQueue(QueueObjective):
             )
             for q, k in blocks
         ]
-        parts = {name: sum(found[name] for _, found in results) / len(results) for name in results[0][1]}
-        return {"loss": sum(loss for loss, _ in results) / len(results), **parts}
+        parts = {name: torch.stack([found[name] for _, found in results]).mean() for name in results[0][1]}
+        return {"loss": torch.stack([loss for loss, _ in results]).mean(), **parts}
 
 
-def cacr_queue_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def cacr_queue_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[CACRQueueOptions]:
     """The authors' recipe on ImageNet and ImageNet-100, else ours."""
     return choose_recipe(RECIPES, data, image_size)
 
 
-def _recipe(data: str, views: int = 5) -> TrainingRecipe:
+def _recipe(data: str, views: int = 5) -> TrainingRecipe[CACRQueueOptions]:
     base = V2_RECIPES["imagenet"]
     names = tuple(f"view_{i}" for i in range(views))
-    return replace(
+    return derive_recipe(
         base,
-        method="cacr-queue",
+        "cacr-queue",
+        CACRQueueOptions(intra_batch="block-32"),
         data=data,
         views=v2_views(data, 224, names),
-        options=CACRQueueOptions(intra_batch="block-32"),
         sources={
             "options": f"{CODE}, sub-README commands; the CLI's defaults are alpha = beta = 3, t_neg 1",
             "options.intra_batch": f"{CODE}: 256 images on 8 GPUs, negatives of the same GPU",
@@ -198,7 +198,7 @@ def _recipe(data: str, views: int = 5) -> TrainingRecipe:
     )
 
 
-def _small(recipe: TrainingRecipe) -> TrainingRecipe:
+def _small(recipe: TrainingRecipe[CACRQueueOptions]) -> TrainingRecipe[CACRQueueOptions]:
     return replace(recipe, options=replace(recipe.options, intra_batch="batch"))
 
 

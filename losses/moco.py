@@ -64,7 +64,7 @@ class MoCoV2Options:
         require_unit_interval(teacher_momentum=self.teacher_momentum)
 
 
-class MoCoV2(QueueObjective):
+class MoCoV2(QueueObjective[MoCoV2Options]):
     """view_1 through the student, view_2 through the teacher (shuffle-BN); its keys enter the queue after the step."""
 
     student_views = ("view_1",)
@@ -101,7 +101,7 @@ class MoCoV3Options:
         require_unit_interval(teacher_momentum=self.teacher_momentum)
 
 
-class MoCoV3(Objective):
+class MoCoV3(Objective[MoCoV3Options]):
     """Both views through student (with predictor) and teacher, each query against all keys of the other view."""
 
     student_views = ("view_1", "view_2")
@@ -133,9 +133,9 @@ class MoCoV3(Objective):
         )
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
-        queries = [normalise(outputs.student[name].prediction) for name in self.student_views]
-        keys = [normalise(outputs.teacher[name].projection) for name in self.teacher_views]
+        q1, q2 = (normalise(outputs.student[name].embedding) for name in self.student_views)
+        k1, k2 = (normalise(outputs.teacher[name].projection) for name in self.teacher_views)
         return {
-            "loss": moco_v3_loss(*queries, *keys, self.options.temperature),
-            "positive_cosine": (queries[0].detach() * keys[1]).sum(1).mean(),
+            "loss": moco_v3_loss(q1, q2, k1, k2, self.options.temperature),
+            "positive_cosine": (q1.detach() * k2).sum(1).mean(),
         }

@@ -4,13 +4,16 @@ start from them."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from saccade.losses.moco import V2, V3, MoCoV2, MoCoV2Options, MoCoV3, MoCoV3Options
 from saccade.losses.objective import Method
 from saccade.losses.recipe import (
     IMAGE_SIZE,
+    NO_NORMALISATION,
     NORMALISATION,
     OptimizerSpec,
+    OptionsT,
     ScheduleSpec,
     TrainingRecipe,
     choose_recipe,
@@ -19,7 +22,6 @@ from saccade.losses.recipe import (
 from saccade.models.backbone import BackboneSpec
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
-NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SMALL = {"cifar10": 32, "cifar100": 32, "stl10": 64, "tiny-imagenet": 64}  # pixels of our small recipes
 VIT_OPTIONS = {"dynamic_img_size": True, "weight_init": "moco"}
 VIT = BackboneSpec("vit_base_patch16_224", "plain", options=VIT_OPTIONS, position="sincos", freeze_patches=True)
@@ -48,7 +50,7 @@ def _blur(size: int, p: float) -> Blur:
     return Blur(p, (0.1, 2.0), kernel_size=13 if size > 12 else 3)
 
 
-def _v2_imagenet(data: str) -> TrainingRecipe:
+def _v2_imagenet(data: str) -> TrainingRecipe[MoCoV2Options]:
     return TrainingRecipe(
         method="moco-v2",
         data=data,
@@ -71,7 +73,11 @@ def _v2_imagenet(data: str) -> TrainingRecipe:
     )
 
 
-def small_v2(recipe: TrainingRecipe, data: str, why: str, **options: object) -> TrainingRecipe:
+def small_v2(
+    recipe: TrainingRecipe[OptionsT],
+    data: str,
+    why: str,
+) -> TrainingRecipe[OptionsT]:
     """A queue method on small images: ResNet-18, a short queue, and batch norm in eighths for want of many GPUs."""
     size = SMALL[data]
     views = v2_views(data, size, recipe.views.names)
@@ -87,7 +93,6 @@ def small_v2(recipe: TrainingRecipe, data: str, why: str, **options: object) -> 
             queue_size=4096 if size == 32 else 16384,
             teacher_momentum=0.99 if size == 32 else 0.996,
             projector_hidden=(512,),
-            **options,
         ),
         optimizer=OptimizerSpec("sgd", 0.06, 256, weight_decay=5e-4, rule="all"),
         schedule=ScheduleSpec("epoch_cosine"),
@@ -96,7 +101,7 @@ def small_v2(recipe: TrainingRecipe, data: str, why: str, **options: object) -> 
     )
 
 
-def _v3_imagenet() -> tuple[TrainingRecipe, TrainingRecipe]:
+def _v3_imagenet() -> tuple[TrainingRecipe[MoCoV3Options], TrainingRecipe[MoCoV3Options]]:
     resnet = TrainingRecipe(
         method="moco-v3",
         data="imagenet",
@@ -140,7 +145,11 @@ def _v3_imagenet() -> tuple[TrainingRecipe, TrainingRecipe]:
     return resnet, vit
 
 
-def small_v3(recipe: TrainingRecipe, data: str, why: str, **options: object) -> TrainingRecipe:
+def small_v3(
+    recipe: TrainingRecipe[OptionsT],
+    data: str,
+    why: str,
+) -> TrainingRecipe[OptionsT]:
     """A MoCo v3 method on small images, or ImageNet-100: SGD, smaller heads, the temperature of small batches."""
     size = SMALL.get(data, 224)
     heads = {"projector_hidden": (2048,), "predictor_hidden": (2048,)} if size < 224 else {}
@@ -151,7 +160,7 @@ def small_v3(recipe: TrainingRecipe, data: str, why: str, **options: object) -> 
         image_size=size,
         views=without_blur(views) if size == 32 else views,
         backbone=BackboneSpec("resnet18", "cifar") if size < 224 else recipe.backbone,
-        options=replace(recipe.options, temperature=0.2, teacher_momentum=0.99, **heads, **options),
+        options=replace(recipe.options, temperature=0.2, teacher_momentum=0.99, **heads),
         optimizer=OptimizerSpec("sgd", 0.06, 256, weight_decay=5e-4 if size < 224 else 1e-4, rule="all"),
         epochs=800 if size < 224 else 200,
         batch_size=256,
@@ -160,7 +169,7 @@ def small_v3(recipe: TrainingRecipe, data: str, why: str, **options: object) -> 
     )
 
 
-def on_textures(recipe: TrainingRecipe, **options: object) -> TrainingRecipe:
+def on_textures(recipe: TrainingRecipe[OptionsT], **options: Any) -> TrainingRecipe[OptionsT]:
     """The proposal for the embedded set: without blur and normalisation."""
     size = IMAGE_SIZE["textures"]
     views = Views(tuple(replace(view, size=size, blur=None) for view in recipe.views))
@@ -198,12 +207,12 @@ V3_RECIPES = {
 }
 
 
-def moco_v2_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def moco_v2_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[MoCoV2Options]:
     """MoCo v2's own recipe on ImageNet, else ours."""
     return choose_recipe(V2_RECIPES, data, image_size)
 
 
-def moco_v3_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def moco_v3_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[MoCoV3Options]:
     """MoCo v3's own recipe on ImageNet (also imagenet-vit), else ours."""
     return choose_recipe(V3_RECIPES, data, image_size)
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
-from saccade.losses.recipe import TrainingRecipe
+from saccade.losses.recipe import Options, OptionsT, TrainingRecipe
 from saccade.models.learner import Outputs
 from saccade.models.queue import KeyQueue
 from saccade.models.schedules import Schedule, schedule
 from saccade.pipelines.draw import ViewParams
 
 
-class Objective(nn.Module):
-    """Base of every method. A subclass names its views and heads and computes the loss; queues and centres are buffers.
+class Objective(nn.Module, Generic[OptionsT]):
+    """Base of every method: `class Mine(Objective[MyOptions])` types `self.options`.
+
+    A subclass names its views and heads and computes the loss; queues and centres are buffers.
 
     student_views, teacher_views: names of the recipe's views; joint_forward: the student's views go through the network
     as one batch (SimCLR, S-TEC), else each on its own with its own BatchNorm statistics; shuffle_teacher: the teacher's
@@ -31,10 +34,16 @@ class Objective(nn.Module):
     evaluate_teacher = False
 
     def __init__(
-        self, recipe: TrainingRecipe, features: int, classes: int | None, steps_per_epoch: int, total_steps: int
+        self,
+        recipe: TrainingRecipe[OptionsT],
+        features: int,
+        classes: int | None,
+        steps_per_epoch: int,
+        total_steps: int,
     ) -> None:
         super().__init__()
-        self.recipe, self.options = recipe, recipe.options
+        self.recipe = recipe
+        self.options: OptionsT = recipe.options
         self.features, self.classes = features, classes
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self.student_views, self.teacher_views = self.wiring(recipe.views.names)
@@ -57,7 +66,7 @@ class Objective(nn.Module):
         """A new predictor on top of the projector, for the student only; None without one."""
         return None
 
-    def momentum(self, step: int) -> float:
+    def momentum(self, step: int, /) -> float:
         """The teacher's momentum at this optimizer step: teacher <- m teacher + (1 - m) student."""
         raise NotImplementedError
 
@@ -75,7 +84,20 @@ class Objective(nn.Module):
         return schedule(kind, value, total_steps=self._total_steps, steps_per_epoch=self._steps_per_epoch, **options)
 
 
-class QueueObjective(Objective):
+class QueueOptions(Options, Protocol):
+    """What a method with a queue lets one set."""
+
+    @property
+    def queue_size(self) -> int: ...
+
+    @property
+    def projector_dim(self) -> int: ...
+
+
+QueueOptionsT = TypeVar("QueueOptionsT", bound=QueueOptions, covariant=True)
+
+
+class QueueObjective(Objective[QueueOptionsT]):
     """An objective that compares with past keys of the teacher: options.queue_size of options.projector_dim numbers.
 
     `forward` calls `remember`; the keys of all micro-batches enter the queue after backward, as one batch, in order.
@@ -111,6 +133,6 @@ class Method:
 
     name: str
     summary: str
-    objective: type[Objective]
-    recipe: Callable[[str, int | None], TrainingRecipe]
+    objective: type[Objective[Any]]
+    recipe: Callable[[str, int | None], TrainingRecipe[Any]]
     published: tuple[str, ...]  # recipes of the authors: data sets, and variants of them such as imagenet-5crop

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import Field, dataclass, field, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from saccade.models.backbone import BackboneSpec
 from saccade.pipelines.views import Views
 
+NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 NORMALISATION = {  # data set: mean, std of the RGB channels in [0, 1]
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -25,6 +27,15 @@ IMAGE_SIZE = {
     "imagenet100": 224,
     "imagenet": 224,
 }
+
+
+class Options(Protocol):
+    """A method's hyper-parameters: a frozen dataclass of its own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+OptionsT = TypeVar("OptionsT", bound=Options, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,11 @@ class ScheduleSpec:
     """The learning rate over steps: a kind of models.schedules and its options."""
 
     kind: str
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
+class TrainingRecipe(Generic[OptionsT]):
     """One method on one data set. `sources` and `proposals` map a field's name to where, or why, its value is from."""
 
     method: str
@@ -61,7 +72,7 @@ class TrainingRecipe:
     image_size: int
     views: Views
     backbone: BackboneSpec
-    options: object  # the method's own frozen dataclass of hyper-parameters
+    options: OptionsT  # the method's own frozen dataclass of hyper-parameters
     optimizer: OptimizerSpec
     schedule: ScheduleSpec
     epochs: int
@@ -80,7 +91,9 @@ class TrainingRecipe:
         return f"{self.data}-{self.variant}" if self.variant else self.data
 
 
-def choose_recipe(recipes: Mapping[str, TrainingRecipe], data: str, image_size: int | None = None) -> TrainingRecipe:
+def choose_recipe(
+    recipes: Mapping[str, TrainingRecipe[OptionsT]], data: str, image_size: int | None = None
+) -> TrainingRecipe[OptionsT]:
     """The recipe called `data`, else that of the nearest image size, marked as a proposal; at `image_size` if given."""
     chosen = recipes.get(data)
     if chosen is None:
@@ -89,7 +102,7 @@ def choose_recipe(recipes: Mapping[str, TrainingRecipe], data: str, image_size: 
         nearest = min(served, key=lambda r: abs(r.image_size - size))
         why = f"no recipe for {data}; that of {nearest.name}, {nearest.image_size} px, serves"
         chosen = replace(nearest, data=data, proposals={**nearest.proposals, "data": why})
-    if image_size in (None, chosen.image_size):
+    if image_size is None or image_size == chosen.image_size:
         return chosen
     why = f"{chosen.image_size} px in the recipe; every view is scaled with it"
     return replace(
@@ -100,7 +113,14 @@ def choose_recipe(recipes: Mapping[str, TrainingRecipe], data: str, image_size: 
     )
 
 
-def embedded_recipe(recipe: TrainingRecipe, options: object) -> TrainingRecipe:
+def derive_recipe(
+    recipe: TrainingRecipe[Any], method: str, options: OptionsT, **changes: Any
+) -> TrainingRecipe[OptionsT]:
+    """The recipe of a method that follows another's: its own options, and what else changes."""
+    return replace(recipe, method=method, options=options, **changes)
+
+
+def embedded_recipe(recipe: TrainingRecipe[OptionsT], options: OptionsT) -> TrainingRecipe[OptionsT]:
     """A proposal for the embedded set: timm's smallest ResNet, a quarter of the resolution, plain SGD, eight epochs.
 
     Its classes differ in fine detail, which a blur at 32 pixels wipes out: the views are without.

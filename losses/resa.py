@@ -1,9 +1,9 @@
 """ReSA: a Sinkhorn assignment between a batch's samples, made from encodings, is the target of their embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
@@ -40,7 +40,7 @@ def resa_loss(
     momentum: Sequence[Tensor],
     assignment: Tensor,
     temperature: float = 0.4,
-    form: Literal["symmetric", "row"] = "symmetric",
+    form: str = "symmetric",
 ) -> Tensor:
     """L = mean over q != v of CE(A, z_q z'_v^T / T); "symmetric" averages it with CE(A^T, z'_v z_q^T / T)
 
@@ -59,14 +59,20 @@ def resa_loss(
         )
     keys = [all_gather_no_grad(z) for z in momentum]  # N x D each
     pairs = [(q, v) for q in range(len(online)) for v in (0, 1) if q != v]
-    rows = sum(soft_cross_entropy(online[q] @ keys[v].t() / temperature, assignment) for q, v in pairs) / len(pairs)
+    rows = _mean(soft_cross_entropy(online[q] @ keys[v].t() / temperature, assignment) for q, v in pairs)
     if form == "row":
         return rows
     own = own_candidates(len(assignment), assignment.device)
     transposed = all_gather_no_grad(assignment)[:, own].t()  # A^T for this rank's n momentum samples, n x N
     queries = [all_gather(z) for z in online]
-    columns = sum(soft_cross_entropy(momentum[v].detach() @ queries[q].t() / temperature, transposed) for q, v in pairs)
-    return (rows + columns / len(pairs)) / 2
+    columns = _mean(
+        soft_cross_entropy(momentum[v].detach() @ queries[q].t() / temperature, transposed) for q, v in pairs
+    )
+    return (rows + columns) / 2
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(tuple(losses)).mean()
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class ReSAOptions:
             raise UserError(f"ReSA's form is {self.form!r}; choose one of {', '.join(FORMS)}")
 
 
-class ReSA(Objective):
+class ReSA(Objective[ReSAOptions]):
     """The recipe's first view is the weak one; the student sees all views, the teacher the first two."""
 
     evaluate_teacher = True
@@ -101,7 +107,9 @@ class ReSA(Objective):
 
     def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if len(views) < 2:
-            raise UserError(f"resa needs a weak view and one or more strong ones; the recipe has only {views[0]}.")
+            raise UserError(
+                f"resa needs a weak view and one or more strong ones; the recipe has only {', '.join(views) or 'none'}."
+            )
         return views, views[:2]
 
     def projector(self) -> nn.Module:
@@ -121,8 +129,8 @@ class ReSA(Objective):
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
         o, weak = self.options, self.student_views[0]
-        encodings = [normalise(network[weak].features) for network in (outputs.student, outputs.teacher)]
-        assignment = resa_assignment(*encodings, o.epsilon, o.iterations)
+        encoding, taught = (normalise(network[weak].features) for network in (outputs.student, outputs.teacher))
+        assignment = resa_assignment(encoding, taught, o.epsilon, o.iterations)
         online = [normalise(outputs.student[view].embedding) for view in self.student_views]
         momentum = [normalise(outputs.teacher[view].projection) for view in self.teacher_views]
         own = own_candidates(len(assignment), assignment.device)

@@ -44,7 +44,7 @@ def _multicrop(data: str) -> Views:
     return replace(base, views=(*large, *small.times(10)))
 
 
-def _cifar(data: str) -> TrainingRecipe:
+def _cifar(data: str) -> TrainingRecipe[ReSAOptions]:
     return TrainingRecipe(
         method="resa",
         data=data,
@@ -71,7 +71,7 @@ def _cifar(data: str) -> TrainingRecipe:
     )
 
 
-def _imagenet(data: str = "imagenet") -> TrainingRecipe:
+def _imagenet(data: str = "imagenet") -> TrainingRecipe[ReSAOptions]:
     return TrainingRecipe(
         method="resa",
         data=data,
@@ -95,7 +95,7 @@ def _imagenet(data: str = "imagenet") -> TrainingRecipe:
     )
 
 
-def _large_batch(variant: str, epochs: int, lr: float, result: str) -> TrainingRecipe:
+def _large_batch(variant: str, epochs: int, lr: float, result: str) -> TrainingRecipe[ReSAOptions]:
     base = _imagenet()
     return replace(
         base,
@@ -112,7 +112,7 @@ def _large_batch(variant: str, epochs: int, lr: float, result: str) -> TrainingR
     )
 
 
-def _transformer(variant: str, backbone: BackboneSpec, views: Views, result: str) -> TrainingRecipe:
+def _transformer(variant: str, backbone: BackboneSpec, views: Views, result: str) -> TrainingRecipe[ReSAOptions]:
     base, history = _imagenet(), "winci-ai/resa history (33e3b69), since removed"
     return replace(
         base,
@@ -139,11 +139,11 @@ def _transformer(variant: str, backbone: BackboneSpec, views: Views, result: str
     )
 
 
-def _proposal(recipe: TrainingRecipe, why: str) -> TrainingRecipe:
+def _proposal(recipe: TrainingRecipe[ReSAOptions], why: str) -> TrainingRecipe[ReSAOptions]:
     return replace(recipe, proposals={"all": why})
 
 
-def _small(data: str) -> TrainingRecipe:
+def _small(data: str) -> TrainingRecipe[ReSAOptions]:
     why = "the authors give no recipe: their CIFAR recipe with 64-pixel crops, blur and a max-pool"
     return _proposal(
         replace(
@@ -189,7 +189,7 @@ RECIPES["textures"] = embedded_recipe(
 PUBLISHED = tuple(name for name, recipe in RECIPES.items() if "all" not in recipe.proposals)
 
 
-def resa_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def resa_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[ReSAOptions]:
     """ReSA as its authors train it on `data`, or a marked proposal."""
     return choose_recipe(RECIPES, data, image_size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ def ressl_loss(
     require_positive(t_student=t_student, t_teacher=t_teacher)
     queue = queue.detach()
     targets = F.softmax((teacher.detach() / t_teacher) @ queue, dim=1)  # divided before: one (B, K) less
-    return sum(soft_cross_entropy((q / t_student) @ queue, targets) for q in student) / len(student)
+    return torch.stack([soft_cross_entropy((q / t_student) @ queue, targets) for q in student]).mean()
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ReSSLOptions:
         require_unit_interval(teacher_momentum=self.teacher_momentum)
 
 
-class ReSSL(QueueObjective):
+class ReSSL(QueueObjective[ReSSLOptions]):
     """The view "weak" goes to the teacher, shuffled over all processes; every other view is a crop for the student."""
 
     shuffle_teacher = True
@@ -111,7 +112,7 @@ def _five_crops(base: Views) -> Views:
     return replace(base, views=(weak, *crops))
 
 
-def _small(data: str, size: int, stem: str, queue_size: int, momentum: float) -> TrainingRecipe:
+def _small(data: str, size: int, stem: str, queue_size: int, momentum: float) -> TrainingRecipe[ReSSLOptions]:
     return TrainingRecipe(
         method="ressl",
         data=data,
@@ -137,7 +138,7 @@ def _small(data: str, size: int, stem: str, queue_size: int, momentum: float) ->
     )
 
 
-def _imagenet(data: str = "imagenet") -> TrainingRecipe:
+def _imagenet(data: str = "imagenet") -> TrainingRecipe[ReSSLOptions]:
     return TrainingRecipe(
         method="ressl",
         data=data,
@@ -188,7 +189,7 @@ RECIPES["textures"] = embedded_recipe(
 PUBLISHED = tuple(name for name, recipe in RECIPES.items() if "all" not in recipe.proposals)
 
 
-def ressl_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def ressl_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[ReSSLOptions]:
     """ReSSL as its authors train it on `data`, or a marked proposal."""
     return choose_recipe(RECIPES, data, image_size)
 

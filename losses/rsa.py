@@ -10,7 +10,14 @@ from saccade.base.errors import UserError
 from saccade.losses.byol import BYOL, BYOLOptions, byol_loss, byol_recipe
 from saccade.losses.functional import full_precision, require_unit_interval
 from saccade.losses.objective import Method
-from saccade.losses.recipe import OptimizerSpec, ScheduleSpec, TrainingRecipe, choose_recipe, embedded_recipe
+from saccade.losses.recipe import (
+    OptimizerSpec,
+    ScheduleSpec,
+    TrainingRecipe,
+    choose_recipe,
+    derive_recipe,
+    embedded_recipe,
+)
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
@@ -51,6 +58,7 @@ class RSA(BYOL):
     Both schedules count the optimizer step from 1, as the original's counter does.
     """
 
+    options: RSAOptions
     student_views = ("aggressive_1", "aggressive_2")
     teacher_views = ("weak_1", "weak_2")
 
@@ -79,15 +87,15 @@ def _views(base: Views, size: int) -> Views:
     return replace(base, views=(*weak, *aggressive))
 
 
-def _from_byol(data: str, beta: float, result: str) -> TrainingRecipe:
+def _from_byol(data: str, beta: float, result: str) -> TrainingRecipe[RSAOptions]:
     """RSA's authors compare with a BYOL of their own, from which theirs differs in the views and the loss alone."""
     base = byol_recipe(data)
     sources = dict.fromkeys(("views", "optimizer", "options"), CODE)
-    return replace(
+    return derive_recipe(
         base,
-        method="rsa",
+        "rsa",
+        RSAOptions(**{**asdict(base.options), "teacher_momentum": 0.99}, beta=beta),
         views=_views(base.views, base.image_size),
-        options=RSAOptions(**{**asdict(base.options), "teacher_momentum": 0.99}, beta=beta),
         sources={
             **sources,
             "epochs": f"arXiv 2206.01999: {result}",
@@ -97,7 +105,7 @@ def _from_byol(data: str, beta: float, result: str) -> TrainingRecipe:
     )
 
 
-def _imagenet(variant: str, epochs: int, lr: float, result: str) -> TrainingRecipe:
+def _imagenet(variant: str, epochs: int, lr: float, result: str) -> TrainingRecipe[RSAOptions]:
     base = _from_byol("imagenet", 0.4, result)
     return replace(
         base,
@@ -136,7 +144,7 @@ RECIPES["textures"] = embedded_recipe(
 )
 
 
-def rsa_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def rsa_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[RSAOptions]:
     """RSA as its authors train it on `data`, or a marked proposal."""
     return choose_recipe(RECIPES, data, image_size)
 

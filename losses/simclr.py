@@ -36,7 +36,7 @@ class SimCLROptions:
     projector_dim: int = 64
 
 
-class SimCLR(Objective):
+class SimCLR(Objective[SimCLROptions]):
     """L = 2 NT-Xent(z_1, z_2) + CE(classifier(stopgrad h)); one forward of both views shares BatchNorm statistics.
 
     The classifier learns from both views, or, where labelled images come beside the data (STL-10), from those alone.
@@ -47,8 +47,9 @@ class SimCLR(Objective):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        wanted = self.classes is not None and self.options.classifier_weight > 0
-        self.classifier = linear_classifier(self.features, self.classes) if wanted else None
+        self.classifier = None
+        if self.classes is not None and self.options.classifier_weight > 0:
+            self.classifier = linear_classifier(self.features, self.classes)
 
     def projector(self) -> nn.Module:
         return mlp(
@@ -73,7 +74,7 @@ class SimCLR(Objective):
         return {"loss": loss, **parts}
 
 
-def simclr_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def simclr_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[SimCLROptions]:
     """SimCLR as S-TEC's code trains it on `data`, or the nearest of its recipes, marked as a proposal."""
     recipe = choose_recipe(_RECIPES, data, image_size)
     if recipe is _RECIPES.get(data):
@@ -104,7 +105,7 @@ def _labelled(views: Views) -> Views:
 
 def _published(
     data: str, size: int, arch: str, stem: str, lr: float, lr_batch: int, batch: int, epochs: int, **options
-) -> TrainingRecipe:
+) -> TrainingRecipe[SimCLROptions]:
     sources = {
         "optimizer": f"{CODE}, LARS + SGD groups",
         "schedule": f"{CODE}, 10 warm-up epochs from 0, cosine to 0",
@@ -132,7 +133,7 @@ def _published(
     )
 
 
-def _resnet50(recipe: TrainingRecipe, projector_hidden: int) -> TrainingRecipe:
+def _resnet50(recipe: TrainingRecipe[SimCLROptions], projector_hidden: int) -> TrainingRecipe[SimCLROptions]:
     return replace(
         recipe,
         variant="resnet50",
@@ -141,7 +142,7 @@ def _resnet50(recipe: TrainingRecipe, projector_hidden: int) -> TrainingRecipe:
     )
 
 
-def _textures(recipe: TrainingRecipe) -> TrainingRecipe:
+def _textures(recipe: TrainingRecipe) -> TrainingRecipe[SimCLROptions]:
     """The embedded set in two minutes on two cores: timm's smallest ResNet, a quarter of the resolution."""
     return replace(
         recipe,

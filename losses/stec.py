@@ -6,7 +6,8 @@ the drawn `ViewParams`: nothing is recorded on the side.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from saccade.base.errors import UserError
 from saccade.losses.byol import BYOL, BYOLOptions, byol_recipe
 from saccade.losses.objective import Method, Objective
-from saccade.losses.recipe import TrainingRecipe
+from saccade.losses.recipe import TrainingRecipe, derive_recipe
 from saccade.losses.simclr import CODE, PUBLISHED, SimCLR, SimCLROptions, simclr_recipe
 from saccade.losses.stec_targets import BINS, manipulation_loss, relative_transform, view_to_source
 from saccade.models.heads import mlp
@@ -43,10 +44,12 @@ class STECBYOLOptions(InverseModelOptions, BYOLOptions):
     """BYOL's, and the inverse model's."""
 
 
-class InverseModel(Objective):
+class InverseModel(Objective[Any]):
     """Mixed into a two-view objective: + lambda_m CE(inverse model(h_1, h_2), bins of the relative transform), with
     h the student's backbone features.
     """
+
+    options: InverseModelOptions  # beside those of the objective it is mixed into
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -72,26 +75,36 @@ class InverseModel(Objective):
 class STEC(InverseModel, SimCLR):
     """L = 2 NT-Xent + lambda_m CE(inverse model) + CE(classifier(stopgrad h))."""
 
+    options: STECOptions
+
 
 class STECBYOL(InverseModel, BYOL):
     """L = BYOL + lambda_m CE(inverse model). Our extension: the authors released S-TEC on SimCLR alone."""
+
+    options: STECBYOLOptions
 
 
 def efference_copy(a: ViewParams, b: ViewParams, true_translation: bool = False) -> tuple[Tensor, Tensor]:
     """The inverse model's targets: (B, 2, 3) float32 relative transforms of view a -> view b, and (B,) bool, pairs that
     count (neither view solarised)."""
-    matrices = [view_to_source(*p.box.unbind(1), p.flip, *p.source.unbind(1)) for p in (a, b)]
-    return relative_transform(*matrices, true_translation), ~(a.solarise | b.solarise)
+    from_a, from_b = (_placed(p) for p in (a, b))
+    return relative_transform(from_a, from_b, true_translation), ~(a.solarise | b.solarise)
 
 
-def stec_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def _placed(p: ViewParams) -> Tensor:
+    top, left, height, width = p.box.unbind(1)
+    source_height, source_width = p.source.unbind(1)
+    return view_to_source(top, left, height, width, p.flip, source_height, source_width)
+
+
+def stec_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[STECOptions]:
     """SimCLR's recipe for `data` with the inverse model's weight."""
     base = simclr_recipe(data, image_size)
     weight = MANIPULATION_WEIGHT.get(base.data, 0.6 if base.image_size > 96 else 1.0)
-    return replace(
+    return derive_recipe(
         base,
-        method="stec",
-        options=STECOptions(**asdict(base.options), manipulation_weight=weight),
+        "stec",
+        STECOptions(**asdict(base.options), manipulation_weight=weight),
         sources={
             **base.sources,
             "options.manipulation_weight": f"{CODE}, README",
@@ -100,13 +113,13 @@ def stec_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
     )
 
 
-def stec_byol_recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
+def stec_byol_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[STECBYOLOptions]:
     """BYOL's recipe for `data` with the inverse model at half the weight of BYOL's loss, S-TEC's ratio on CIFAR."""
     base = byol_recipe(data, image_size)
-    return replace(
+    return derive_recipe(
         base,
-        method="stec-byol",
-        options=STECBYOLOptions(**asdict(base.options), manipulation_weight=0.5),
+        "stec-byol",
+        STECBYOLOptions(**asdict(base.options), manipulation_weight=0.5),
         proposals={**base.proposals, "method": "ours: no code of S-TEC on BYOL was released"},
     )
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -118,7 +119,7 @@ def fix_as_moco_v3(model: nn.Module, position: bool, patches: bool) -> None:
         model.pos_embed.requires_grad_(False)
 
 
-def _creation_options(spec: BackboneSpec, image_size: int) -> dict[str, object]:
+def _creation_options(spec: BackboneSpec, image_size: int) -> dict[str, Any]:
     options = dict(spec.options)
     if spec.zero_init_last is not None and _is_resnet(spec.name):
         options["zero_init_last"] = spec.zero_init_last
@@ -140,7 +141,7 @@ def replace_stem(model: nn.Module, stem: str) -> nn.Module:
     if not isinstance(model, ResNet):
         raise UserError(f"the stem {stem!r} is for timm's ResNets; {type(model).__name__} has only 'plain'.")
     if stem.startswith("cifar"):
-        width = model.bn1.num_features
+        width = next(model.bn1.parameters()).numel()
         model.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=2 if stem == "cifar-pad" else 1, bias=False)
     if stem != "cifar-maxpool":
         model.maxpool = nn.Identity()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,24 @@ class Outputs:
     labelled: Labelled | None = None
 
 
+class Comparison(Protocol):
+    """What a learner asks of its objective; losses.objective.Objective says what each is."""
+
+    features: int
+    student_views: tuple[str, ...]
+    teacher_views: tuple[str, ...]
+    joint_forward: bool
+    shuffle_teacher: bool
+    evaluate_teacher: bool
+
+    def projector(self) -> nn.Module: ...
+    def predictor(self) -> nn.Module | None: ...
+    def momentum(self, step: int, /) -> float: ...
+    def begin_step(self, step: int) -> None: ...
+    def end_step(self) -> None: ...
+    def __call__(self, outputs: Outputs, params: dict[str, Any], label: Tensor | None) -> dict[str, Tensor]: ...
+
+
 class Student(nn.Module):
     """backbone -> projector -> predictor (optional)."""
 
@@ -73,7 +91,7 @@ class Learner(nn.Module):
     teacher moves in the first, queues are filled in the second, so gradient accumulation changes neither.
     """
 
-    def __init__(self, backbone: nn.Module, objective: nn.Module, seed: int = 0) -> None:
+    def __init__(self, backbone: nn.Module, objective: Comparison, seed: int = 0) -> None:
         super().__init__()
         self._seed, self._step = seed, 0
         self.student = Student(backbone, objective.projector(), objective.predictor())
@@ -83,7 +101,10 @@ class Learner(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """The backbone the method evaluates: the teacher's where its paper does, else the student's."""
-        return self.teacher.network.backbone if self.objective.evaluate_teacher else self.student.backbone
+        if not self.objective.evaluate_teacher:
+            return self.student.backbone
+        assert self.teacher is not None, "evaluate_teacher needs teacher_views"
+        return self.teacher.network.backbone
 
     def begin_step(self, step: int) -> None:
         """Set the objective's schedules for this optimizer step (0-based) and move the teacher."""
@@ -130,6 +151,7 @@ class Learner(nn.Module):
         return companion and Labelled(self.student.backbone(companion[0]), companion[1])
 
     def _teach(self, images: Tensor, view: int = 0) -> Branch:
+        assert self.teacher is not None
         if not self._shuffles:
             return self.teacher(images)
         order = batch_permutation(len(images) * world_size(), self._seed, self._step, view, images.device)

@@ -1,21 +1,26 @@
 """The momentum teacher: the only EMA of the project."""
 
+# torch._foreach_* is what torch's own optimizers are written in, though not exported:
+# pyright: reportPrivateImportUsage=false
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class MomentumTeacher(nn.Module):
+
+class MomentumTeacher(nn.Module, Generic[Network]):
     """A copy of the student that follows it: teacher <- m teacher + (1 - m) student, parameters only, no gradient.
 
     BatchNorm buffers are the teacher's own, from its own train-mode forwards, as in ReSA, RSA, ReSSL and MoCo.
     `network` is the copy; calling the teacher calls it without gradient.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: Network) -> None:
         super().__init__()
-        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.network: Network = copy.deepcopy(student).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:

@@ -25,7 +25,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda:
-            return nn.SyncBatchNorm.forward(self, x)
+            return nn.SyncBatchNorm.forward(self, x)  # pyright: ignore[reportArgumentType] - borrowed, see above
         if self.training and world_size() > 1:
             return self._forward_without_cuda(x)
         # nn.SyncBatchNorm's own refuses the CPU, even in a group of one.
@@ -48,6 +48,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked += 1
         weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean), weight)
@@ -75,22 +76,24 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             raise UserError(f"a batch of {n} does not fall into {self.splits} equal splits; change either")
         mean = var = None
         momentum = 0.0
-        if self.training and self.track_running_stats:
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None  # the three go together
             self.num_batches_tracked += 1
             mean, var = self.running_mean.repeat(self.splits), self.running_var.repeat(self.splits)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         weight, bias = (p.repeat(self.splits) if self.affine else None for p in (self.weight, self.bias))
         grouped = x.reshape(n // self.splits, self.splits * c, h, w)
         y = F.batch_norm(grouped, mean, var, weight, bias, True, momentum, self.eps).reshape(n, c, h, w)
-        if mean is not None:
-            self.running_mean.copy_(mean.view(self.splits, c).mean(0))
-            self.running_var.copy_(var.view(self.splits, c).mean(0))
+        for running, grouped_stats in ((self.running_mean, mean), (self.running_var, var)):
+            if running is not None and grouped_stats is not None:
+                running.copy_(grouped_stats.view(self.splits, c).mean(0))
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
 
 def _activate(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    return module.act(module.drop(output))
+    act, drop = module.get_submodule("act"), module.get_submodule("drop")  # of timm's BatchNormAct2d
+    return act(drop(output))
 
 
 def _converted(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
@@ -118,8 +121,9 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """Every batch norm of `module` as SyncBatchNorm, in place where it has children; returns the module."""
 
     def make(norm: nn.Module) -> nn.Module | None:
-        is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SyncBatchNorm)
-        return SyncBatchNorm(norm.num_features, **_settings(norm)) if is_batch_norm else None
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SyncBatchNorm):
+            return SyncBatchNorm(norm.num_features, **_settings(norm))
+        return None
 
     return _converted(module, make)
 
@@ -128,8 +132,9 @@ def convert_split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
     """Every BatchNorm2d of `module` in `splits` groups, in place where it has children; returns the module."""
 
     def make(norm: nn.Module) -> nn.Module | None:
-        is_2d = isinstance(norm, nn.BatchNorm2d) and not isinstance(norm, SplitBatchNorm2d)
-        return SplitBatchNorm2d(norm.num_features, splits, **_settings(norm)) if is_2d else None
+        if isinstance(norm, nn.BatchNorm2d) and not isinstance(norm, SplitBatchNorm2d):
+            return SplitBatchNorm2d(norm.num_features, splits, **_settings(norm))
+        return None
 
     return _converted(module, make)
 

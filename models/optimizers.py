@@ -1,7 +1,8 @@
 """LARS as the four papers use it, and the rules that say which parameters decay and adapt."""
 
+# torch._foreach_* is what torch's own optimizers are written in, though not exported:
+# pyright: reportPrivateImportUsage=false
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float | None = 0.001,
         eps: float = 1e-8,
-        norm: Literal["separate", "decayed"] = "separate",
+        norm: str = "separate",
     ) -> None:
         if norm not in NORMS:
             raise UserError(f"LARS norm is {norm!r}; choose one of {', '.join(NORMS)}")
@@ -59,14 +60,14 @@ class LARS(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers.append(self.state[p]["momentum_buffer"])
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, _directions(group, params, [p.grad for p in params]))
+        torch._foreach_add_(buffers, _directions(group, params, [p.grad for p in params if p.grad is not None]))
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
 
 def _directions(group: dict, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
     """What enters the momentum buffers: decayed and, with a trust coefficient, scaled gradients."""
     decay, trust = group["weight_decay"], group["trust_coefficient"]
-    decayed = torch._foreach_add(grads, params, alpha=decay) if decay else grads
+    decayed = list(torch._foreach_add(grads, params, alpha=decay)) if decay else grads
     if trust is None or (group["norm"] == "separate" and not decay):
         return decayed
     p_norm = torch.stack(torch._foreach_norm(params))
@@ -79,14 +80,14 @@ def _directions(group: dict, params: list[Tensor], grads: list[Tensor]) -> list[
     adapts = (p_norm > 0) & (g_norm > 0)
     scaled = torch._foreach_mul(decayed, list(torch.where(adapts, scale, 1.0).unbind()))
     if group["norm"] == "decayed":
-        return scaled
+        return list(scaled)
     # p or g is all zeros: bolts leaves the gradient as it is, without decay
     return [torch.where(a, s, g) for a, s, g in zip(adapts.unbind(), scaled, grads, strict=True)]
 
 
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
-    rule: Literal["all", "ndim", "name"],
+    rule: str,
     weight_decay: float,
     *,
     trust_coefficient: float | None = None,

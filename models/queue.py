@@ -22,6 +22,9 @@ class KeyQueue(nn.Module):
         (torch.Size([128, 4096]), 256)
     """
 
+    keys: Tensor
+    pointer: Tensor
+
     def __init__(self, dim: int, size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if dim < 1 or size < 1:

@@ -369,19 +369,25 @@ def with_settings(recipe: TrainingRecipe, settings: Sequence[str]) -> TrainingRe
 
 
 def _set(node: Any, path: list[str], text: str, key: str) -> Any:
+    name = path[0]
     if isinstance(node, Mapping):
-        return {**node, path[0]: _read(text, type(node.get(path[0])) if path[0] in node else Any, key)}
-    if isinstance(node, Views) and path[0] in (*node.names, "views"):
+        return {**node, name: _read(text, type(node.get(name)) if name in node else Any, key)}
+    if isinstance(node, Views) and name in (*node.names, "views"):
         return _set_views(node, path, text, key)
-    names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
-    if path[0] not in names:
-        raise UserError(f"--set {key}: the recipe has no {path[0]!r} there; use one of {', '.join(names) or 'none'}.")
+    names = _field_names(node)
+    if name not in names:
+        raise UserError(f"--set {key}: the recipe has no {name!r} there; use one of {', '.join(names) or 'none'}.")
     if len(path) > 1:
-        return replace(node, **{path[0]: _set(getattr(node, path[0]), path[1:], text, key)})
-    if dataclasses.is_dataclass(getattr(node, path[0])):
-        inside = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(getattr(node, path[0])))
-        raise UserError(f"--set {key}: that is a group of values; set one of {inside}.")
-    return replace(node, **{path[0]: _read(text, get_type_hints(type(node))[path[0]], key)})
+        return replace(node, **{name: _set(getattr(node, name), path[1:], text, key)})
+    if inside := _field_names(getattr(node, name)):
+        raise UserError(
+            f"--set {key}: that is a group of values; set one of {', '.join(f'{key}.{field}' for field in inside)}."
+        )
+    return replace(node, **{name: _read(text, get_type_hints(type(node))[name], key)})
+
+
+def _field_names(value: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
 
 
 def _set_views(node: Views, path: list[str], text: str, key: str) -> Views:

@@ -94,6 +94,7 @@ class Monitor:
         values = torch.stack([v.detach().float() for v in losses.values()])
         if self._accelerator.num_processes > 1:
             values = self._accelerator.reduce(values, "mean")
+            assert isinstance(values, torch.Tensor)
         named = dict(zip(losses, values.tolist(), strict=True))  # the one synchronisation with the device
         self._lap()
         spent = {name: self.totals[name] - self._logged[name] for name in self.totals}

@@ -6,7 +6,7 @@ import csv
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.tracking import GeneralTracker, LoggerType, on_main_process
 
 from saccade.base.errors import UserError
 from saccade.runs.config import Config
@@ -45,11 +45,13 @@ class CSVTracker(GeneralTracker):
 
 def start_trackers(accelerator: Accelerator, config: Config) -> None:
     """Start what --track asks for; a tracker whose package is missing is a UserError."""
-    wanted = [CSVTracker(str(config.out)) if name == "csv" else name for name in config.track]
-    if not wanted:
+    if not config.track:
         return
     from accelerate.tracking import filter_trackers
 
+    wanted: list[str | LoggerType | GeneralTracker] = [
+        CSVTracker(str(config.out)) if name == "csv" else name for name in config.track
+    ]
     accelerator.project_configuration.set_directories(str(config.out))
     try:
         accelerator.log_with = filter_trackers(wanted, str(config.out))

@@ -36,7 +36,7 @@ class Trainer:
         self.pipeline = train.build_train_pipeline(self.config, self.accelerator, self.source)
         self.total_steps = max(1, self.config.recipe.epochs * len(self.pipeline))
         learner = train.build_learner(self.config, self.source, len(self.pipeline), self.total_steps)
-        learner.to(self.device, memory_format=torch.contiguous_format if plain else torch.channels_last)
+        learner.to(self.device).to(memory_format=torch.contiguous_format if plain else torch.channels_last)
         optimizer = train.build_optimizer(learner, self.config.recipe.optimizer)
         wanted = self.config.compile if self.config.compile is not None else self.device.type == "cuda"
         self.compiled = wanted and not plain
