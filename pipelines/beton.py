@@ -118,7 +118,7 @@ def _read_tables(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     if header["version"] != VERSION:
         raise UserError(
             f"{path}: a .beton of version {header['version']}, or no .beton at all; version {VERSION} is read: "
-            "write it again with FFCV 1.0 or with python -m tools.convert."
+            "write it again with FFCV 1.0 or with saccade convert."
         )
     samples, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
     fields = np.fromfile(path, FIELD, count=header["num_fields"], offset=HEADER.itemsize)

@@ -65,7 +65,7 @@ def _for_photos() -> Choice:
         "reference",
         "image files of any size",
         f"{_INSTALL_DALI} makes this about three times as fast on a CPU "
-        "and decodes on a GPU; or python -m tools.convert to .beton",
+        "and decodes on a GPU; or saccade convert to .beton",
     )
 
 
@@ -159,7 +159,7 @@ def _check(executor: str, source: Source, device: torch.device) -> None:
     if executor == "ffcv" and not isinstance(source, BetonSource):
         raise UserError(
             f"--pipeline ffcv reads .beton files, {source.name} is none; convert it with "
-            "python -m tools.convert SRC DST.beton, or use --pipeline auto."
+            "saccade convert SRC DST.beton, or use --pipeline auto."
         )
     if executor == "resident" and not isinstance(source, ArraySource):
         size = _common_size(source)

@@ -41,7 +41,7 @@ class FfcvPipeline(Pipeline):
         if not isinstance(source, BetonSource):
             raise UserError(
                 f"--pipeline ffcv reads .beton files, {source.name} is none; convert it with "
-                "python -m tools.convert SRC DST.beton, or use --pipeline auto."
+                "saccade convert SRC DST.beton, or use --pipeline auto."
             )
         super().__init__(source, *args, **kwargs)
         self._workers, self._timeout = max(1, workers), timeout

@@ -249,7 +249,7 @@ def test_more_than_a_tenth_of_damaged_images_stops_with_their_names(tmp_path):
 
 def test_only_betons_are_taken(tmp_path):
     arrays = ArraySource("a", np.zeros((8, 8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"reads .beton files.*tools.convert"):
+    with pytest.raises(UserError, match=r"reads .beton files.*saccade convert"):
         FfcvPipeline(arrays, PLAIN, Order(8, 4))
 
 
