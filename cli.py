@@ -1,7 +1,8 @@
 """The command `saccade`: saccade train, saccade eval, saccade convert, ... each with a --help of its own.
 
-A row of COMMANDS is all that a command needs here. Its module has `main(argv) -> exit code`, whose parser is named by
-`program("tools.NAME")` and ends with an example; it is imported when it is called, so that `saccade --help` is instant.
+A row of COMMANDS is all that a command needs here. Its module has `main(argv) -> exit code`, and `parser()` for the
+shell's completion, made by base/program.py's command_parser, which knows its name and its examples. It is imported
+when it is called, so that `saccade --help` is instant.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ COMMANDS = {  # name: the module, what it does
     "doctor": ("saccade.tools.doctor", "what holds your training back on this machine"),
     "bench": ("saccade.tools.bench", "how fast loaders, model and whole run are here"),
     "parity": ("saccade.tools.parity", "every executor against the reference, pixel by pixel"),
+    "completion": ("saccade.tools.completion", "a script by which the shell completes commands and flags"),
 }
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
     return (
         "usage: saccade COMMAND [FLAGS]\n\n"
         "Pre-train vision backbones without labels, the data pipeline first.\n\n"

@@ -27,6 +27,7 @@ import torch
 
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.base.program import command_parser, program
 from saccade.evaluation.evaluate import Evaluation, Settings
 from saccade.evaluation.protocols import PROTOCOLS, find_protocol
 from saccade.evaluation.subject import Subject, open_subject
@@ -57,31 +58,33 @@ def main(argv: list[str] | None = None) -> int:
 
             plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
     except UserError as error:
-        print(f"eval.py: {error}", file=sys.stderr)
+        print(f"{program('eval.py')}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eval.py: interrupted", file=sys.stderr)
+        print(f"{program('eval.py')}: interrupted", file=sys.stderr)
         return 130
     print_table(result, subject, train, test, protocol.summary, protocol.source)
     print(json.dumps(result))
     return 0
 
 
+EXAMPLES = {
+    "outputs/RUN": "kNN on the run's own images",
+    "outputs/RUN --protocol linear": "a linear probe",
+    "resnet50.safetensors --backbone resnet50 --data PHOTOS/train --val-data PHOTOS/val": "any timm checkpoint",
+}
+
+
 def parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {p.name:<15} {p.summary}" for p in PROTOCOLS.values())
-    p = argparse.ArgumentParser(
-        prog="eval.py",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure the quality of a frozen backbone.",
-        epilog=f"protocols:\n{listed}",
-    )
+    p = command_parser("eval.py", f"Measure the quality of a frozen backbone.\n\nprotocols:\n{listed}", EXAMPLES)
     p.add_argument(
         "path",
         metavar="RUN_FOLDER_OR_CHECKPOINT",
         help="a run folder, a file of its checkpoints/, or a .safetensors or .pth file with --backbone",
     )
     what = p.add_argument_group("what to measure")
-    what.add_argument("--protocol", default="knn", help="one of those below (default: knn)")
+    what.add_argument("--protocol", default="knn", help="one of those above (default: knn)")
     what.add_argument(
         "--data", help="training images: a folder, an .npz, or a name such as cifar10 (default: the run's)"
     )

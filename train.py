@@ -30,6 +30,7 @@ from accelerate.utils import set_seed
 
 from saccade.base.allocator import keep_freed_memory
 from saccade.base.errors import UserError
+from saccade.base.program import program
 from saccade.evaluation.online import OnlineKNN
 from saccade.losses.recipe import OptimizerSpec
 from saccade.losses.registry import find_method
@@ -48,6 +49,7 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
 from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
 from saccade.runs.config import Config, check_flags, parse_flags, resolve
+from saccade.runs.config import parser as parser  # for the shell's completion
 from saccade.runs.folder import RunFolder
 from saccade.runs.interrupt import Interrupt
 from saccade.runs.monitor import Monitor
@@ -72,10 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         config = resolve(flags, train_data, out)
         return run(config, accelerator, train_data, val_data, labelled)
     except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"{program('train.py')}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
-        print("train.py: interrupted", file=sys.stderr)
+        print(f"{program('train.py')}: interrupted", file=sys.stderr)
         return 130
 
 

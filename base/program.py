@@ -15,8 +15,9 @@ def program(otherwise: str) -> str:
 def command_parser(otherwise: str, description: str, examples: dict[str, str]) -> argparse.ArgumentParser:
     """A parser whose --help ends with `examples`: arguments of the command, and what they do ("" where it is plain)."""
     name = program(otherwise)
+    typed = f"python {name}" if name.endswith(".py") else name
     width = max(map(len, examples))
-    lines = [f"  {name} {arguments:<{width}}  {meaning}".rstrip() for arguments, meaning in examples.items()]
+    lines = [f"  {typed} {arguments:<{width}}  {meaning}".rstrip() for arguments, meaning in examples.items()]
     return argparse.ArgumentParser(
         prog=name,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from saccade.base.errors import UserError
+from saccade.base.program import command_parser
 from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
@@ -79,14 +80,21 @@ class Config:
         return json.loads(json.dumps(asdict(self), default=str))
 
 
-def parser(prog: str = "train.py") -> argparse.ArgumentParser:
+EXAMPLES = {
+    "--method stec": "an embedded data set",
+    "--method resa --data cifar10": "the published recipe",
+    "--data PHOTOS --backbone test_resnet --image-size 32 --batch-size 64 --steps 300": "minutes on a CPU",
+    "--resume outputs/RUN": "after a crash or Ctrl-C: exactly where it was",
+}
+DESCRIPTION = """Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded
+data set, so that everything can be seen working in three minutes on two CPU cores."""
+
+
+def parser(
+    prog: str = "train.py", description: str = DESCRIPTION, examples: dict[str, str] = EXAMPLES
+) -> argparse.ArgumentParser:
     """The flags of train.py, grouped."""
-    p = argparse.ArgumentParser(
-        prog=prog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded\n"
-        "data set, so that everything can be seen working in three minutes on two CPU cores.",
-    )
+    p = command_parser(prog, description, examples)
     what = p.add_argument_group("what to train")
     what.add_argument("--method", default="stec", help=f"one of {', '.join(methods())} (default: stec)")
     what.add_argument(

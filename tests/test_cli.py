@@ -1,10 +1,13 @@
 """saccade COMMAND: one name in front of every command, instant until one is called."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
@@ -45,12 +48,14 @@ def test_an_unknown_command_is_one_sentence_with_the_nearest(wrong, hint, capsys
     assert (code, out, err.count("\n")) == (2, "", 1) and wrong in err and hint in err
 
 
-@pytest.mark.parametrize("name", ["convert", "preview", "recipes", "survey", "parity"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_has_its_name_and_an_example(name, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     code, out, _ = call(name, "--help", capsys=capsys)
     assert code == 0 and out.startswith(f"usage: saccade {name} ")
-    assert f"\n  saccade {name}" in out[out.index("\nexamples:") :]
+    examples = re.findall(rf"^  saccade {name} (.*?)(?:  .*)?$", out[out.index("\nexamples:") :], re.MULTILINE)
+    parser = import_module(COMMANDS[name][0]).parser()
+    assert examples and all(parser.parse_args(shlex.split(example.partition(" >")[0])) for example in examples)
 
 
 def test_a_commands_bad_input_is_signed_with_the_commands_name(capsys, monkeypatch):
@@ -58,6 +63,34 @@ def test_a_commands_bad_input_is_signed_with_the_commands_name(capsys, monkeypat
     assert call("recipes", "resb", capsys=capsys)[0] == 2
     code, _, err = call("preview", "--rows", "0", capsys=capsys)
     assert code == 2 and err.startswith("saccade preview: --rows 0") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("train", ["--steps", "0"]), ("eval", ["nowhere"]), ("doctor", ["--lr", "x"])]
+)
+def test_the_commands_of_a_checkout_are_signed_so_too(name, flags, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    code, _, err = call(name, *flags, capsys=capsys)
+    assert code == 2 and f"saccade {name}: " in err
+
+
+def test_bash_completes_commands_flags_methods_and_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    code, script, _ = call("completion", "bash", capsys=capsys)
+    assert code == 0
+    (tmp_path / "photos.npz").touch()
+    for line, wanted in (
+        ("saccade ev", "eval"),
+        ("saccade train --ba", "--batch-size"),
+        ("saccade train --method rss", None),
+        ("saccade train --method ress", "ressl"),
+        ("saccade train --data ph", "photos.npz"),
+        ("saccade convert ph", "photos.npz"),
+    ):
+        typed = f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}"
+        ask = f'{script}\n{typed}; _shtab_saccade; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert (wanted in done.stdout.split()) if wanted else not done.stdout.split(), (line, done.stdout, done.stderr)
 
 
 def test_ctrl_c_in_a_command_ends_with_130(tmp_path):

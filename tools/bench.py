@@ -12,9 +12,11 @@ import torch
 from saccade.base.allocator import keep_freed_memory
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
+from saccade.base.program import command_parser
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import open_data
-from saccade.runs.config import MAX_IMAGE_SIZE, check_flags, parser, resolve
+from saccade.runs.config import MAX_IMAGE_SIZE, check_flags, resolve
+from saccade.runs.config import parser as train_parser
 from saccade.tools.benchmark.compare import compare
 from saccade.tools.benchmark.contenders import loaders, steps
 from saccade.tools.benchmark.measure import Contender, measure
@@ -24,19 +26,17 @@ from saccade.tools.benchmark.suites import SUITES, Work, build_suite, describe
 from saccade.tools.benchmark.trainer import Trainer
 from saccade.tools.command import run_command
 
-EXAMPLES = """examples:
-  python -m tools.bench --quick                                   is everything fast here? under a minute
-  python -m tools.bench --cifar cifar10 --photos PHOTOS --json cpu.json --picture cpu.png    docs/performance.md's table
-  python -m tools.bench --method resa --data photos/ --batch-size 64
-  python -m tools.bench --compare old.json new.json               exit code 1 if anything became slower
-  python -m tools.bench --growth docs/pictures                    how cost grows; --profile: where a step's time goes
-  python -m tools.bench --gpu-report OUT.json                     every GPU number of docs/performance.md, in 9 minutes
-"""
+EXAMPLES = {
+    "--quick": "is everything fast here? under a minute",
+    "--cifar cifar10 --photos PHOTOS --json cpu.json --picture cpu.png": "docs/performance.md's table",
+    "--method resa --data photos/ --batch-size 64": "your method on your images",
+    "--compare old.json new.json": "exit code 1 if anything became slower",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Loader ceiling, model ceiling and what is reached, measured in turns with torchvision's DataLoader."""
-    flags = _parser().parse_args(argv)
+    flags = parser().parse_args(argv)
     _check(flags)
     if flags.compare:
         return compare(Path(flags.compare[0]), Path(flags.compare[1]), flags.tolerance, flags.force)
@@ -130,7 +130,7 @@ def _train_flags(flags: argparse.Namespace) -> list[str]:
 
 
 def _namespace(argv: list[str]) -> argparse.Namespace:
-    namespace = parser("tools.bench").parse_args(argv)
+    namespace = train_parser("tools.bench").parse_args(argv)
     check_flags(namespace)
     return namespace
 
@@ -159,13 +159,8 @@ def _check(flags: argparse.Namespace) -> None:
             )
 
 
-def _parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(
-        prog="tools.bench",
-        description=main.__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> argparse.ArgumentParser:
+    command = command_parser("python -m tools.bench", main.__doc__ or "", EXAMPLES)
     what = command.add_argument_group("what to measure (default: CIFAR-sized images and photos)")
     what.add_argument("--method", help="measure this method's recipe")
     what.add_argument("--data", help="on these images: whatever train.py takes")

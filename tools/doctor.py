@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 import torch
 
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
-from saccade.runs.config import parser
+from saccade.runs import config
 from saccade.tools.benchmark.diagnosis import Speeds, advise, bottleneck, warnings_for
 from saccade.tools.benchmark.inspection import inspect
 from saccade.tools.benchmark.rows import columns
 from saccade.tools.command import run_command
+
+EXAMPLES = {
+    "--method stec --data PHOTOS": "the flags you would give to train",
+    "--method resa --data cifar10 --batch-size 256 --workers 4": "",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of train.py."""
+    return config.parser("python -m tools.doctor", f"{main.__doc__} Takes about half a minute.", EXAMPLES)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures loader, model and the whole step for a few seconds each on your data; names the slowest part."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
-        print(f"usage: python -m tools.doctor [flags of train.py]\n\n{main.__doc__} Takes about half a minute.\n")
-        parser().print_usage()
+        parser().print_help()
         return 0
     if "--resume" in argv:
         raise UserError("--resume: the doctor starts no run; give the flags the run was started with.")
