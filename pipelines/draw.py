@@ -72,6 +72,16 @@ def draw(recipe: Views, seed: int, epoch: int, index: Tensor, source: Tensor) ->
 
     index: (N,) int64 sample numbers; source: (N, 2) int64 heights and widths in pixels, on the same device.
     Pure: the same (seed, epoch, index, source size, view name) gives the same parameters, in any batch, anywhere.
+
+    Examples:
+        >>> views = Views((View("weak", 32),))
+        >>> size = torch.tensor([[48, 64]] * 3)  # height, width of each source image
+        >>> drawn = draw(views, seed=0, epoch=0, index=torch.tensor([7, 8, 9]), source=size)["weak"]
+        >>> drawn.box.tolist(), drawn.flip.tolist()  # top, left, height, width of the crop
+        ([[1, 11, 47, 45], [17, 16, 18, 18], [2, 13, 46, 50]], [False, False, True])
+        >>> again = draw(views, seed=0, epoch=0, index=torch.tensor([9]), source=size[:1])["weak"]
+        >>> bool((again.box == drawn.box[2:]).all())
+        True
     """
     drawn: dict[str, ViewParams] = {}
     for view in recipe:

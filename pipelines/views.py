@@ -47,7 +47,15 @@ class Blur:
 
 @dataclass(frozen=True)
 class View:
-    """One view of an image. A view with a `parent` shares the parent's crop and flip and only adds colour and blur."""
+    """One view of an image. A view with a `parent` shares the parent's crop and flip and only adds colour and blur.
+
+    Examples:
+        >>> [view.name for view in View("local", 96, crop=Crop(scale=(0.05, 0.4))).times(2)]
+        ['local_0', 'local_1']
+        >>> View("weak", 224, flip=1.5)
+        Traceback (most recent call last):
+        saccade.base.errors.UserError: view 'weak': flip = 1.5 is no probability; give a value from 0 to 1.
+    """
 
     name: str
     size: int  # pixels, square
@@ -100,7 +108,13 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """The views made of every image, and the normalisation they share. Parents stand before their children."""
+    """The views made of every image, and the normalisation they share. Parents stand before their children.
+
+    Examples:
+        >>> views = Views((View("weak", 224), View("strong", 224, parent="weak")))
+        >>> views.names, views.geometry_of(views["strong"]).name
+        (('weak', 'strong'), 'weak')
+    """
 
     views: tuple[View, ...]
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)

@@ -18,3 +18,8 @@ def test_examples_give_what_they_say(file):
     name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
     found = doctest.testmod(import_module(f"saccade.{name}".removesuffix(".__init__")))
     assert found.attempted and not found.failed
+
+
+@pytest.mark.parametrize("name", ["View", "Views", "build_pipeline", "open_data"])
+def test_what_the_package_offers_has_an_example(name):
+    assert "\n    Examples:\n" in getattr(saccade, name).__doc__
