@@ -36,6 +36,20 @@ def available_cpus() -> int:
     return cpus
 
 
+def available_memory() -> float:
+    """Bytes that this process may still take: the system's, or the cgroup's limit where that is lower; inf if
+    unknown."""
+    free = float("inf")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        free = min(free, int(limit) - int(used)) if limit != "max" else free
+    except (OSError, ValueError, StopIteration):
+        pass  # not Linux, or no cgroup v2
+    return free
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages a run depends on, and Python's."""
     found = {"python": platform.python_version()}

@@ -11,14 +11,12 @@ import torch
 
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
-from saccade.pipelines.beton import BetonSource
 from saccade.pipelines.order import Order, ShardedOrder
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.render import choose_backend
 from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
-from saccade.pipelines.shards import ShardSource
-from saccade.pipelines.sources import ArraySource, BadImage, Source
+from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.views import Views
 
 EXECUTORS = ("auto", "resident", "dali", "ffcv", "reference")
@@ -44,27 +42,42 @@ def choose_executor(executor: str, source: Source, device: torch.device | str = 
     if executor not in EXECUTORS:
         raise UserError(f"--pipeline {executor} is unknown; use one of {', '.join(EXECUTORS)}.")
     if executor != "auto":
-        _check(executor, source, torch.device(device))
+        if reason := _refusal(executor, source, torch.device(device)):
+            raise UserError(f"--pipeline {executor}: {reason}")
         return Choice(executor, "as asked")
-    if isinstance(source, ArraySource):
-        height, width = source.images.shape[1:3]
-        return Choice("resident", f"{len(source)} images of {width}x{height} fit in memory")
-    if isinstance(source, BetonSource):
-        return Choice("ffcv", "a .beton file")
-    size = _common_size(source)
-    if size and max(size) <= _SMALL and _fits(source, size, torch.device(device)):
-        return Choice("resident", f"{len(source)} images of {size[1]}x{size[0]} fit in memory")
-    return _for_photos()
+    for name in ("resident", "ffcv", "dali"):
+        why = _suits(name, source, torch.device(device))
+        if why and _refusal(name, source, torch.device(device)) is None:
+            return Choice(name, why)
+    return _without_dali()
 
 
-def _for_photos() -> Choice:
-    photos = "image files of any size, each decoded once"
-    if dali_installed():
-        return Choice("dali", photos)
+def _suits(executor: str, source: Source, device: torch.device) -> str | None:
+    """Why `auto` prefers this executor for such a source; None where it does not."""
+    if executor == "resident":
+        array = source.array()
+        size = array.shape[1:3] if array is not None else _common_size(source)
+        small = size and (array is not None or (max(size) <= _SMALL and _fits(source, size, device)))
+        return f"{len(source)} images of {size[1]}x{size[0]} fit in memory" if small else None
+    if executor == "ffcv":
+        return "a .beton file" if source.reader.mapped else None
+    return _PHOTOS
+
+
+_PHOTOS = "image files of any size, each decoded once"
+
+
+def _for_photos(source: Source) -> Choice:
+    return Choice("dali", _PHOTOS) if _refusal("dali", source, torch.device("cpu")) is None else _without_dali()
+
+
+def _without_dali() -> Choice:
     return Choice(
         "reference",
-        "image files of any size",
-        f"{_INSTALL_DALI} makes this about three times as fast on a CPU "
+        "images of any size",
+        ""
+        if dali_installed()
+        else f"{_INSTALL_DALI} makes this about three times as fast on a CPU "
         "and decodes on a GPU; or saccade convert to .beton",
     )
 
@@ -101,7 +114,7 @@ def build_pipeline(
     except UnequalSizes:
         if executor != "auto":
             raise
-        choice = _for_photos()
+        choice = _for_photos(source)
         pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     pipeline.choice = str(choice)
     return pipeline
@@ -137,37 +150,35 @@ def create_order(source: Source, shard_group: int, *args, **kwargs) -> Order:
     """The order of the training samples; shard_group: 0, or how many tar shards are shuffled together."""
     if not shard_group:
         return Order(len(source), *args, **kwargs)
-    if not isinstance(source, ShardSource):
+    if source.container is None:
         raise UserError(f"--shard-group {shard_group} is for tar shards, {source.name} has none; leave it out.")
-    return ShardedOrder(source.shard, shard_group, *args, **kwargs)
+    return ShardedOrder(source.container, shard_group, *args, **kwargs)
 
 
-def _check(executor: str, source: Source, device: torch.device) -> None:
-    """UserError where this executor cannot work on this source."""
+def _refusal(executor: str, source: Source, device: torch.device) -> str | None:
+    """Why this executor cannot work on this source, and the way out; None if it can. `auto` and --pipeline X both
+    ask."""
     if executor == "dali":
         if not dali_installed():
-            raise UserError(
-                f"--pipeline dali: NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use "
-                "--pipeline reference."
+            return f"NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use --pipeline reference."
+        if not source.reader.gives_files:
+            return (
+                f"it decodes image files and tar shards, {source.name} holds decoded images or is a .beton; use "
+                f"--pipeline {'ffcv' if source.reader.mapped else 'resident'} or auto."
             )
-        if type(source).encoded is Source.encoded:
-            instead = "ffcv" if isinstance(source, BetonSource) else "resident"
-            raise UserError(
-                f"--pipeline dali decodes image files and tar shards, {source.name} holds decoded images or is a "
-                f".beton; use --pipeline {instead} or auto."
-            )
-    if executor == "ffcv" and not isinstance(source, BetonSource):
-        raise UserError(
-            f"--pipeline ffcv reads .beton files, {source.name} is none; convert it with "
-            "saccade convert SRC DST.beton, or use --pipeline auto."
+    if executor == "ffcv" and not source.reader.mapped:
+        return (
+            f"it reads .beton files, {source.name} is none; convert it with saccade convert SRC DST.beton, or use "
+            "--pipeline auto."
         )
-    if executor == "resident" and not isinstance(source, ArraySource):
+    if executor == "resident" and source.array() is None:
         size = _common_size(source)
         if size and not _fits(source, size, device):
-            raise UserError(
-                f"--pipeline resident: {len(source)} images of {size[1]}x{size[0]} do not fit into the memory of "
-                f"{device}; use --pipeline auto."
+            return (
+                f"{len(source)} images of {size[1]}x{size[0]} do not fit into the memory of {device}; use "
+                f"--pipeline auto."
             )
+    return None
 
 
 def _common_size(source: Source) -> tuple[int, int] | None:

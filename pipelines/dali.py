@@ -6,7 +6,6 @@ by PIL in the reading threads and pass DALI as raw pixels, so every file means w
 
 from __future__ import annotations
 
-import io
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.prefetch import UntilRead
 from saccade.pipelines.render import Photos, appearance, render
-from saccade.pipelines.sources import decode
 
 _READ_AHEAD = 2  # chunks being read while DALI works on others
 _MOST, _LEAST, _BYTES = 256, 16, 512 << 20  # images of a chunk: at most, at least, and by their decoded size
@@ -152,7 +150,7 @@ class DaliPipeline(Pipeline):
         return _File(i, np.frombuffer(data, np.uint8), (header.height, header.width), False)
 
     def _load_pixels(self, i: int, data: bytes | None = None) -> _File:
-        pixels = self.source.read(i) if data is None else decode(io.BytesIO(data))
+        pixels = self.source.read(i) if data is None else self.source.decode(data)
         return _File(i, pixels_as_file(pixels), pixels.shape[:2], True)
 
     # --- decoding ---------------------------------------------------------------------------------------------------

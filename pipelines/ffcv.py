@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from saccade.base.errors import UserError
-from saccade.pipelines.beton import BetonSource
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.jpeg import decode_into
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.views import View, Views
 
 _AHEAD = 2  # batches made at the same time, so that one's last samples do not leave cores idle; as many again may wait
@@ -38,11 +38,8 @@ class FfcvPipeline(Pipeline):
     def __init__(
         self, source: Source, *args, workers: int = 1, as_bytes: bool | None = None, timeout: float = _TIMEOUT, **kwargs
     ) -> None:
-        if not isinstance(source, BetonSource):
-            raise UserError(
-                f"--pipeline ffcv reads .beton files, {source.name} is none; convert it with "
-                "saccade convert SRC DST.beton, or use --pipeline auto."
-            )
+        if not source.reader.mapped:
+            raise UserError(f"the ffcv executor reads .beton files, {source.name} is none; saccade convert makes one.")
         super().__init__(source, *args, **kwargs)
         self._workers, self._timeout = max(1, workers), timeout
         self._as_bytes = self.device.type != "cpu" if as_bytes is None else as_bytes
@@ -138,7 +135,7 @@ class FfcvPipeline(Pipeline):
             if not source.is_jpeg[i]:
                 out[:] = source.read(i)
                 return True
-            return source.name_of(i) not in source.known_bad and decode_into(source.stored(i), out)
+            return source.name_of(i) not in source.known_bad and decode_into(source.piece(i), out)
 
         good = list(self._decoders.map(decode, range(len(numbers))))
         offset, extra = offset[:-1], []

@@ -12,7 +12,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.render import render
-from saccade.pipelines.sources import ArraySource, Source
+from saccade.pipelines.sources import Source
 
 _DRAWN_AT_ONCE = {"cpu": 4096, "cuda": 65536}  # samples; a CPU must not wait long for its first batch
 
@@ -55,8 +55,9 @@ def load_images(source: Source) -> tuple[np.ndarray, Tensor]:
 
     Unequal sizes are an error.
     """
-    if isinstance(source, ArraySource):
-        return source.images, torch.arange(len(source))
+    whole = source.array()
+    if whole is not None:
+        return whole, torch.arange(len(source))
     images, numbers = [], []
     for i in range(len(source)):
         pixels, used = source.read_or_replace(i)

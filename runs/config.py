@@ -23,7 +23,7 @@ from saccade.losses.registry import find_method, methods
 from saccade.models.backbone import check_backbone
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import NAMES
-from saccade.pipelines.sources import ArraySource, Source
+from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
 
 DATA_FLAGS = (
@@ -275,8 +275,8 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     """defaults < published recipe < flags, given the opened training data."""
     data = flags.recipe or (flags.data if flags.data in NAMES else "custom")
     size = flags.image_size
-    if size is None and data == "custom" and isinstance(source, ArraySource):
-        size = source.images.shape[1]
+    if size is None and data == "custom" and (images := source.array()) is not None:
+        size = images.shape[1]
     recipe = method_of(flags).recipe(data, size)
     recipe = with_settings(recipe, flags.set)
     check_recipe(recipe)

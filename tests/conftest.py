@@ -24,9 +24,9 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def textures_drawn_once() -> Iterator[None]:
     """The embedded data set takes a second to draw, and a hundred tests open it."""
-    from saccade.pipelines import data
+    from saccade.pipelines.sources import named
 
-    drawn = functools.cache(data.textures)
+    drawn = functools.cache(named.textures)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "textures", lambda split: tuple(array.copy() for array in drawn(split)))
+        patch.setattr(named, "textures", lambda split: tuple(array.copy() for array in drawn(split)))
         yield

@@ -8,11 +8,12 @@ from pathlib import Path
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
+from saccade.pipelines.sources import Options
+from saccade.pipelines.sources.open import open_dataset
 from saccade.tools.command import run_command
 from saccade.tools.conversion.job import SINGLE, WRITERS, Job
 from saccade.tools.conversion.prepare import Settings
 from saccade.tools.conversion.run import convert
-from saccade.tools.conversion.sources import open_dataset
 
 EXAMPLES = {
     "PHOTOS photos.beton": "a folder into one FFCV file, the JPEG files as they are",
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     where it was."""
     flags = parser().parse_args(argv)
     job = _job(flags)
-    data = open_dataset(flags.src, flags.labels, flags.data_dir, flags.split)
+    data = open_dataset(flags.src, Options(labels=flags.labels, data_dir=flags.data_dir), flags.split)
     manifest = convert(job, data)
     images = sum(split.images for split in manifest.splits.values())
     checked = {"full": "all read back and equal", "sample": "a sample read back and equal", "none": "not read back"}

@@ -130,7 +130,7 @@ def make_sources(folder: Path, data: str | None, images: int) -> dict[str, Sourc
         small = textures("test")[0][:images]
     else:
         given = open_data(data)[0]
-        if type(given).encoded is Source.encoded:
+        if not given.reader.gives_files:
             raise UserError(
                 f"--data {data}: a folder of image files or tar shards is needed, {given.name} holds pixels."
             )

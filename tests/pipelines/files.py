@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from saccade.pipelines.beton import ALLOCATION, FIELD, HEADER, IMAGE
+from saccade.pipelines.sources.beton import ALLOCATION, FIELD, HEADER, IMAGE
 
 SIDE = 48  # pixels
 

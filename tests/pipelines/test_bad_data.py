@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from saccade.base.errors import UserError
-from saccade.pipelines.beton import BetonSource
 from saccade.pipelines.build import build_pipeline, dali_installed
 from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import FolderSource
+from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.views import CentreCrop, Crop, View, Views
 from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with, write_idx
 
@@ -174,8 +174,8 @@ def test_unreadable_directory_is_left_out_with_a_warning(tmp_path, executor, mon
     try:
         if any(True for _ in _listing(locked)):  # root reads everything: let the system call fail instead
             _refuse(monkeypatch, locked)
-        with pytest.warns(UserWarning, match="left out .*photos/b"):
-            source = FolderSource(tmp_path / "photos")
+        source = FolderSource(tmp_path / "photos")
+        assert any("folders that cannot be read" in line and "b/" in line for line in source.account.warnings())
         assert len(source) == len(epoch_of(source, executor)) == 6
     finally:
         locked.chmod(0o755)

@@ -18,12 +18,12 @@ from PIL import Image
 
 from saccade.base.errors import UserError
 from saccade.pipelines import ffcv, jpeg
-from saccade.pipelines.beton import HEADER, BetonSource
 from saccade.pipelines.data import open_data
 from saccade.pipelines.ffcv import FfcvPipeline
 from saccade.pipelines.order import Order
 from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.sources import ArraySource
+from saccade.pipelines.sources.beton import HEADER, BetonSource
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from saccade.tools.conversion.prepare import Settings, prepare
 from saccade.tools.conversion.write_packed import BetonWriter
@@ -194,7 +194,7 @@ def test_leaving_an_epoch_early_50_times_leaks_nothing_and_keeps_torchs_threads(
 def test_an_abandoned_epoch_lets_the_interpreter_end(tmp_path):
     path = write_beton(tmp_path / "x.beton", "keep")
     code = (
-        "from pathlib import Path\nfrom saccade.pipelines.beton import BetonSource\n"
+        "from pathlib import Path\nfrom saccade.pipelines.sources.beton import BetonSource\n"
         "from saccade.pipelines.ffcv import FfcvPipeline\n"
         "from saccade.pipelines.order import Order\nfrom saccade.pipelines.views import Views, View\n"
         f"source = BetonSource(Path({str(path)!r}))\n"
@@ -307,7 +307,7 @@ def test_a_folder_of_betons_opens_with_its_validation_split_and_class_names(tmp_
         )
     )
     train, val = open_data(str(tmp_path))
-    assert train.path.name == "train.beton" and val.path.name == "val.beton"
+    assert train.reader.path.name == "train.beton" and val.reader.path.name == "val.beton"
     assert train.classes == val.classes == ("ant", "bee", "cat") and train.labels.tolist() == [0, 1, 2] * 3
 
 
@@ -331,7 +331,7 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.writer import DatasetWriter
-from saccade.pipelines.beton import BetonSource
+from saccade.pipelines.sources.beton import BetonSource
 from PIL import Image
 
 def theirs(path, os_cache):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from saccade.pipelines import build, prefetch
-from saccade.pipelines.beton import BetonSource
 from saccade.pipelines.build import dali_installed
 from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.ffcv import FfcvPipeline
@@ -19,6 +18,7 @@ from saccade.pipelines.prefetch import UntilRead, prefetched
 from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.resident import ResidentPipeline
 from saccade.pipelines.sources import ArraySource, FolderSource
+from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.views import Crop, View, Views
 from tests.pipelines.files import beton_with, picture, stored
 

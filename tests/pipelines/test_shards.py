@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from saccade.base.errors import UserError
-from saccade.pipelines import remote, shards
 from saccade.pipelines.build import create_order
 from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order, ShardedOrder
-from saccade.pipelines.shards import ShardSource, index_of
-from saccade.pipelines.sources import ArraySource, decode
+from saccade.pipelines.sources import ArraySource, decode, remote, shards
+from saccade.pipelines.sources.shards import ShardSource, index_of
 from tests.pipelines.files import picture, stored, tar_with, write_idx
 
 
@@ -48,7 +47,7 @@ def three_shards(folder) -> str:
 
 def test_range_of_shards_is_one_source_in_their_order(tmp_path):
     source, val = open_data(three_shards(tmp_path))
-    assert len(source) == 12 and val is None and source.shard.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(source) == 12 and val is None and source.container.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert source.labels.tolist() == [0, 1, 2, 0] * 3 and source.classes is None
     assert source.name_of(5) == "x-001.tar/11.jpg" and source.encoded(5) == image(5)
     assert np.array_equal(source.read(5), decode(tmp_path_file(tmp_path, image(5)))) and source.size(5) == (48, 48)
@@ -124,12 +123,12 @@ def test_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypat
     three_shards(tmp_path)
     shard = tmp_path / "x-000.tar"
     first = index_of(shard)
-    monkeypatch.setattr(shards, "_scan", lambda shard: pytest.fail("scanned again"))
+    monkeypatch.setattr(shards, "_scan", lambda *_: pytest.fail("scanned again"))
     assert index_of(shard) == first
     monkeypatch.undo()
     monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "cache"))
     tar_with(shard, {"new.jpg": image(9)})
-    assert [member.name for member in index_of(shard)[0]] == ["new.jpg"]
+    assert [member.name for member in index_of(shard).members] == ["new.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypat
 def test_damaged_index_is_made_anew(tmp_path, content):
     three_shards(tmp_path)
     (tmp_path / "x-000.tar.index.json").write_text(content)
-    assert len(index_of(tmp_path / "x-000.tar")[0]) == 4
+    assert len(index_of(tmp_path / "x-000.tar").members) == 4
     assert len(json.loads((tmp_path / "x-000.tar.index.json").read_text())["members"]) == 4
 
 
@@ -148,7 +147,7 @@ def test_index_goes_to_the_cache_where_the_folder_is_read_only(tmp_path, cache):
     three_shards(folder)
     folder.chmod(0o555)
     try:
-        assert len(index_of(folder / "x-000.tar")[0]) == 4
+        assert len(index_of(folder / "x-000.tar").members) == 4
         assert len(list((cache / "index").iterdir())) == 1 and not list(folder.glob("*.json"))
     finally:
         folder.chmod(0o755)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from saccade.pipelines.beton import BetonSource
 from saccade.pipelines.build import build_pipeline, dali_installed
 from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order
-from saccade.pipelines.shards import ShardSource
 from saccade.pipelines.sources import FolderSource
+from saccade.pipelines.sources.beton import BetonSource
+from saccade.pipelines.sources.shards import ShardSource
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with
 
@@ -224,7 +224,7 @@ def test_closed_pipelines_leave_nothing_behind(data, executor, workers, times):
 
 
 def test_shard_source_keeps_few_files_open_and_closes_them(data, monkeypatch):
-    monkeypatch.setattr("saccade.pipelines.shards._OPEN_FILES", 2)
+    monkeypatch.setattr("saccade.pipelines.sources.shards._OPEN_FILES", 2)
     before = resources()["files"]
     source = open_data(str(data / "x-{0..2}.tar"))[0]
     assert isinstance(source, ShardSource)

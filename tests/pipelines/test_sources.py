@@ -123,7 +123,7 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
         ({"images": IMAGES[..., :1]}, r"\(4, 8, 8, 1\)"),
         ({"images": IMAGES, "labels": np.zeros(3, int)}, r"labels are int64 \(3,\) for 4 images"),
         ({"images": IMAGES, "labels": np.zeros(4)}, "labels are float64"),
-        ({"images": IMAGES, "labels": np.array([0, -1, 0, 0])}, "some negative"),
+        ({"images": IMAGES, "labels": np.array([0, -2, 0, 0])}, "some negative"),
         ({"images": np.array([{}, {}], dtype=object)}, "cannot be read as .npz"),
     ],
 )

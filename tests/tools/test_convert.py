@@ -21,11 +21,11 @@ from saccade.base.errors import UserError
 from saccade.pipelines.data import open_data
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources import FolderSource, decode
+from saccade.pipelines.sources.open import open_dataset
 from saccade.tools.conversion import forecast, run
 from saccade.tools.conversion.job import Job
 from saccade.tools.conversion.journal import OWN
 from saccade.tools.conversion.prepare import Settings
-from saccade.tools.conversion.sources import open_dataset
 from saccade.tools.convert import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def contents(src, **options) -> dict[str, list]:
     for split, reader in open_dataset(str(src), **options).splits.items():
         found[split] = []
         for i in range(len(reader)):
-            image, label = reader.read(i), reader.label_of(i)
+            image, label = reader.stored(i), reader.label_of(i)
             pixels = image if isinstance(image, np.ndarray) else decode(io.BytesIO(image))
             stored = image if isinstance(image, bytes) and image[:2] == b"\xff\xd8" else None
             found[split].append(
@@ -242,8 +242,8 @@ def test_a_flat_folder_gets_its_labels_from_a_table(tmp_path, table):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("a.jpg,dog\n", "no row for 1 of 2 images.*b.jpg"),
-        ("a.jpg,dog\nb.jpg,cat\nz.jpg,cat\n", "3 rows but .* only 2 images"),
+        ("z.jpg,dog\n", "not one of its 1 rows names an image"),
+        ("a.jpg,dog\na.jpg,cat\n", "data row 2 gives a.jpg the label 'cat', an earlier one 'dog'"),
         ("", "is empty"),
         ("what,ever,else\na.jpg,dog,1\n", "name its columns"),
         ("file,label\na.jpg\n", "data row 1 has 1 columns"),
@@ -329,7 +329,7 @@ def test_repaired_images_are_read_when_the_command_is_repeated(photos, tmp_path)
         (["{photos}", "{photos}", "--to", "wds"], "exists already"),
         (["{photos}", "x.beton", "--split", "test"], "--split test: .* has train, val"),
         (["{cut}", "x", "--to", "folder"], "cut short|cannot be read as a plain tar"),
-        (["{text}", "x", "--to", "folder"], "a .txt file cannot be read"),
+        (["{text}", "x", "--to", "folder"], "not a .txt file"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_leaves_nothing_behind(photos, tmp_path, monkeypatch, arguments, words):

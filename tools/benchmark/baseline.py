@@ -112,7 +112,7 @@ class ViewsDataset(Dataset):
 
     def __getitem__(self, i: int) -> tuple[list[Tensor], int]:
         if isinstance(self.source, FolderSource):
-            with Image.open(self.source.files[i]) as file:
+            with Image.open(self.source.folder / self.source.key_of(i)) as file:
                 image = file.convert("RGB")
         else:
             image = Image.fromarray(self.source.read(i))

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saccade.base.machine import available_cpus
+from saccade.base.machine import available_cpus, available_memory
 from saccade.pipelines.build import build_pipeline, choose_executor
 from saccade.pipelines.order import Order
-from saccade.pipelines.sources import ArraySource, BadImage, FolderSource, Source
+from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.views import Views
 from saccade.tools.benchmark.contenders import epochs
 from saccade.tools.benchmark.diagnosis import Speeds
@@ -84,10 +84,10 @@ def inspect(argv: list[str]) -> Speeds:
         machine_cpus=os.cpu_count() or 1,
         workers=config.workers,
         threads=torch.get_num_threads(),
-        free_memory=free_memory(),
+        free_memory=available_memory() / 2**30,
         decoded_set=decoded_gib(source),
         shared_memory=shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").exists() else None,
-        is_jpeg=isinstance(source, FolderSource) and source.files[0].suffix.lower() in (".jpg", ".jpeg"),
+        is_jpeg=source.name_of(0).lower().endswith((".jpg", ".jpeg")),
     )
 
 
@@ -106,7 +106,7 @@ def _sample(source: Source) -> list[int]:
 
 def decode_rate(source: Source, cpus: int) -> float | None:
     """Images decoded per second by as many threads as CPUs; None where nothing is to be decoded."""
-    if isinstance(source, ArraySource):
+    if source.array() is not None:
         return None
 
     def read(i: int) -> int:
@@ -126,9 +126,10 @@ def decode_rate(source: Source, cpus: int) -> float | None:
 
 def disk_rate(source: Source) -> float | None:
     """Image files read per second by four threads, from the disk and not from the page cache."""
-    if not isinstance(source, FolderSource) or not hasattr(os, "posix_fadvise"):
+    folder = getattr(source, "folder", None)
+    if folder is None or not hasattr(os, "posix_fadvise"):
         return None
-    files = [source.files[i] for i in _sample(source)]
+    files = [folder / source.key_of(i) for i in _sample(source)]
     for file in files:
         with open(file, "rb") as f:
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -161,16 +162,3 @@ def decoded_gib(source: Source) -> float:
         except BadImage:
             continue
     return len(source) * 3 * float(np.mean(sizes)) / 2**30 if sizes else 0.0
-
-
-def free_memory() -> float:
-    """GiB that this process may still take: the system's, or the cgroup's limit where that is lower."""
-    free = float("inf")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        free = min(free, (int(limit) - int(used)) / 2**30) if limit != "max" else free
-    except (OSError, ValueError, StopIteration):
-        pass  # not Linux, or no cgroup v2
-    return free

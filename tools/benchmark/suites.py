@@ -14,7 +14,7 @@ from saccade.base.errors import UserError
 from saccade.losses.recipe import NORMALISATION
 from saccade.losses.registry import find_method
 from saccade.pipelines.data import open_data
-from saccade.pipelines.sources import ArraySource, Source, list_images
+from saccade.pipelines.sources import ArraySource, FolderSource, Source
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 
 SUITES = ("cifar", "photos", "multicrop")
@@ -100,9 +100,8 @@ def photos(scratch: Path, copies: int, data: str | None = None) -> Source:
 
 
 def _jpegs(folder: Path) -> list[bytes]:
-    files = (
-        [file for file in list_images(folder) if file.suffix.lower() in (".jpg", ".jpeg")] if folder.is_dir() else []
-    )
+    found = FolderSource(folder).files if folder.is_dir() else []
+    files = [file for file in found if file.suffix.lower() in (".jpg", ".jpeg")]
     if not files:
         raise UserError(f"--photos {folder}: a folder with JPEG files is needed.")
     return [file.read_bytes() for file in files]

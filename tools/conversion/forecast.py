@@ -9,21 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from saccade.base.errors import UserError
-from saccade.pipelines.sources import BadImage
+from saccade.pipelines.sources import BadImage, Source
+from saccade.pipelines.sources.open import DataSet
 from saccade.tools.conversion.job import Job
 from saccade.tools.conversion.journal import same_disk_free
 from saccade.tools.conversion.prepare import Prepared, Settings, prepare
-from saccade.tools.conversion.readers import Reader
-from saccade.tools.conversion.sources import DataSet
 from saccade.tools.conversion.write_packed import PAGE
 
 _SAMPLE = 64
 
 
-def prepared_or_bad(reader: Reader, i: int, settings: Settings) -> Prepared | BadImage:
+def prepared_or_bad(reader: Source, i: int, settings: Settings) -> Prepared | BadImage:
     """Image i as the target stores it, or why it cannot."""
     try:
-        image = prepare(reader.read(i), i, settings)
+        image = prepare(reader.stored(i), i, settings, reader.decode)
         if settings.form != "file" and max(image.height, image.width) > 65535:
             raise BadImage(f"{image.width}x{image.height} is too large for this format")
         return image

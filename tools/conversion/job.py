@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
+from saccade.pipelines.sources.open import DataSet
+from saccade.pipelines.sources.parquet import pyarrow_parquet
 from saccade.tools.conversion.prepare import Settings
-from saccade.tools.conversion.read_parquet import pyarrow_parquet
-from saccade.tools.conversion.sources import DataSet
 from saccade.tools.conversion.write_packed import BetonWriter, NpzWriter, ParquetWriter
 from saccade.tools.conversion.writers import FolderWriter, WdsWriter, Writer
 
@@ -51,7 +52,7 @@ def check(job: Job, data: DataSet) -> None:
             f"{job.src} has the splits {', '.join(data.splits)} and {job.dst.name} holds one; give --split NAME, "
             f"or a folder as DST with --to {job.to}."
         )
-    if job.shuffle is not None and any(reader.in_order for reader in data.splits.values()):
+    if job.shuffle is not None and any(reader.reader.in_order for reader in data.splits.values()):
         raise UserError("--shuffle: parquet is read in its own order; convert it to beton or folder first.")
     for name, reader in data.splits.items():
         if (
@@ -64,6 +65,8 @@ def check(job: Job, data: DataSet) -> None:
                 f"{name}: {(reader.labels < 0).sum()} of {len(reader)} images have no label, and a folder has no "
                 "place for them beside the classes; use --to wds, beton or parquet."
             )
+        if reader.account.damaged:
+            raise UserError(reader.account.damaged[0])
     if job.to == "parquet":
         pyarrow_parquet()
 
@@ -79,9 +82,9 @@ def plan_of(job: Job, data: DataSet) -> dict[str, Any]:
     """What must be the same for parts of an earlier run to be used."""
     names = hashlib.sha256()
     for split, reader in data.splits.items():
-        names.update(split.encode())
+        names.update(os.fsencode(split))
         for i in range(len(reader)):
-            names.update(f"{reader.name_of(i)}\0{reader.label_of(i)}\n".encode())
+            names.update(os.fsencode(f"{reader.key_of(i)}\0{reader.label_of(i)}\n"))
     return {
         "source": str(Path(job.src).resolve()) if Path(job.src).exists() else job.src,
         "images": names.hexdigest(),

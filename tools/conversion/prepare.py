@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.jpeg import decode_into
-from saccade.pipelines.sources import BadImage, decode, image_size
+from saccade.pipelines.sources import BadImage, image_size
+from saccade.pipelines.sources.decode import decode_bytes, formats
 
 RAW = ".raw"  # Prepared.kind of pixels; other kinds are file extensions
 _KINDS = {
@@ -25,6 +27,8 @@ _KINDS = {
     "TIFF": ".tif",
     "PPM": ".ppm",
     "MPO": ".jpg",
+    "JPEG2000": ".jp2",
+    "HEIF": ".heic",
 }
 _RESIZED_QUALITY = 95
 _NAMELESS = re.compile(r"<_io.BytesIO object at \w+>")
@@ -54,7 +58,9 @@ class Prepared:
         return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width, 3)
 
 
-def prepare(image: bytes | np.ndarray, number: int, settings: Settings) -> Prepared:
+def prepare(
+    image: bytes | np.ndarray, number: int, settings: Settings, decoder: Callable[[bytes], np.ndarray] = decode_bytes
+) -> Prepared:
     """image: a file's bytes, or (H, W, 3) uint8. Raises BadImage. Deterministic: resuming and verifying rely on it."""
     form = settings.form
     if form == "proportion":
@@ -69,12 +75,12 @@ def prepare(image: bytes | np.ndarray, number: int, settings: Settings) -> Prepa
     head = _Head(image)
     too_large = settings.max_side is not None and max(head.height, head.width) > settings.max_side
     if form == "raw":
-        return _raw(_shrink(decode(io.BytesIO(image)), settings.max_side))
+        return _raw(_shrink(decoder(image), settings.max_side))
     keep = not too_large and settings.quality is None and (form == "file" or head.plain_jpeg)
     if keep:
-        _check(image, head)
+        _check(image, head, decoder)
         return Prepared(image, head.kind, head.height, head.width)
-    pixels = _shrink(decode(io.BytesIO(image)), settings.max_side)
+    pixels = _shrink(decoder(image), settings.max_side)
     if form == "jpg" or settings.quality or (too_large and head.kind == ".jpg"):
         return _encode(pixels, settings.quality)
     return _raw(pixels) if form == "keep" else _png(pixels)
@@ -97,8 +103,8 @@ class _Head:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with Image.open(io.BytesIO(image)) as opened:
-                    self.kind, self.plain_jpeg = _KINDS.get(opened.format or "", ".img"), False
+                with Image.open(io.BytesIO(image), formats=formats()) as opened:
+                    self.kind, self.plain_jpeg = _kind(opened.format or ""), False
             self.height, self.width = image_size(io.BytesIO(image))
         except BadImage:
             raise
@@ -106,11 +112,17 @@ class _Head:
             raise BadImage(f"{type(error).__name__}: {_NAMELESS.sub('the file', str(error))}") from error
 
 
-def _check(image: bytes, head: _Head) -> None:
+def _kind(name: str) -> str:
+    """The usual ending of files of PIL's format `name`."""
+    endings = (ending for ending, known in Image.registered_extensions().items() if known == name)
+    return _KINDS.get(name) or next(endings, ".img")
+
+
+def _check(image: bytes, head: _Head, decoder: Callable[[bytes], np.ndarray]) -> None:
     """Decode a file that is kept, to find out whether that works; PIL has the last word."""
     out = np.empty((head.height, head.width, 3), np.uint8) if head.plain_jpeg else None
     if out is None or not decode_into(np.frombuffer(image, np.uint8), out):
-        decode(io.BytesIO(image))
+        decoder(image)
 
 
 def _shrink(pixels: np.ndarray, max_side: int | None) -> np.ndarray:

@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from saccade.base.errors import UserError
 from saccade.pipelines.manifest import Manifest, Split
-from saccade.pipelines.sources import BadImage
+from saccade.pipelines.sources import BadImage, Source
+from saccade.pipelines.sources.open import DataSet
 from saccade.tools.conversion.forecast import check_space, forecast, prepared_or_bad
 from saccade.tools.conversion.job import WRITERS, Job, check, describe, plan_of
 from saccade.tools.conversion.journal import Journal, publish
-from saccade.tools.conversion.readers import Reader
-from saccade.tools.conversion.sources import DataSet
 from saccade.tools.conversion.verify import verify_split
 from saccade.tools.conversion.writers import Item, Row, Writer
 
@@ -57,7 +56,7 @@ def convert(job: Job, data: DataSet) -> Manifest:
     return manifest
 
 
-def _order(reader: Reader, shuffle: int | None) -> np.ndarray:
+def _order(reader: Source, shuffle: int | None) -> np.ndarray:
     return np.arange(len(reader)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(reader))
 
 
@@ -93,7 +92,7 @@ def _write_all(
 def _write_split(
     job: Job,
     split: str,
-    reader: Reader,
+    reader: Source,
     order: np.ndarray,
     journal: Journal,
     partial: Path,
@@ -132,14 +131,14 @@ def _write_split(
     return writer, rows
 
 
-def _items(split: str, reader: Reader, stream: Iterator, count: int, bad: dict[str, str], bar: tqdm) -> Iterator[Item]:
+def _items(split: str, reader: Source, stream: Iterator, count: int, bad: dict[str, str], bar: tqdm) -> Iterator[Item]:
     for _ in range(count):
         i, image = next(stream)
         bar.update()
         if isinstance(image, BadImage):
-            bad[f"{split}/{reader.name_of(i)}"] = str(image)
+            bad[f"{split}/{reader.key_of(i)}"] = str(image)
         else:
-            yield Item(i, reader.name_of(i), reader.label_of(i), image)
+            yield Item(i, reader.key_of(i), reader.label_of(i), image)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable, tasks: Iterable, window: int) -> Iterator:
@@ -153,7 +152,7 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable, tasks: Iterable, window: in
         yield waiting.popleft().result()
 
 
-def _summary(reader: Reader, rows: list[Row], files: list[str]) -> Split:
+def _summary(reader: Source, rows: list[Row], files: list[str]) -> Split:
     heights, widths, labels = ([getattr(row, what) for row in rows] for what in ("height", "width", "label"))
     labelled = min(labels) >= 0
     counts = np.bincount(labels, minlength=len(reader.classes or ())).tolist() if labelled else None

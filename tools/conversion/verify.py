@@ -10,21 +10,22 @@ import numpy as np
 from tqdm import tqdm
 
 from saccade.base.errors import UserError
-from saccade.pipelines.data import load_npz
+from saccade.pipelines.sources import FolderSource, Source
+from saccade.pipelines.sources.arrays import load_npz
+from saccade.pipelines.sources.beton import BetonSource
+from saccade.pipelines.sources.parquet import ParquetSource
+from saccade.pipelines.sources.shards import ShardSource
 from saccade.tools.conversion.prepare import RAW, Settings, prepare
-from saccade.tools.conversion.read_parquet import ParquetReader
-from saccade.tools.conversion.read_wds import WdsReader
-from saccade.tools.conversion.readers import ArrayReader, BetonReader, FolderReader, Reader
 from saccade.tools.conversion.writers import Row
 
 SAMPLE = 1000
 
-_READERS: dict[str, Callable[[Path, str], Reader]] = {
-    "folder": lambda folder, split: FolderReader(folder / split),
-    "npz": lambda folder, split: ArrayReader(load_npz(folder / f"{split}.npz")),
-    "beton": lambda folder, split: BetonReader(folder / f"{split}.beton"),
-    "wds": lambda folder, split: WdsReader(sorted(folder.glob(f"{split}-*.tar"))),
-    "parquet": lambda folder, split: ParquetReader(sorted(folder.glob(f"{split}-*.parquet"))),
+_SOURCES: dict[str, Callable[[Path, str], Source]] = {
+    "folder": lambda folder, split: FolderSource(folder / split),
+    "npz": lambda folder, split: load_npz(folder / f"{split}.npz"),
+    "beton": lambda folder, split: BetonSource(folder / f"{split}.beton"),
+    "wds": lambda folder, split: ShardSource(sorted(folder.glob(f"{split}-*.tar"))),
+    "parquet": lambda folder, split: ParquetSource(sorted(folder.glob(f"{split}-*.parquet"))),
 }
 
 
@@ -32,7 +33,7 @@ def verify_split(
     to: str,
     folder: Path,
     split: str,
-    source: Reader,
+    source: Source,
     rows: list[Row],
     settings: Settings,
     sample: bool,
@@ -40,11 +41,11 @@ def verify_split(
     bar: tqdm,
 ) -> None:
     """UserError unless there are as many images as rows, and all (or a sample) have the same bytes and labels."""
-    target = _READERS[to](folder, split)
+    target = _SOURCES[to](folder, split)
     if len(target) != len(rows):
         raise _failed(folder, f"{split} has {len(target)} images, {len(rows)} were written")
     numbers = range(len(rows))
-    position = {target.name_of(i): i for i in numbers} if to == "folder" else None
+    position = {target.key_of(i): i for i in numbers} if to == "folder" else None
     if sample:
         numbers = np.random.default_rng(0).permutation(len(rows))[:SAMPLE].tolist()
 
@@ -53,10 +54,10 @@ def verify_split(
         at = number if position is None else position.get(row.place[0])
         if at is None:
             return f"{row.place[0]} is missing"
-        wanted, found = prepare(source.read(row.index), row.index, settings), target.read(at)
+        wanted, found = prepare(source.stored(row.index), row.index, settings, source.decode), target.stored(at)
         same = np.array_equal(wanted.pixels(), found) if wanted.kind == RAW else wanted.data == found
         if not same:
-            return f"image {at} of {split} differs from {source.name_of(row.index)}"
+            return f"image {at} of {split} differs from {source.key_of(row.index)}"
         label, other = source.label_of(row.index), target.label_of(at)
         name, other_name = (r.classes[n] if r.classes and n >= 0 else n for r, n in ((source, label), (target, other)))
         if to == "folder" and label >= 0 and source.classes is None:

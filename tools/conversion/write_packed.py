@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from saccade.base.errors import UserError
-from saccade.pipelines.beton import (
+from saccade.pipelines.sources.beton import (
     ALLOCATION,
     FIELD,
     HEADER,
@@ -24,9 +24,9 @@ from saccade.pipelines.beton import (
     ROWS,
     VERSION,
 )
-from saccade.pipelines.beton import RAW as RAW_MODE
+from saccade.pipelines.sources.beton import RAW as RAW_MODE
+from saccade.pipelines.sources.parquet import pyarrow_parquet
 from saccade.tools.conversion.prepare import RAW
-from saccade.tools.conversion.read_parquet import pyarrow_parquet
 from saccade.tools.conversion.writers import Item, Row, Writer, whole_file
 
 PAGE = 1 << 23  # bytes; FFCV's default. Data does not cross pages

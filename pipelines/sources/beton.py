@@ -14,9 +14,15 @@ from PIL import Image
 
 from saccade.base.errors import UserError
 from saccade.pipelines.manifest import manifest_of
-from saccade.pipelines.sources import BadImage, Source, bad_image, check_largest
+from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.decode import BadImage, bad_image
+from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.labels import check_labels
+from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
+from saccade.pipelines.sources.source import Reader, Source
 
 VERSION = 2
+LABEL_FIELDS = ("label", "labels", "fine_label", "target", "targets", "class", "cls", "category", "y")
 HEADER = np.dtype(
     [
         ("version", "<u2"),
@@ -44,29 +50,14 @@ ROWS = {
 }
 
 
-class BetonSource(Source):
-    """Images and labels of a .beton file, in the file's order.
+class BetonReader(Reader):
+    """Pieces of one mapped file."""
 
-    sizes: (N, 2) int64 heights and widths; is_jpeg: (N,) bool; ptr, length: (N,) int64, where each image's data lies.
-    """
+    mapped = True
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.name, self.path = str(path), path
-        images, labels = _read_tables(path)
-        self.is_jpeg = images["mode"] == JPEG
-        self.sizes = np.stack([images["height"], images["width"]], axis=1).astype(np.int64)
-        self.ptr, self.length = images["data_ptr"].astype(np.int64), images["length"].astype(np.int64)
-        if labels is not None and labels.min() >= 0:
-            check_largest(int(labels.max()), self.name)
-            self.labels = labels
-        manifest = manifest_of(path)
-        if manifest and manifest.classes and self.labels is not None and self.labels.max() < len(manifest.classes):
-            self.classes = tuple(manifest.classes)
+        self.path = path
         self._file: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.ptr)
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_file": None}  # a worker process maps the file itself
@@ -78,34 +69,91 @@ class BetonSource(Source):
             self._file = np.memmap(self.path, np.uint8, mode="c").view(np.ndarray)  # "c": torch wants it writable
         return self._file
 
-    def stored(self, i: int) -> np.ndarray:
+    def piece(self, index: Index, i: int) -> np.ndarray:
         """(bytes,) uint8: image i as it lies in the file, a JPEG or raw pixels."""
-        return self.file[self.ptr[i] : self.ptr[i] + self.length[i]]
+        start = index.columns["offset"][i]
+        return self.file[start : start + index.columns["bytes"][i]]
 
-    def read(self, i: int) -> np.ndarray:
-        if not self.is_jpeg[i]:
-            return self.stored(i).reshape(*self.sizes[i], 3)
-        file = io.BytesIO(self.stored(i).tobytes())
+    def stored(self, index: Index, i: int) -> bytes | np.ndarray:
+        return self.piece(index, i).tobytes() if index.columns["is_jpeg"][i] else self.pixels(index, i)
+
+    def pixels(self, index: Index, i: int) -> np.ndarray:
+        size = index.columns["size"][i]
+        if not index.columns["is_jpeg"][i]:
+            return self.piece(index, i).reshape(*size, 3)
+        file = io.BytesIO(self.piece(index, i).tobytes())
         try:
-            with Image.open(file) as image:  # as it lies: FFCV knows no EXIF rotation
+            with Image.open(file, formats=("JPEG",)) as image:  # as it lies: FFCV knows no EXIF rotation
                 pixels = np.asarray(image.convert("RGB"))
         except Exception as error:  # PIL's decoders raise anything on broken data
             raise bad_image(error, file) from error
-        if pixels.shape[:2] != tuple(self.sizes[i]):
+        if pixels.shape[:2] != tuple(size):
             raise BadImage(
-                f"its JPEG is {pixels.shape[1]}x{pixels.shape[0]}, the file's table says "
-                f"{self.sizes[i, 1]}x{self.sizes[i, 0]}"
+                f"its JPEG is {pixels.shape[1]}x{pixels.shape[0]}, the file's table says {size[1]}x{size[0]}"
             )
         return pixels
 
-    def size(self, i: int) -> tuple[int, int]:
-        return int(self.sizes[i, 0]), int(self.sizes[i, 1])
+    def size(self, index: Index, i: int) -> tuple[int, int]:
+        height, width = index.columns["size"][i].tolist()
+        return height, width
 
-    def name_of(self, i: int) -> str:
-        return f"{self.path.name}[{i}]"
+    def name(self, index: Index, i: int) -> str:
+        return f"{self.path.name}[{index.columns['row'][i]}]"
 
 
-def _read_tables(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+class BetonSource(Source):
+    """Images and labels of a .beton file, in the file's order.
+
+    sizes: (N, 2) int64 heights and widths; is_jpeg: (N,) bool; ptr, length: (N,) int64, where each image's data lies.
+    """
+
+    reader: BetonReader
+
+    def __init__(self, path: Path, options: Options = PLAIN) -> None:
+        account = Account()
+        images, labels = _read_tables(path, options, account)
+        labels = None if options.labels == NO_LABELS or options.table else labels
+        manifest, labels = manifest_of(path), check_labels(labels, str(path))
+        classes = None
+        if manifest and manifest.classes and labels is not None and labels.max() < len(manifest.classes):
+            classes = tuple(manifest.classes)
+        account.taken = len(images["mode"])
+        columns = {
+            "row": np.arange(account.taken),
+            "offset": images["data_ptr"].astype(np.int64),
+            "bytes": images["length"].astype(np.int64),
+            "size": np.stack([images["height"], images["width"]], axis=1).astype(np.int64),
+            "is_jpeg": images["mode"] == JPEG,
+        }
+        index = Index(account.taken, labels, classes, columns=columns, account=account)
+        super().__init__(str(path), index, BetonReader(path), "beton")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.index.columns["size"]
+
+    @property
+    def is_jpeg(self) -> np.ndarray:
+        return self.index.columns["is_jpeg"]
+
+    @property
+    def ptr(self) -> np.ndarray:
+        return self.index.columns["offset"]
+
+    @property
+    def length(self) -> np.ndarray:
+        return self.index.columns["bytes"]
+
+    @property
+    def file(self) -> np.ndarray:
+        return self.reader.file
+
+    def piece(self, i: int) -> np.ndarray:
+        """(bytes,) uint8: image i as it lies in the file, a JPEG or raw pixels."""
+        return self.reader.piece(self.index, i)
+
+
+def _read_tables(path: Path, options: Options, account: Account) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """IMAGE's columns with `length` added, and the labels (N,) int64 or None. UserError if the file is not whole."""
     try:
         size = path.stat().st_size
@@ -129,7 +177,7 @@ def _read_tables(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         raise UserError(f"{path}: is cut short, {size:,} bytes of more than {table:,}; copy or write it again.")
     rows = np.fromfile(path, _row_type(path, fields), count=samples, offset=start)
     allocations = np.fromfile(path, ALLOCATION, offset=table)
-    image, label = _columns(path, fields)
+    image, label = _columns(path, fields, options, account)
     if samples == 0:
         raise UserError(f"{path}: holds no images.")
     images = {name: rows[f"f{image}"][name] for name in IMAGE.names}
@@ -146,17 +194,31 @@ def _row_type(path: Path, fields: np.ndarray) -> np.dtype:
     return np.dtype([("", ROWS[int(t)]) for t in fields["type_id"]], align=True)
 
 
-def _columns(path: Path, fields: np.ndarray) -> tuple[int, int | None]:
+def _columns(path: Path, fields: np.ndarray, options: Options, account: Account) -> tuple[int, int | None]:
     """Which fields hold the image and the label."""
     types = fields["type_id"].tolist()
     names = [bytes(name).rstrip(b"\0").decode("ascii", "replace") for name in fields["name"]]
-    if types.count(IMAGE_FIELD) != 1:
+    images = [k for k, kind in enumerate(types) if kind == IMAGE_FIELD]
+    if options.image_key is not None:
+        images = [k for k in images if names[k] == options.image_key]
+    if len(images) != 1:
         raise UserError(
-            f"{path}: has {types.count(IMAGE_FIELD)} image fields among {', '.join(names)}; exactly one is needed."
+            f"{path}: has {len(images)} image fields among {', '.join(names)}; exactly one is needed, --image-key NAME "
+            "says which."
         )
     whole = [k for k, kind in enumerate(types) if kind == INT_FIELD]
-    labels = [k for k in whole if names[k].lower() in ("label", "labels", "target", "class")]
-    return types.index(IMAGE_FIELD), labels[0] if labels else whole[0] if len(whole) == 1 else None
+    if options.label_key is not None:
+        labels = [k for k in whole if names[k] == options.label_key]
+        if not labels:
+            raise UserError(f"{path}: has no field of whole numbers {options.label_key} among {', '.join(names)}.")
+        return images[0], labels[0]
+    labels = [k for word in LABEL_FIELDS for k in whole if names[k].lower() == word]
+    if whole and not labels:
+        account.guess(
+            f"{path}: no field is called label, so there are no labels; --label-key {names[whole[0]]} takes that field "
+            "of whole numbers"
+        )
+    return images[0], labels[0] if labels else None
 
 
 def _lengths(

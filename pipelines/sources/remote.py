@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -29,11 +30,14 @@ def is_remote(data: str) -> bool:
 
 
 def is_pattern(data: str) -> bool:
-    return bool(_BRACES.search(data))
+    """Whether it names several files: {000..127}, {a,b}, *, ? or webdataset's a.tar::b.tar."""
+    return bool(_BRACES.search(data)) or "::" in data or glob.has_magic(data)
 
 
 def expand(pattern: str) -> list[str]:
-    """`a-{000..127}.tar` and `{train,val}.tar` written out; a number keeps its leading zeros."""
+    """`a-{000..127}.tar`, `{train,val}.tar` and `a.tar::b.tar` written out; a number keeps its leading zeros."""
+    if "::" in pattern:
+        return [text for part in pattern.split("::") for text in expand(part)]
     found = _BRACES.search(pattern)
     if not found:
         return [pattern]
@@ -46,7 +50,7 @@ def expand(pattern: str) -> list[str]:
     return [text for part in parts for text in expand(pattern[: found.start()] + part + pattern[found.end() :])]
 
 
-def local_shards(data: str, allow_pipe: bool | None = None) -> list[Path]:
+def local_files(data: str, allow_pipe: bool | None = None) -> list[Path]:
     """The files of a path, pattern or URL, fetched where they are remote.
 
     A pipe: URL runs a shell command and is refused unless allow_pipe (default: SACCADE_ALLOW_PIPE=1 is set).
@@ -64,11 +68,18 @@ def local_shards(data: str, allow_pipe: bool | None = None) -> list[Path]:
         raise UserError(f"--data {data}: the range is empty; write the smaller number first.")
     if is_remote(data):
         return fetch(names)
-    files = [Path(name.removeprefix("file://")).expanduser() for name in names]
+    files = [file for name in names for file in _matching(Path(name.removeprefix("file://")).expanduser())]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise UserError(f"--data {data}: {len(missing)} of {len(files)} shards are not there, such as {missing[0]}.")
     return files
+
+
+def _matching(file: Path) -> list[Path]:
+    """The files a name with * or ? stands for, in order; itself where it is there or none matches."""
+    if file.exists() or not glob.has_magic(str(file)):
+        return [file]
+    return sorted(map(Path, glob.glob(str(file)))) or [file]
 
 
 def fetch(urls: Sequence[str]) -> list[Path]:

@@ -1,0 +1,94 @@
+"""The account of a source: every file, member and row it saw is an image taken, or left out for a reason that is
+said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from saccade.base.errors import UserError
+from saccade.base.text import printable
+
+WORTH_A_WARNING = 0.01  # share left out
+
+
+@dataclass
+class LeftOut:
+    """How many were left out for one reason, the first of them, and the flag that settles it ("" where there is
+    none)."""
+
+    count: int = 0
+    first: str = ""
+    settled_by: str = ""
+    guessed: bool = False  # leaving them out rests on a guess of what the data means
+
+
+@dataclass
+class Account:
+    """taken: images; used: what else was read, by what for (labels); guesses: sentences, each naming what settles
+    it."""
+
+    taken: int = 0
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
+    guesses: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # sentences: containers that end early, which no conversion takes
+
+    def leave(self, reason: str, first: str, count: int = 1, settled_by: str = "", guessed: bool = False) -> None:
+        """Note `count` that are not taken."""
+        if count:
+            entry = self.left_out.setdefault(reason, LeftOut(0, first, settled_by, guessed))
+            entry.count += count
+
+    def use(self, what: str, count: int = 1) -> None:
+        if count:
+            self.used[what] = self.used.get(what, 0) + count
+
+    def guess(self, sentence: str) -> None:
+        if sentence not in self.guesses:
+            self.guesses.append(sentence)
+
+    def add(self, other: Account) -> None:
+        """Take over another account's entries, its images too."""
+        self.taken += other.taken
+        for reason, entry in other.left_out.items():
+            self.leave(reason, entry.first, entry.count, entry.settled_by, entry.guessed)
+        for what, count in other.used.items():
+            self.use(what, count)
+        self.damaged += other.damaged
+        for sentence in other.guesses:
+            self.guess(sentence)
+
+    @property
+    def seen(self) -> int:
+        return self.taken + sum(e.count for e in self.left_out.values()) + sum(self.used.values())
+
+    def check(self, name: str) -> None:
+        """UserError where a guess leaves out more than is taken."""
+        for reason, entry in self.left_out.items():
+            if entry.guessed and entry.count > self.taken:
+                raise UserError(
+                    f"{name}: taking {self.taken:,} images would leave out {entry.count:,} ({reason}, such as "
+                    f"{printable(entry.first)}); {entry.settled_by or 'point --data at what is meant'}."
+                )
+
+    def line(self) -> str:
+        """What was left out, for print; "" for nothing."""
+        parts = [
+            f"{entry.count:,} {reason} (such as {printable(entry.first)})" for reason, entry in self.left_out.items()
+        ]
+        return f"left out: {', '.join(parts)}" if parts else ""
+
+    def warnings(self) -> list[str]:
+        """A sentence for each guess, and for each reason that left out more than one in a hundred."""
+        found = list(self.guesses)
+        for reason, entry in self.left_out.items():
+            if entry.guessed or entry.count > WORTH_A_WARNING * (self.taken + entry.count):
+                way = f"; {entry.settled_by}" if entry.settled_by else ""
+                found.append(f"{entry.count:,} {reason} left out, such as {printable(entry.first)}{way}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: seen = taken + used + left_out."""
+        left = {r: {"count": e.count, "first": printable(e.first)} for r, e in self.left_out.items()}
+        return {"seen": self.seen, "taken": self.taken, "used": self.used, "left_out": left, "guesses": self.guesses}

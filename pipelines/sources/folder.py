@@ -1,0 +1,163 @@
+"""Image files below a folder; its direct sub-folders, if they hold the images, are the classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from saccade.base.errors import UserError
+from saccade.base.text import printable
+from saccade.pipelines.manifest import manifest_of
+from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.decode import bad_image, extensions, image_size, looks_like_image, why_not
+from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
+from saccade.pipelines.sources.source import Reader, Source
+
+SYSTEM_FOLDERS = {
+    "@eadir",
+    "__macosx",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "#recycle",
+    "@recycle",
+}
+_NO_IMAGES = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".idx", ".npy"}
+
+
+class FileReader(Reader):
+    """Files by their names below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def encoded(self, index: Index, i: int) -> bytes:
+        file = self.folder / index.names[i]
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise bad_image(error, file) from error
+
+    def size(self, index: Index, i: int) -> tuple[int, int]:
+        return image_size(self.folder / index.names[i])
+
+
+class FolderSource(Source):
+    """The images below `folder`, in the order of their names."""
+
+    def __init__(self, folder: Path, options: Options = PLAIN) -> None:
+        account = Account()
+        files = list(scan(folder, account))
+        if not files:
+            held = "is empty" if not any(folder.iterdir()) else "holds no image file"
+            left = f" ({account.line()})" if account.left_out else ""
+            raise UserError(
+                f"the folder {folder} {held}{left}; images end in {', '.join(sorted(extensions() & _USUAL))} and "
+                f"the like."
+            )
+        files, labels, classes = _labelled(folder, files, options, account)
+        super().__init__(str(folder), Index.of(files, labels, classes, account), FileReader(folder), "folder")
+        self.folder = folder
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.folder / self.index.names[i] for i in range(len(self))]
+
+
+_USUAL = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2"}
+
+
+def scan(folder: Path, account: Account) -> Iterator[str]:
+    """Names of all image files below `folder`: a folder's own sorted, then those of its sub-folders. The rest is
+    accounted."""
+    root = os.path.realpath(folder)
+
+    def walk(place: str, prefix: str, above: frozenset[str], real: str) -> Iterator[str]:
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            account.leave(f"folders that cannot be read ({error.strerror})", prefix or place)
+            return
+        folders = []
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.name.startswith("."):
+                account.leave("hidden", name)
+            elif entry.is_dir():
+                folders.append(entry)
+            elif not entry.is_file():
+                account.leave("that are no files (a pipe, a socket, a broken link)", name)
+            elif _is_image(entry):
+                yield name
+            else:
+                account.leave(why_not(os.path.splitext(entry.name)[1]), name)
+        for entry in folders:
+            inside = os.path.realpath(entry.path)
+            own = f"{real}{os.sep}{entry.name}" == inside
+            if entry.name.lower() in SYSTEM_FOLDERS:
+                account.leave("folders that a system made", prefix + entry.name)
+            elif inside in above or (not own and _below(root, real) and _below(root, inside)):
+                account.leave("linked folders (their images are taken where they lie)", prefix + entry.name)
+            else:
+                yield from walk(entry.path, f"{prefix}{entry.name}/", above | {inside}, inside)
+
+    yield from walk(str(folder), "", frozenset([root]), root)
+
+
+def _below(root: str, place: str) -> bool:
+    return place == root or place.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    extension = os.path.splitext(entry.name)[1].lower()
+    return extension in extensions() or (extension not in _NO_IMAGES and looks_like_image(entry.path))
+
+
+def _labelled(
+    folder: Path, files: list[str], options: Options, account: Account
+) -> tuple[list[str], np.ndarray | None, tuple[str, ...] | None]:
+    """The files that are taken, their labels and the classes' names."""
+    if options.labels == NO_LABELS or options.table:
+        return files, None, None
+    prefix = _common_folder(files)
+    inside = [name for name in files if "/" in name[len(prefix) :]]
+    if prefix and not inside:  # all in one folder: that one is the class
+        prefix = prefix[: prefix[:-1].rfind("/") + 1]
+        inside = [name for name in files if "/" in name[len(prefix) :]]
+    if not inside:
+        return files, None, None
+    on_top = len(files) - len(inside)
+    if on_top > len(inside) and options.labels != FOLDER_LABELS:
+        account.guess(
+            f"{on_top:,} of {len(files):,} images of {folder} lie beside its folders, so the folders are no "
+            f"classes and "
+            "there are no labels; --labels folders takes the others by their folders"
+        )
+        return files, None, None
+    first = next((name for name in files if "/" not in name[len(prefix) :]), "")
+    way = f"--labels none takes all {len(files):,} without labels"
+    account.leave("on top of a class tree", first, on_top, way, guessed=options.labels != FOLDER_LABELS)
+    of = [name[len(prefix) :].split("/")[0] for name in inside]
+    if prefix:
+        account.guess(
+            f"all images of {folder} lie in {printable(prefix)}: its {len(set(of))} folders are the classes (--data "
+            f"{printable(str(folder / prefix))} says so, --labels none takes no labels)"
+        )
+    elif len(set(of)) == 1:
+        account.guess(f"all images of {folder} are of one class, {printable(of[0])}; accuracy means nothing with one")
+    classes = tuple(sorted(set(of)))
+    manifest = manifest_of(folder)
+    if manifest and manifest.classes and set(classes) <= set(manifest.classes):
+        classes = tuple(manifest.classes)
+    number = {name: k for k, name in enumerate(classes)}
+    return inside, np.array([number[name] for name in of], dtype=np.int64), classes
+
+
+def _common_folder(files: list[str]) -> str:
+    """The folders, as "a/b/", that all files lie in."""
+    common = os.path.commonpath([os.path.dirname(name) or "." for name in files])
+    return "" if common in ("", ".") else f"{common}/"

@@ -1,0 +1,77 @@
+"""The index of a source: what there is, one row an image, as columns. How the bytes come is the reader's part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from saccade.pipelines.sources.account import Account
+
+
+class Names:
+    """Many names as one array of bytes: no Python object a name. Any bytes a file's name may have come back as they
+    were."""
+
+    def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
+        self._text, self._ends = text, ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        encoded = [os.fsencode(name) for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> str:
+        start = int(self._ends[i - 1]) if i else 0
+        return os.fsdecode(self._text[start : int(self._ends[i])].tobytes())
+
+    def take(self, rows: np.ndarray) -> Names:
+        return Names.of(self[int(i)] for i in rows)
+
+
+@dataclass(frozen=True)
+class Index:
+    """length: images; labels: (N,) int64, -1 where an image has none, or None; classes: names by label or None.
+
+    names: of the images, or None where the reader numbers them; columns: (N, ...) arrays that tell the reader where an
+    image lies, such as container (which file), offset and bytes; account: what was seen and left out.
+    """
+
+    length: int
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    names: Names | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        labels: Sequence[int] | np.ndarray | None = None,
+        classes: Sequence[str] | None = None,
+        account: Account | None = None,
+        **columns: np.ndarray,
+    ) -> Index:
+        """An index of named images, all of them taken."""
+        account = account or Account()
+        account.taken = len(names)
+        labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        return cls(len(names), labels, tuple(classes) if classes else None, Names.of(names), columns, account)
+
+    def take(self, rows: np.ndarray) -> Index:
+        """The index of these rows, in this order."""
+        return replace(
+            self,
+            length=len(rows),
+            labels=None if self.labels is None else self.labels[rows],
+            names=None if self.names is None else self.names.take(rows),
+            columns={name: column[rows] for name, column in self.columns.items()},
+            account=Account(taken=len(rows)),
+        )

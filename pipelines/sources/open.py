@@ -1,0 +1,238 @@
+"""The one opener: from what a user writes to the splits of a data set, each a source. Training, evaluation and
+conversion ask it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from saccade.base.errors import UserError
+from saccade.base.text import printable
+from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.arrays import load_npz
+from saccade.pipelines.sources.beton import BetonSource
+from saccade.pipelines.sources.folder import FolderSource, scan
+from saccade.pipelines.sources.labels import share_classes
+from saccade.pipelines.sources.named import FOLDERS, NAMES, named_splits
+from saccade.pipelines.sources.options import PLAIN, Options
+from saccade.pipelines.sources.own import is_own, open_own
+from saccade.pipelines.sources.parquet import ParquetSource
+from saccade.pipelines.sources.ranges import with_range
+from saccade.pipelines.sources.remote import is_pattern, is_remote, local_files
+from saccade.pipelines.sources.shards import ShardSource
+from saccade.pipelines.sources.source import Source
+from saccade.pipelines.sources.splits import VALIDATION, by_split, is_train, split_folders
+from saccade.pipelines.sources.table import TableSource, read_table, with_table
+
+Opener = Callable[[], Source]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The splits of a data set by name, each opened when called. guesses: sentences on what was guessed to tell
+    them."""
+
+    kind: str
+    splits: dict[str, Opener]
+    guesses: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """kind: the format it came in; splits: name -> Source, all numbered by one list of classes."""
+
+    kind: str
+    splits: dict[str, Source]
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+
+def open_dataset(data: str, options: Options = PLAIN, split: str | None = None) -> DataSet:
+    """All splits of what a user wrote, or `split` only."""
+    found = find(data, options, "SRC")
+    if split and split not in found.splits:
+        raise UserError(f"--split {split}: {data} has {', '.join(found.splits)}.")
+    names = [split] if split else [name for name in found.splits if name != "all"]
+    sources = {name: open_split(found, name, options) for name in names}
+    return DataSet(found.kind, share_classes(sources))
+
+
+def open_split(found: Found, split: str, options: Options) -> Source:
+    """One split, under the labels of a CSV where one was given."""
+    source = with_range(found.splits[split](), options.value_range)
+    if options.table:
+        table = Path(options.table).expanduser()
+        if not table.is_file():
+            raise UserError(f"--labels {options.table}: no such file; give a CSV of FILE,LABEL rows, none or folders.")
+        source = with_table(source, read_table(table, label_key=options.label_key))
+    for sentence in found.guesses:
+        source.account.guess(sentence)
+    return source
+
+
+def find(data: str, options: Options = PLAIN, flag: str = "--data") -> Found:
+    """What `data` names: a set's name, MODULE:ARGUMENT, a folder, a file, a pattern or list of files, or a URL."""
+    if not data.strip():
+        raise UserError(f"{flag} is empty; give a folder, a file or a data set's name.")
+    if data in NAMES:
+        return Found(data, dict(named_splits(data, options.data_dir)))
+    if is_own(data):
+        return Found("own", {"train": lambda: open_own(data, options)})
+    path = Path(data).expanduser()
+    if not path.exists() and (is_remote(data) or is_pattern(data)):
+        return _files(local_files(data, options.allow_pipe), data, options)
+    if not path.exists():
+        near = difflib.get_close_matches(data, NAMES, n=1)
+        raise UserError(
+            f"{flag} {printable(data)}: no such file or folder, nor a data set's name ({', '.join(NAMES)})"
+            + (f"; did you mean {near[0]}?" if near else ".")
+        )
+    return _folder(path, options) if path.is_dir() else _file(path, options)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+_ONE = {".npz": load_npz, ".beton": BetonSource, ".csv": TableSource, ".tsv": TableSource}
+_MANY = {".tar": ("wds", ShardSource), ".parquet": ("parquet", ParquetSource), ".arrow": ("parquet", ParquetSource)}
+_KIND = {".npz": "npz", ".beton": "beton", ".csv": "csv", ".tsv": "csv"}
+
+
+def _file(path: Path, options: Options) -> Found:
+    """A single file, and the split beside it: val.npz beside train.npz."""
+    suffix = path.suffix.lower()
+    if suffix in _MANY:
+        kind, opener = _MANY[suffix]
+        return Found(kind, {"train": partial(opener, [path], options=options)} | _beside(path, options))
+    if suffix not in _ONE:
+        raise UserError(
+            f"--data {printable(str(path))}: a folder of images, a file ending in {', '.join([*_ONE, *_MANY])} "
+            f"is needed, "
+            f"not a {suffix or 'plain'} file."
+        )
+    return Found(_KIND[suffix], {"train": partial(_ONE[suffix], path, options)} | _beside(path, options))
+
+
+def _beside(path: Path, options: Options) -> dict[str, Opener]:
+    for name in VALIDATION if "train" in path.stem else ():
+        other = path.with_name(path.stem.replace("train", name) + path.suffix)
+        if other.is_file():
+            return {name: _file(other, options).splits["train"]}
+    return {}
+
+
+def _files(files: list[Path], name: str, options: Options) -> Found:
+    """Several files of one kind, by the splits that their names tell."""
+    suffixes = {file.suffix.lower() for file in files}
+    if len(suffixes) > 1 or not suffixes <= set(_MANY):
+        raise UserError(f"--data {name}: several files must all be {' or '.join(_MANY)}, not {', '.join(suffixes)}.")
+    kind, opener = _MANY[suffixes.pop()]
+    groups = by_split(files)
+    if kind == "parquet":
+        _check_configurations(name, groups)
+    return Found(
+        kind,
+        {split: partial(opener, own, name if len(groups) == 1 else None, options) for split, own in groups.items()},
+    )
+
+
+def _check_configurations(name: str, groups: dict[str, list[Path]]) -> None:
+    """UserError where a split's files lie in several folders: configurations of one set hold the same images again."""
+    for split, files in groups.items():
+        folders = sorted({file.parent for file in files})
+        if len(folders) > 1:
+            raise UserError(
+                f"{name}: the split {split} lies in {len(folders)} folders "
+                f"({', '.join(f.name for f in folders[:4])}), which "
+                "are configurations of one data set or several sets; give --data one of them."
+            )
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path, options: Options) -> Found:
+    for name, known in FOLDERS.items():
+        if path.name == name or (path / name).is_dir():
+            splits = named_splits(known, str(path.parent if path.name == name else path))
+            return Found(known, dict(splits))
+    containers = _containers(path)
+    if containers:
+        return _containers_found(path, containers, options)
+    guesses: list[str] = []
+    inside = split_folders(path, guesses)
+    if inside:
+        return Found("folder", {name: partial(_one_folder, place, options) for name, place in inside.items()}, guesses)
+    found = Found("folder", {"train": partial(FolderSource, path, options)}, guesses)
+    if is_train(path.name):
+        siblings = {p.name.lower(): p for p in path.parent.iterdir() if p.is_dir()}
+        other = next((siblings[name] for name in VALIDATION if name in siblings), None)
+        if other is not None:
+            found.splits[other.name.lower()] = partial(_one_folder, other, options)
+    return found
+
+
+def _one_folder(path: Path, options: Options) -> Source:
+    """A split's folder: images, or containers of them."""
+    containers = _containers(path)
+    return _containers_found(path, containers, options).splits["train"]() if containers else FolderSource(path, options)
+
+
+def _containers(path: Path) -> list[Path]:
+    """The tars, tables or packed files of a folder, all of one kind; [] where it holds image files instead."""
+    files = next(filter(None, (_of_kind(path, suffix) for suffix in (*_MANY, ".beton", ".npz"))), [])
+    images = _images(path, len(files)) if files else []
+    if images and (len(files) < len(images) or "/" in images[0]):
+        others = f"{len(files)} {files[0].suffix} files, such as {files[0].name}"
+        raise UserError(
+            f"{path}: holds image files, such as {printable(images[0])}, and {others}; give --data the files "
+            f"({path}/*{files[0].suffix}) or a folder of the images alone."
+        )
+    return files
+
+
+def _of_kind(path: Path, suffix: str) -> list[Path]:
+    """The folder's files that end so; tables in its sub-folders too, as Hugging Face has them."""
+    files = sorted(path.glob(f"*{suffix}"))
+    if not files and suffix in (".parquet", ".arrow") and _tables_below(path, suffix):
+        files = sorted(path.rglob(f"*{suffix}"))
+    return [
+        f for f in files if not f.name.startswith((".", "cache-"))
+    ]  # cache-: what `datasets` leaves beside its files
+
+
+def _tables_below(path: Path, suffix: str, depth: int = 3) -> bool:
+    """Whether one of the first files of a sub-folder ends so; a folder of a million images is not walked for it."""
+    for place in islice((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), 64):
+        if any(p.suffix == suffix for p in islice(place.iterdir(), 64)) or (
+            depth > 1 and _tables_below(place, suffix, depth - 1)
+        ):
+            return True
+    return False
+
+
+def _images(path: Path, most: int) -> list[str]:
+    """Names of the first image files below the folder, some more than `most`."""
+    found = []
+    for name in scan(path, Account()):
+        found.append(name)
+        if len(found) > most:
+            break
+    return sorted(found, key=lambda name: "/" not in name)
+
+
+def _containers_found(path: Path, files: list[Path], options: Options) -> Found:
+    if files[0].suffix in _MANY:
+        found = _files(files, str(path), options)
+        return found
+    groups = by_split(files)
+    if any(len(own) > 1 for own in groups.values()):
+        groups = {file.stem: [file] for file in files}
+    return Found(
+        _KIND[files[0].suffix], {name: partial(_ONE[own[0].suffix], own[0], options) for name, own in groups.items()}
+    )

@@ -1,0 +1,45 @@
+"""What a user may settle about the meaning of a data set; everything else is told by the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saccade.base.errors import UserError
+from saccade.pipelines.sources.decode import ValueRange
+
+NO_LABELS, FOLDER_LABELS = "none", "folders"
+
+
+@dataclass(frozen=True)
+class Options:
+    """labels: a CSV of FILE,LABEL rows, "none" or "folders"; image_key, label_key: member, column or field;
+    value_range: what becomes 0 and 255 of deep images; data_dir: where named sets lie; allow_pipe: whether pipe:
+    URLs may run."""
+
+    labels: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    value_range: ValueRange | None = None
+    data_dir: str = "data"
+    allow_pipe: bool | None = None
+
+    @property
+    def table(self) -> str | None:
+        """The CSV of labels, if one is given."""
+        return self.labels if self.labels not in (None, NO_LABELS, FOLDER_LABELS) else None
+
+
+def read_value_range(text: str | None) -> ValueRange | None:
+    """LOW,HIGH as a range; None for "auto"."""
+    if text is None or text == "auto":
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--value-range {text}: give auto, or two numbers LOW,HIGH.") from error
+    if not low < high < float("inf") or low == -float("inf"):
+        raise UserError(f"--value-range {text}: the first number must be the smaller, and both finite.")
+    return ValueRange(low, high)
+
+
+PLAIN = Options()  # nothing settled

@@ -1,0 +1,96 @@
+"""Which parts of a data set are for training and which for evaluation, by the names of folders and files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from saccade.base.errors import UserError
+from saccade.base.text import printable
+from saccade.pipelines.manifest import manifest_of
+from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.folder import SYSTEM_FOLDERS, scan
+
+VALIDATION = ("val", "valid", "validation", "test", "testing", "dev")  # the first that is there
+SPLITS = ("train", "training", *VALIDATION, "unlabeled", "unlabelled")
+
+
+def is_train(name: str) -> bool:
+    return name.lower() in ("train", "training")
+
+
+def split_of(file: Path) -> str | None:
+    """The split a file's name begins with, as in train-000012.tar and val.beton, or as its folder is called."""
+    manifest = manifest_of(file)
+    for name, split in (manifest.splits if manifest else {}).items():
+        if file.name in split.files:
+            return name
+    start = re.split(r"[-_.]", file.name)[0].lower()
+    return start if start in SPLITS else file.parent.name.lower() if file.parent.name.lower() in SPLITS else None
+
+
+def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files of each split, in the splits' order; those that name none are `train`."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(split_of(file) or "train", []).append(file)
+    return {name: groups[name] for name in sorted(groups, key=_place)}
+
+
+def _place(name: str) -> int:
+    return SPLITS.index(name) if name in SPLITS else 0
+
+
+def split_folders(folder: Path, guesses: list[str]) -> dict[str, Path]:
+    """The sub-folders that are splits, by their names in lower case; {} where the sub-folders are classes.
+
+    A folder called `train` among others is a class, unless it holds class folders and they do not.
+    """
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    inside = [p for p in inside if p.name.lower() not in SYSTEM_FOLDERS]
+    found: dict[str, Path] = {}
+    for place in inside:
+        if place.name.lower() in SPLITS:
+            found.setdefault(place.name.lower(), place)
+    found = {name: found[name] for name in sorted(found, key=_place) if _depth(found[name])}
+    if len(inside) == 1 and not found and _depth(folder) > 1:
+        deeper = split_folders(inside[0], guesses)
+        if deeper:
+            guesses.append(f"the splits are those in {printable(str(inside[0]))}; --data names it to settle that")
+        return deeper
+    others = [p for p in inside if p.name.lower() not in SPLITS and _depth(p)] if found else []
+    if not others:
+        return found
+    names = ", ".join(printable(p.name) for p in others[:3])
+    if len(found) == 1 and not _depth(next(iter(found.values()))) > max(map(_depth, others)):
+        (place,) = found.values()
+        guesses.append(
+            f"{printable(place.name)} in {folder} is taken for a class beside {names}; --data "
+            f"{printable(str(place))} takes "
+            "its images alone"
+        )
+        return {}
+    kept, lost = (sum(_images(p) for p in places) for places in (found.values(), others))
+    if lost > kept:
+        raise UserError(
+            f"{folder}: holds {', '.join(printable(p.name) for p in found.values())} with {kept:,} images and "
+            f"{names} with "
+            f"{lost:,}, so it is no set of splits and no class tree either; give --data the folder that is meant."
+        )
+    guesses.append(
+        f"{', '.join(printable(p.name) for p in found.values())} in {folder} are taken for the splits, so "
+        f"{names} beside "
+        "them are not read; --data FOLDER names what is meant"
+    )
+    return found
+
+
+def _depth(folder: Path) -> int:
+    """0 without images, 1 with images in it, 2 with images only in sub-folders."""
+    name = next(scan(folder, Account()), None)
+    return 0 if name is None else 1 if "/" not in name else 2
+
+
+def _images(folder: Path) -> int:
+    return sum(1 for _ in scan(folder, Account()))

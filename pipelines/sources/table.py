@@ -1,0 +1,221 @@
+"""Labels as people have them: a CSV of FILE,LABEL rows, for some or all images of any source, or as a list of
+images itself."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saccade.base.errors import UserError
+from saccade.base.text import printable
+from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.decode import is_image_name, looks_like_image
+from saccade.pipelines.sources.folder import FileReader
+from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
+from saccade.pipelines.sources.source import Source
+
+FILE_COLUMNS = (
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "image",
+    "img",
+    "path",
+    "name",
+    "id",
+    "image_id",
+    "image_path",
+)
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "breed")
+
+
+@dataclass(frozen=True)
+class Table:
+    """labels: file (as written, "/" between folders) -> label, None where the cell is blank."""
+
+    path: Path
+    labels: dict[str, str | None]
+    labelled: bool = True  # whether there is a column of labels
+
+
+def read_table(path: Path, need_labels: bool = True, label_key: str | None = None) -> Table:
+    """The rows of a CSV. UserError for one that cannot be read, or that gives a file two labels."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            text = file.read()
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=_delimiter(text)) if any(map(str.strip, row))]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"--labels {path}: cannot be read as CSV ({error}).") from error
+    if not rows:
+        raise UserError(f"--labels {path}: is empty; it needs a row FILE,LABEL for each image.")
+    file_column, label_column, rows = _columns(path, rows, need_labels, label_key)
+    labels: dict[str, str | None] = {}
+    for number, row in enumerate(rows, 1):
+        if len(row) <= max(file_column, -1 if label_column is None else label_column):
+            raise UserError(f"--labels {path}: data row {number} has {len(row)} columns, too few.")
+        name = _normal(row[file_column])
+        label = None if label_column is None else row[label_column].strip() or None
+        if name in labels and labels[name] != label:
+            raise UserError(
+                f"--labels {path}: data row {number} gives {printable(name)} the label {label!r}, an earlier one "
+                f"{labels[name]!r}; leave one of them."
+            )
+        labels[name] = label
+    return Table(path, labels, label_column is not None)
+
+
+def _delimiter(text: str) -> str:
+    head = text.split("\n", 1)[0]
+    return max(",;\t", key=head.count) if any(c in head for c in ",;\t") else ","
+
+
+def _columns(
+    path: Path, rows: list[list[str]], need_labels: bool, label_key: str | None
+) -> tuple[int, int | None, list[list[str]]]:
+    """The columns of files and labels, and the rows below the head."""
+    head = [name.strip().lower() for name in rows[0]]
+    file = next((head.index(name) for name in FILE_COLUMNS if name in head), None)
+    wanted = LABEL_COLUMNS if label_key is None else (label_key.lower(),)
+    label = next((k for name in wanted for k, n in enumerate(head) if n == name and k != file), None)
+    if label_key is not None and label is None:
+        raise UserError(f"--label-key {label_key}: {path} has the columns {', '.join(head)}.")
+    if file is not None and (label is not None or not need_labels):
+        return file, label, rows[1:]
+    if any(len(row) != 2 for row in rows) and any(len(row) != 1 for row in rows):
+        short = next((k for k, row in enumerate(rows) if len(row) < 2), None)
+        raise UserError(
+            f"--labels {path}: name its columns 'file' and 'label' in the first row (it has "
+            f"{printable(', '.join(head))})" + (f"; data row {short} has 1 columns." if short else ".")
+        )
+    if need_labels and len(rows[0]) < 2:
+        raise UserError(f"--labels {path}: has one column; it needs FILE,LABEL.")
+    return 0, 1 if len(rows[0]) > 1 else None, rows
+
+
+def _normal(name: str) -> str:
+    """A path as the index has it: "/" between folders, no leading "./"."""
+    name = name.strip().replace("\\", "/")
+    return os.path.normpath(name).replace(os.sep, "/") if name else name
+
+
+def class_numbers(labels: list[str | None]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Labels numbered in the order of their names, numbers by their value; -1 for None. The names are the classes."""
+    known = {label for label in labels if label is not None and label != "-1"}
+    names = sorted(known, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    if not names:
+        return None, None
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([-1 if label is None else number.get(label, -1) for label in labels], dtype=np.int64), tuple(names)
+
+
+# --- labels for a source --------------------------------------------------------------------------------------------
+
+
+def with_table(source: Source, table: Table) -> Source:
+    """The source under the table's labels; images without a row or with a blank one have none."""
+    rows = _matched(source, table)
+    found: list[str | None] = [None] * len(source)
+    for name, i in rows.items():
+        found[i] = table.labels[name]
+    labels, classes = class_numbers(found)
+    if labels is None:
+        example = printable(source.key_of(0))
+        raise UserError(
+            f"--labels {table.path}: not one of its {len(table.labels):,} rows names an image of {source.name} with a "
+            f"label; its images are called like {example}."
+        )
+    other = source.relabelled(labels, classes)
+    missing = len(source) - int((labels >= 0).sum())
+    if missing:
+        first = printable(source.key_of(int(np.argmin(labels))))
+        other.account.guess(f"{missing:,} of {len(source):,} images have no label in {table.path}, such as {first}")
+    unmatched = [name for name in table.labels if name not in rows]
+    if unmatched:
+        other.account.guess(
+            f"{len(unmatched):,} of {len(table.labels):,} rows of {table.path} name no image of {source.name}, such as "
+            f"{printable(unmatched[0])}"
+        )
+    return other
+
+
+def _matched(source: Source, table: Table) -> dict[str, int]:
+    """Row's name -> image's number. A row may name an image by its path or its name, with or without the extension."""
+    folder = getattr(source, "folder", None)
+    keys = [source.key_of(i) for i in range(len(source))]
+    exact = {key: i for i, key in enumerate(keys)}
+    stems, bases = defaultdict(list), defaultdict(list)
+    for i, key in enumerate(keys):
+        stems[os.path.splitext(key)[0]].append(i)
+        base = key.rpartition("/")[2]
+        bases[base].append(i)
+        if (stem := os.path.splitext(base)[0]) != base:
+            bases[stem].append(i)
+    rows: dict[str, int] = {}
+    for name in table.labels:
+        inside = _relative(name, folder, table.path.parent)
+        found = [exact[inside]] if inside in exact else stems.get(inside) or bases.get(inside) or []
+        if not found and os.path.isabs(name):
+            continue
+        if len(found) > 1:
+            first, second = (printable(keys[i]) for i in found[:2])
+            raise UserError(
+                f"--labels {table.path}: {printable(name)} could be {len(found)} images, {first} or {second}; "
+                f"write the "
+                "folder and the extension too."
+            )
+        if found:
+            if (other := next((n for n, i in rows.items() if i == found[0]), None)) and (
+                table.labels[other] != table.labels[name]
+            ):
+                raise UserError(
+                    f"--labels {table.path}: {printable(other)} and {printable(name)} are one image with two labels."
+                )
+            rows[name] = found[0]
+    return rows
+
+
+def _relative(name: str, folder: Path | None, beside: Path) -> str:
+    """The name as one below the source's folder."""
+    if folder is None:
+        return name
+    root = os.path.abspath(folder)
+    for place in (name,) if os.path.isabs(name) else (os.path.join(os.path.abspath(beside), name),):
+        if place.startswith(root + os.sep):
+            return place[len(root) + 1 :].replace(os.sep, "/")
+    return name
+
+
+# --- a table as a list of images ------------------------------------------------------------------------------------
+
+
+class TableSource(Source):
+    """The images that a CSV lists, by paths from its own folder, with its labels."""
+
+    def __init__(self, path: Path, options: Options = PLAIN) -> None:
+        table, account, folder = read_table(path, False, options.label_key), Account(), path.parent
+        files, texts = [], []
+        for name, label in table.labels.items():
+            file = folder / name
+            if not file.is_file():
+                account.leave("rows without a file", name)
+            elif is_image_name(name) or looks_like_image(file):
+                files.append(name)
+                texts.append(label)
+            else:
+                account.leave("rows whose file is no image", name)
+        if not files:
+            raise UserError(
+                f"{path}: not one of its {len(table.labels):,} rows names an image below {folder.absolute()}; "
+                f"the first "
+                f"column is the file's path ({account.line()})."
+            )
+        labels, classes = (None, None) if options.labels == NO_LABELS else class_numbers(texts)
+        super().__init__(str(path), Index.of(files, labels, classes, account), FileReader(folder), "csv")
+        self.folder = folder
