@@ -32,8 +32,11 @@ def test_wheel_holds_one_name_and_every_file_of_the_product(wheel):
         wheel.stem.removesuffix("-py3-none-any") + ".dist-info",
     }
     modules = {name.removeprefix("saccade/") for name in inside if name.startswith("saccade/")}
-    product = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if (path.parent / "__init__.py").exists()]
-    rooms = {path.as_posix() for path in product if path.parts[0] not in ("tests", "benchmarks", "examples", "docs")}
+    clone = wheel.parent / "clone"
+    product = [path.relative_to(clone) for path in clone.rglob("*.py") if (path.parent / "__init__.py").exists()]
+    rooms = {
+        path.as_posix() for path in product if path.parts[0] not in ("tests", "benchmarks", "examples", "docs", "build")
+    }
     assert modules == rooms - {"setup.py"} | {"py.typed"}
     assert "saccade = saccade.cli:main" in entries
 
