@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 
 from saccade import __version__
-from saccade.tools.command import run_command
+from saccade.base.command import run_command
 
 COMMANDS = {  # name: the module, what it does
     "train": ("saccade.train", "pre-train a backbone on your images, or continue a run"),

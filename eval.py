@@ -18,16 +18,16 @@ prepare_libraries()  # before torch is imported
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from saccade.base.command import exit_code
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
-from saccade.base.program import command_parser, program
+from saccade.base.program import command_parser
 from saccade.evaluation.evaluate import Evaluation, Settings
 from saccade.evaluation.protocols import PROTOCOLS, find_protocol
 from saccade.evaluation.subject import Subject, open_subject
@@ -35,37 +35,32 @@ from saccade.models.backbone import STEMS
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
+from saccade.runs.record import check_local
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 when measured, 2 on bad input, 130 when interrupted."""
-    flags = parser().parse_args(argv)
-    try:
-        check_flags(flags)
-        subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
-        if flags.backbone and subject.run is not None:
-            raise UserError(
-                f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out."
-            )
-        protocol = find_protocol(flags.protocol, subject.image_size)
-        train, test, data = open_both(flags, subject)
-        evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
-        result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
-        if flags.features_out:
-            save_features(evaluation, Path(flags.features_out))
-        if flags.plot:
-            from saccade.evaluation.plot import plot_features
+    return exit_code("eval.py", lambda: evaluate(parser().parse_args(argv)))
 
-            plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
-    except UserError as error:
-        print(f"{program('eval.py')}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program('eval.py')}: interrupted", file=sys.stderr)
-        return 130
+
+def evaluate(flags: argparse.Namespace) -> None:
+    """Open the backbone and the images, run the protocol, print and write what it found."""
+    check_flags(flags)
+    subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
+    if flags.backbone and subject.run is not None:
+        raise UserError(f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out.")
+    protocol = find_protocol(flags.protocol, subject.image_size)
+    train, test, data = open_both(flags, subject)
+    evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
+    result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
+    if flags.features_out:
+        save_features(evaluation, Path(flags.features_out))
+    if flags.plot:
+        from saccade.evaluation.plot import plot_features
+
+        plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
     print_table(result, subject, train, test, protocol.summary, protocol.source)
     print(json.dumps(result))
-    return 0
 
 
 EXAMPLES = {
@@ -174,6 +169,9 @@ def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Sour
     run = subject.run
     if flags.data is None and run is None:
         raise UserError(f"{subject.name} does not say on which images to measure it; give --data.")
+    if flags.data is None:
+        for place in (run.data, run.val_data):
+            check_local(place, "--data", Path(subject.name))
     data = flags.data or run.data
     val_data = flags.val_data or (run.val_data if run and flags.data is None else None)
     train, test = open_data(data, val_data, flags.data_dir or (run.data_dir if run else "data"), labelled=True)
@@ -226,5 +224,4 @@ def print_table(result: dict, subject: Subject, train: Source, test: Source, sum
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lockstep import CONTROL, Agreement, LossTolerance, compare
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.machine import available_cpus, git_commit, hardware, versions
@@ -22,8 +23,8 @@ from saccade.losses.recipe import ScheduleSpec
 from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import FolderSource, Source
-from saccade.runs.config import Config, check_flags, parse_flags, resolve
-from saccade.tools.command import run_command
+from saccade.runs.config import Config, resolve
+from saccade.runs.flags import check_flags, parse_flags
 
 EXECUTORS = ("reference", "dali", "ffcv", "ffcv-raw")
 RECIPES = {"ressl": "imagenet-5crop"}  # where no --recipe is given; else imagenet100

@@ -1,4 +1,4 @@
-"""`tools.bench --gpu-report OUT.json`: every GPU number of docs/performance.md, the most important first.
+"""python -m benchmarks.gpu OUT.json: every GPU number of docs/performance.md, the most important first.
 
 The file is rewritten, whole, after every part, so a report that is cut off keeps what it has. Without a GPU the same
 parts run in miniature, to be tested; their rows say so.
@@ -6,6 +6,7 @@ parts run in miniature, to be tested; their rows say so.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from saccade.base.command import run_command
 from saccade.base.machine import available_cpus
 from saccade.losses.registry import find_method, methods
 from saccade.tools.benchmark.contenders import epochs, loaders, steps
@@ -230,3 +232,17 @@ def _epochs(method: str, data: str, count: int, size: Size, device: torch.device
         "minutes_projected": round(count * CIFAR_IMAGES / row.images_per_second / 60, 2),
     }
     return row
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Every GPU number of docs/performance.md."""
+    command = argparse.ArgumentParser(prog="benchmarks.gpu", description=main.__doc__)
+    command.add_argument("out", type=Path)
+    command.add_argument("--minutes", type=float, default=9)
+    command.add_argument("--quick", action="store_true")
+    flags = command.parse_args(argv)
+    return report(flags.out, minutes=flags.minutes, quick=flags.quick)
+
+
+if __name__ == "__main__":
+    run_command("benchmarks.gpu", main)

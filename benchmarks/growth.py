@@ -1,7 +1,8 @@
-"""`tools.bench --growth FOLDER`: how cost grows with batch, views, image size, processes and queue, a picture each."""
+"""python -m benchmarks.growth FOLDER: how cost grows with batch, views, size, processes, queue, a picture each."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from saccade.base.command import run_command
+from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.losses.registry import find_method
 from saccade.pipelines.order import Order
@@ -247,3 +250,20 @@ def draw_sweep(sweep: Sweep, rows: list[Row], path: Path) -> None:
         ax.minorticks_off()
         ax.set_xlabel(sweep.label)
     save_figure(figure, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """How cost grows with batch, views, image size, processes and queue: a picture each."""
+    command = argparse.ArgumentParser(prog="benchmarks.growth", description=main.__doc__)
+    command.add_argument("folder", type=Path, help="for the pictures, e.g. docs/pictures")
+    command.add_argument("--json", type=Path, metavar="FILE", help="the rows, with versions, hardware, commit and date")
+    command.add_argument("--quick", action="store_true", help="two values of each, short turns")
+    command.add_argument("--seconds", type=float, help="of one turn (default: 1)")
+    flags = command.parse_args(argv)
+    if flags.seconds is not None and not 0 < flags.seconds < float("inf"):
+        raise UserError(f"--seconds {flags.seconds} is not positive; give a number above 0.")
+    return growth(flags.folder, flags.json, flags.quick, flags.seconds)
+
+
+if __name__ == "__main__":
+    run_command("benchmarks.growth", main)

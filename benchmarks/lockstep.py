@@ -8,18 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from saccade import train
 from saccade.models.learner import Learner
-from saccade.models.schedules import schedule
-from saccade.pipelines.build import build_pipeline
-from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
 from saccade.runs.config import Config
+from saccade.runs.session import Session, start_accelerator
 from saccade.tools.parity_cases import Tolerance, tolerance
 
 CONTROL = "noise"  # no executor: reference's views with noise as large as the tolerance, for what that does to losses
@@ -74,56 +70,28 @@ def _within(values: Iterable[float], most: float) -> bool:
     return all(value <= most for value in values)  # a NaN is not
 
 
-class Lane:
-    """One executor and the learner that is trained on it."""
-
-    def __init__(self, name: str, config: Config, learner: Learner, steps_per_epoch: int) -> None:
-        self.name, self._config = name, config
-        self.learner = copy.deepcopy(learner).to(memory_format=torch.channels_last).train()
-        self._accelerator = train.start_accelerator("cpu", "fp32")
-        spec = config.recipe.optimizer
-        self._optimizer = train.build_optimizer(self.learner, spec)
-        self._lr = schedule(
-            config.recipe.schedule.kind,
-            spec.lr,
-            total_steps=config.steps,
-            steps_per_epoch=steps_per_epoch,
-            **config.recipe.schedule.options,
-        )
-
-    def step(self, batch: Batch, step: int) -> float:
-        """train.py's own optimizer step; returns its loss."""
-        losses = train.training_step(
-            self.learner, self.learner, self._optimizer, self._accelerator, batch, step, self._lr(step), self._config
-        )
-        return losses["loss"].item()
-
-
 def compare(config: Config, sources: dict[str, Source], steps: int, workers: int) -> list[Agreement]:
-    """`steps` optimizer steps of every executor in lockstep; reference comes first, the control last."""
-    recipe, photos = config.recipe, sources["reference"]
-    order = Order(len(photos), recipe.batch_size, config.seed)
-    set_seed(config.seed)
-    learner = train.build_learner(config, photos, order.steps(), steps)
-    names = [*sources, CONTROL]
-    lanes = {name: Lane(name, config, learner, order.steps()) for name in names}
-    shared = copy.deepcopy(lanes["reference"].learner)
-    found = {name: Agreement(name, tolerance(name, f"{recipe.method}/{recipe.name}")) for name in names}
+    """`steps` optimizer steps of every executor in lockstep, a session on each; reference first, the control last."""
+    recipe = config.recipe
+    accelerator = start_accelerator("cpu", "fp32")
+    lanes = {}
     with contextlib.ExitStack() as stack:
-        streams = {}
-        for name, source in sources.items():
-            pipeline = stack.enter_context(
-                build_pipeline(source, recipe.views, order, name.removesuffix("-raw"), "cpu", workers=workers)
-            )
-            streams[name] = stack.enter_context(contextlib.closing(_endless(pipeline)))
+        for name in (*sources, CONTROL):
+            executor = "reference" if name == CONTROL else name
+            own = replace(config, pipeline=executor.removesuffix("-raw"), workers=workers, steps=steps)
+            lanes[name] = stack.enter_context(Session(own, accelerator, sources[executor]))
+            lanes[name].prepare()
+        found = {name: Agreement(name, tolerance(name, f"{recipe.method}/{recipe.name}")) for name in lanes}
+        streams = {name: stack.enter_context(contextlib.closing(_endless(lanes[name].pipeline))) for name in sources}
+        shared = copy.deepcopy(lanes["reference"].learner)
         for step in tqdm(range(steps), desc=f"{recipe.method} {recipe.name}", unit=" steps", smoothing=0.1):
             batches = {name: next(stream) for name, stream in streams.items()}
             batches[CONTROL] = _noisy(batches["reference"], recipe.views, step)
             for name, batch in batches.items():
                 _compare_batches(found[name], batches["reference"], batch, recipe.views, steps)
             same_weights = _shared_losses(shared, lanes["reference"].learner, batches, step)
-            for name, lane in lanes.items():
-                found[name].losses.append(lane.step(batches[name], step))
+            for name, session in lanes.items():
+                found[name].losses.append(session.step(batches[name])["loss"].item())
                 found[name].shared.append(_relative(same_weights[name], same_weights["reference"]))
                 found[name].trained.append(_relative(found[name].losses[-1], found["reference"].losses[-1]))
     return list(found.values())

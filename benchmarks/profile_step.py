@@ -1,10 +1,13 @@
-"""`tools.bench --profile`: where the time of one training step goes, by torch.profiler."""
+"""python -m benchmarks.profile_step [flags of train.py]: where the time of a training step goes."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from saccade.base.command import run_command
 from saccade.tools.benchmark.rows import columns
 from saccade.tools.benchmark.trainer import Trainer
 
@@ -69,3 +72,11 @@ def _table(what: str, spent: dict[str, float], total: float, most: int = 99) -> 
     return columns(
         [(what, "ms a step", "share"), *((name[:60], f"{ms:.1f}", f"{ms / total:.1%}") for name, ms in ranked)], left=1
     )
+
+
+def main() -> int:
+    return profile_step(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run_command("benchmarks.profile_step", main)

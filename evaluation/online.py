@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from accelerate import Accelerator
-
 from saccade.evaluation.features import Features, extract, raw_pixels
 from saccade.evaluation.knn import knn_accuracy
-from saccade.losses.recipe import TrainingRecipe
-from saccade.models.learner import Learner
 from saccade.pipelines.sources import Source
+from saccade.runs.monitor import BASELINES, Monitor
+from saccade.runs.session import Session
 
 NEIGHBOURS, TEMPERATURE, MAX_IMAGES = 20, 0.07, 10_000
 
@@ -22,20 +18,9 @@ class OnlineKNN:
     the result and keeps the time out of the training rate.
     """
 
-    BASELINES: ClassVar = ("raw_pixel_knn_top1", "untrained_knn_top1")
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        learner: Learner,
-        recipe: TrainingRecipe,
-        train_data: Source,
-        val_data: Source | None,
-        monitor,
-        workers: int | None = None,
-    ) -> None:
-        self._accelerator, self._learner, self._recipe, self._monitor = accelerator, learner, recipe, monitor
-        self._train, self._val, self._workers = train_data, val_data, workers
+    def __init__(self, session: Session, val_data: Source | None, monitor: Monitor) -> None:
+        self._session, self._accelerator, self._monitor = session, session.accelerator, monitor
+        self._train, self._val, train_data = session.known_data, val_data, session.known_data
         self._why_not = (
             "there is no evaluation data (--val-data)"
             if val_data is None
@@ -57,31 +42,32 @@ class OnlineKNN:
             )
         with self._monitor.paused():
             pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in (self._train, self._val)]
-            found = dict(zip(self.BASELINES, (self._top1(*pixels), self._backbone_top1()), strict=True))
+            found = dict(zip(BASELINES, (self._top1(*pixels), self._backbone_top1()), strict=True))
         self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found})
         return found
 
-    def score(self, step: int, epoch: float) -> None:
+    def score(self) -> None:
         """Measure the backbone now and log it."""
         if self._why_not or not self._accelerator.is_main_process:
             return
         with self._monitor.paused():
             self._monitor.knn = self._backbone_top1()
-        self._monitor.log({"step": step, "epoch": round(epoch, 4), "knn_top1": self._monitor.knn})
+        step, epoch = self._session.steps, round(self._session.epoch, 4)
+        self._monitor.log({"step": step, "epoch": epoch, "knn_top1": self._monitor.knn})
 
     def _backbone_top1(self) -> float:
-        recipe = self._recipe
+        recipe = self._session.config.recipe
         fraction = 0.875 if recipe.image_size >= 160 else 1.0  # photos: 224 of 256, as every paper evaluates
         features = [
             extract(
-                self._learner.backbone,
+                self._session.learner.backbone,
                 source,
                 recipe.image_size,
                 recipe.views.mean,
                 recipe.views.std,
                 fraction,
                 device=self._accelerator.device,
-                workers=self._workers,
+                workers=self._session.config.workers,
                 max_images=MAX_IMAGES,
             )
             for source in (self._train, self._val)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from saccade.base.errors import UserError
 from saccade.losses.registry import methods
 from saccade.models.backbone import BackboneSpec, check_backbone, create_backbone, feature_size, load_backbone
 from saccade.runs.checkpoint import checkpoints
+from saccade.runs.record import read_record
 
 PREFIXES = {"student": "student.backbone.", "teacher": "teacher.network.backbone."}
 CLASSIFIER = "objective.classifier."
@@ -71,9 +71,9 @@ class Subject:
 
 
 def read_run(folder: Path) -> Run:
-    """The one place that knows config.json."""
+    """What evaluating needs of a run's record."""
+    config = read_record(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
         recipe = config["recipe"]
         return Run(
             config["data"],
@@ -87,7 +87,7 @@ def read_run(folder: Path) -> Run:
             tuple(recipe["views"]["std"]),
             BackboneSpec(**recipe["backbone"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its config.json cannot be read ({type(error).__name__}: {error}).") from error
 
 

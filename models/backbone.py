@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -28,6 +29,7 @@ STEMS = {
     "cifar-pad": "3x3 stride 1 behind one more pixel of zero padding, no max-pool: 34x34 maps (ReSA's own CIFAR runs)",
     "no-maxpool": "timm's own without the max-pool (S-TEC on STL-10)",
 }
+FETCHING = ("checkpoint_path", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,17 @@ def fix_as_moco_v3(model: nn.Module, position: bool, patches: bool) -> None:
         model.pos_embed.requires_grad_(False)
 
 
+def _harmless(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a model's shape; UserError for those by which timm would read a file or ask a hub for weights."""
+    wrong = [name for name in options if name.startswith("pretrained") or name in FETCHING]
+    if wrong:
+        names = ", ".join(sorted(wrong))
+        raise UserError(f"backbone options {names}: weights are not fetched by way of an option; leave it out.")
+    return dict(options)
+
+
 def _creation_options(spec: BackboneSpec, image_size: int) -> dict[str, Any]:
-    options = dict(spec.options)
+    options = _harmless(spec.options)
     if spec.zero_init_last is not None and _is_resnet(spec.name):
         options["zero_init_last"] = spec.zero_init_last
     if _takes_image_size(spec.name):
@@ -163,11 +174,14 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict]:
     description_file, weights = folder / "backbone.json", folder / "backbone.safetensors"
     try:
         description = json.loads(description_file.read_text())
-        options = {"pretrained": False, "num_classes": 0, **description["options"]}
-        model = timm.create_model(description["architecture"], **options)
+        check_backbone(description["architecture"])  # a hub's address is no model's name
+        options = _harmless(description["options"])
+        model = timm.create_model(description["architecture"], pretrained=False, num_classes=0, **options)
         replace_stem(model, description["stem"])
         model.load_state_dict(load_file(weights))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder}: no backbone can be loaded from it ({error}).") from error
     return model.eval(), description
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 
 class Interrupt:
     """True once Ctrl-C or SIGTERM came: the step is finished and saved, then the run stops. A second one stops at once.
 
-    Several processes cannot agree on a step, so there the signal stops at once and the last checkpoint counts.
+    A context manager: the handlers that were there before (a notebook's stop button) are back when it is left. Several
+    processes cannot agree on a step, so there the signal stops at once and the last checkpoint counts; the same off the
+    main thread, where Python takes no signals.
     """
 
     def __init__(self, processes: int) -> None:
         self._came = False
-        if processes == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._note)
+        listening = processes == 1 and threading.current_thread() is threading.main_thread()
+        self._numbers = (signal.SIGINT, signal.SIGTERM) if listening else ()
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._note) for number in self._numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _note(self, number: int, frame: object) -> None:
         self._came = True

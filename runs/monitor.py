@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from saccade.base.errors import UserError
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.runs.folder import RunFolder
+from saccade.runs.session import Session
+
+BASELINES = ("raw_pixel_knn_top1", "untrained_knn_top1")  # what a backbone is judged against, measured before step 1
 
 
 class Monitor:
@@ -24,17 +26,9 @@ class Monitor:
     Losses stay on the device until a line is due, so a GPU is not made to wait at every step.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        accelerator: Accelerator,
-        total_steps: int,
-        step: int,
-        log_every: int,
-        done: dict[str, float] | None = None,
-    ) -> None:
-        self._folder, self._accelerator = folder, accelerator
-        self._total_steps, self._log_every, self._first = total_steps, log_every, step + 1
+    def __init__(self, folder: RunFolder, session: Session, done: dict[str, float] | None = None) -> None:
+        self._folder, self._session, self._accelerator = folder, session, session.accelerator
+        self._first = session.steps + 1
         self.totals = dict(
             done or {"seconds": 0.0, "images": 0, "waited": 0.0}
         )  # over the whole run, resumed parts included
@@ -42,12 +36,12 @@ class Monitor:
         self._mark = time.perf_counter()
         self.knn: float | None = None
         self._bar = tqdm(
-            total=total_steps,
-            initial=step,
+            total=session.total_steps,
+            initial=session.steps,
             unit="step",
             file=sys.stderr,
             dynamic_ncols=True,
-            disable=not accelerator.is_main_process,
+            disable=not session.accelerator.is_main_process,
             mininterval=0.5,
         )
 
@@ -82,14 +76,15 @@ class Monitor:
                 torch.cuda.synchronize(self._accelerator.device)
         self.message(f"compiled in {time.perf_counter() - start:.0f} s")
 
-    def step(self, step: int, epoch: float, losses: dict[str, torch.Tensor], lr: float, images: int) -> None:
+    def step(self, losses: dict[str, torch.Tensor]) -> None:
         """Count a finished optimizer step; on the first, the last and every `log_every`-th write a line.
 
         Raises UserError where the loss of such a step is infinite or not a number.
         """
-        self.totals["images"] += images
+        session, step = self._session, self._session.steps
+        self.totals["images"] += session.config.recipe.batch_size
         self._bar.update(1)
-        if step % self._log_every and step not in (self._first, self._total_steps):
+        if step % session.config.log_every and step not in (self._first, session.total_steps):
             return
         values = torch.stack([v.detach().float() for v in losses.values()])
         if self._accelerator.num_processes > 1:
@@ -104,9 +99,9 @@ class Monitor:
         self.log(
             {
                 "step": step,
-                "epoch": round(epoch, 4),
+                "epoch": round(session.epoch, 4),
                 **named,
-                "lr": lr,
+                "lr": session.learning_rate(step - 1),
                 "images_per_second": round(rate, 1),
                 "data_wait": round(wait, 4),
             }

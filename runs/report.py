@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator
-
+from saccade import __version__
 from saccade.base.files import write_atomically
-from saccade.base.machine import git_commit, hardware, versions
-from saccade.evaluation.online import OnlineKNN
+from saccade.base.machine import git_commit, git_diff, hardware, versions
 from saccade.models.backbone import export_backbone
-from saccade.models.learner import Learner
-from saccade.pipelines.pipeline import Pipeline
-from saccade.runs.config import DATA_FLAGS, Config
 from saccade.runs.folder import RunFolder
-from saccade.runs.monitor import Monitor
+from saccade.runs.monitor import BASELINES
 from saccade.runs.pictures import plot_curves, save_png, view_grid
+from saccade.runs.record import write_record
+from saccade.runs.session import Session
 
 
-def announce(
-    config: Config, accelerator: Accelerator, folder: RunFolder, pipeline: Pipeline, learner: Learner, total_steps: int
-) -> None:
-    """Print the resolved run; write config.json and views.png."""
-    recipe, source = config.recipe, pipeline.source
-    parameters = sum(p.numel() for p in learner.student.backbone.parameters()) / 1e6
+def announce(session: Session, folder: RunFolder) -> None:
+    """Print the resolved run; write config.json, the checkout's changes if it has any, and views.png."""
+    config, pipeline, total_steps = session.config, session.pipeline, session.total_steps
+    recipe, source, accelerator = config.recipe, session.source, session.accelerator
+    parameters = sum(p.numel() for p in session.learner.student.backbone.parameters()) / 1e6
     spec, schedule = recipe.optimizer, recipe.schedule
     lines = (
         ("method", f"{recipe.method}  {recipe.options}"),
@@ -48,7 +44,7 @@ def announce(
             "machine",
             (
                 f"{accelerator.device}, {accelerator.num_processes} process(es), "
-                f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
+                f"precision {session.precision}, {'compiled' if session.compiles else 'not compiled'}"
             ),
         ),
         ("run folder", str(config.out)),
@@ -63,29 +59,18 @@ def announce(
             flush=True,
         )
     if not config.resume:
-        folder.write_json("config.json", {**config.to_json(), "versions": versions(), "commit": git_commit()})
+        write_record(
+            config.out, {**config.to_json(), "version": __version__, "versions": versions(), "commit": git_commit()}
+        )
+        if changes := git_diff():
+            write_atomically(config.out / "checkout.diff", lambda f: f.write((changes + "\n").encode()))
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")
 
 
-def follow_data(config: Config, folder: RunFolder) -> None:
-    """Note in config.json where the images of a resumed run lie now, for the next --resume and for eval.py."""
-    saved = folder.read_json("config.json")
-    where = {name: getattr(config, name) for name in DATA_FLAGS}
-    if any(saved[name] != place for name, place in where.items()):
-        folder.write_json("config.json", {**saved, **where, "flags": {**saved["flags"], **where}})
-
-
-def finish(
-    config: Config,
-    folder: RunFolder,
-    learner: Learner,
-    pipeline: Pipeline,
-    monitor: Monitor,
-    baselines: dict[str, float],
-    step: int,
-) -> None:
+def finish(session: Session, folder: RunFolder, totals: dict[str, float], baselines: dict[str, float]) -> None:
     """Write summary.json, curves.png and the backbone; print a short summary."""
-    recipe, totals, records = config.recipe, monitor.totals, folder.metrics()
+    config, learner, step = session.config, session.learner, session.steps
+    recipe, records = config.recipe, folder.metrics()
     description = {
         "features": learner.objective.features,
         "mean": recipe.views.mean,
@@ -97,18 +82,18 @@ def finish(
     for name, content in export_backbone(learner.backbone, recipe.backbone, recipe.image_size, description).items():
         write_atomically(config.out / name, lambda f, content=content: f.write(content))
     knn = next((r["knn_top1"] for r in reversed(records) if r["step"] and "knn_top1" in r), None)
-    scores = {"knn_top1": knn, **{name: baselines.get(name) for name in OnlineKNN.BASELINES}}
+    scores = {"knn_top1": knn, **{name: baselines.get(name) for name in BASELINES}}
     summary = {
         "method": recipe.method,
         "data": config.data,
         "backbone": recipe.backbone.name,
-        "epochs": step / len(pipeline),
+        "epochs": session.epoch,
         "steps": step,
         "seconds": round(totals["seconds"], 2),
         "images_per_second": round(totals["images"] / max(totals["seconds"], 1e-9), 1),
         "data_wait": round(totals["waited"] / max(totals["seconds"], 1e-9), 4),
         **scores,
-        "bad_images": len(pipeline.source.known_bad),
+        "bad_images": len(session.source.known_bad),
         "versions": versions(),
         "commit": git_commit(),
         "hardware": hardware(),

@@ -331,7 +331,7 @@ def test_a_warm_up_longer_than_the_run_is_said(data, tmp_path, capsys):
 
 
 def test_a_missing_tracker_is_said_before_a_folder_is_made(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("saccade.runs.config.find_spec", lambda name: None)
+    monkeypatch.setattr("saccade.runs.flags.find_spec", lambda name: None)
     assert train.main(["--track", "wandb", "--out", str(tmp_path / "run")]) == 2
     assert "needs the package wandb" in capsys.readouterr().err and not (tmp_path / "run").exists()
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 
 from saccade.base.allocator import keep_freed_memory
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import open_data
-from saccade.runs.config import MAX_IMAGE_SIZE, check_flags, resolve
-from saccade.runs.config import parser as train_parser
+from saccade.runs.config import resolve
+from saccade.runs.flags import MAX_IMAGE_SIZE, check_flags
+from saccade.runs.flags import parser as train_parser
 from saccade.tools.benchmark.compare import compare
 from saccade.tools.benchmark.contenders import loaders, steps
 from saccade.tools.benchmark.measure import Contender, measure
@@ -24,7 +26,6 @@ from saccade.tools.benchmark.picture import draw_bars
 from saccade.tools.benchmark.rows import Row, environment, table, write_rows
 from saccade.tools.benchmark.suites import SUITES, Work, build_suite, describe
 from saccade.tools.benchmark.trainer import Trainer
-from saccade.tools.command import run_command
 
 EXAMPLES = {
     "--quick": "is everything fast here? under a minute",
@@ -41,18 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     if flags.compare:
         return compare(Path(flags.compare[0]), Path(flags.compare[1]), flags.tolerance, flags.force)
     _set_threads()
-    if flags.gpu_report:
-        from benchmarks.gpu import report
-
-        return report(Path(flags.gpu_report), minutes=flags.minutes, quick=flags.quick)
-    if flags.growth:
-        from benchmarks.growth import growth
-
-        return growth(Path(flags.growth), Path(flags.json) if flags.json else None, flags.quick, flags.seconds)
-    if flags.profile:
-        from benchmarks.profile_step import profile_step
-
-        return profile_step(_train_flags(flags))
     if not torch.cuda.is_available():
         keep_freed_memory()  # as train.py does
     rows: list[Row] = []
@@ -146,7 +135,7 @@ def _set_threads() -> None:
 
 
 def _check(flags: argparse.Namespace) -> None:
-    for name in ("image_size", "batch_size", "seconds", "minutes"):
+    for name in ("image_size", "batch_size", "seconds"):
         value = getattr(flags, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give a number above 0.")
@@ -181,12 +170,6 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="exit code 1 if NEW is slower than OLD")
     other.add_argument("--tolerance", type=float, default=0.1, help="the share by which a rate may fall (default: 0.1)")
     other.add_argument("--force", action="store_true", help="compare measurements of different machines")
-    other.add_argument(
-        "--growth", metavar="FOLDER", help="pictures of how cost grows with batch, views, size, processes, queue"
-    )
-    other.add_argument("--profile", action="store_true", help="where the time of one step goes")
-    other.add_argument("--gpu-report", metavar="FILE", help="every GPU number of docs/performance.md")
-    other.add_argument("--minutes", type=float, default=9, help="of --gpu-report (default: 9)")
     return command
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
 from saccade.cli import COMMANDS
 from saccade.evaluation.protocols import PROTOCOLS
 from saccade.losses.registry import methods
 from saccade.pipelines.build import EXECUTORS
-from saccade.tools.command import run_command
 
 EXAMPLES = {
     "bash >> ~/.bash_completion": "",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
 from saccade.pipelines.sources import Options
 from saccade.pipelines.sources.open import open_dataset
-from saccade.tools.command import run_command
 from saccade.tools.conversion.job import SINGLE, WRITERS, Job
 from saccade.tools.conversion.prepare import Settings
 from saccade.tools.conversion.run import convert

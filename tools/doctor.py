@@ -7,13 +7,13 @@ import sys
 
 import torch
 
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
-from saccade.runs import config
+from saccade.runs import flags
 from saccade.tools.benchmark.diagnosis import Speeds, advise, bottleneck, warnings_for
 from saccade.tools.benchmark.inspection import inspect
 from saccade.tools.benchmark.rows import columns
-from saccade.tools.command import run_command
 
 EXAMPLES = {
     "--method stec --data PHOTOS": "the flags you would give to train",
@@ -23,7 +23,7 @@ EXAMPLES = {
 
 def parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
-    return config.parser("python -m tools.doctor", f"{main.__doc__} Takes about half a minute.", EXAMPLES)
+    return flags.parser("python -m tools.doctor", f"{main.__doc__} Takes about half a minute.", EXAMPLES)
 
 
 def main(argv: list[str] | None = None) -> int:

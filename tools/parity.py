@@ -17,6 +17,7 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, versions
@@ -30,7 +31,6 @@ from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import ArraySource, FolderSource, Source
 from saccade.pipelines.views import View, Views
 from saccade.runs.pictures import save_png
-from saccade.tools.command import run_command
 from saccade.tools.parity_cases import method_recipes, operations, tolerance
 from saccade.tools.parity_draws import SIGNIFICANT, DrawTest, compare_draws
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
 from saccade.pipelines.data import open_data
-from saccade.runs import config
-from saccade.runs.config import check_flags, resolve
+from saccade.runs import flags as train_flags
+from saccade.runs.config import resolve
+from saccade.runs.flags import check_flags
 from saccade.runs.pictures import save_png, view_grid
-from saccade.tools.command import run_command
 
 EXAMPLES = {
     "--method rsa --data PHOTOS --out views.png": "four of your images in the views of RSA's recipe",
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--epoch {wanted.epoch} is negative; give 0 or more.")
     if Path(wanted.out).suffix != ".png":
         raise UserError(f"--out {wanted.out}: give a file ending in .png.")
-    flags = config.parser().parse_args([])
+    flags = train_flags.parser().parse_args([])
     vars(flags).update({k: v for k, v in vars(wanted).items() if k in vars(flags)})
     check_flags(flags)
     source, _ = open_data(flags.data, None, flags.data_dir)

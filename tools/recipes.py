@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
 from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
-from saccade.tools.command import run_command
 
 COLUMNS = (
     "method",

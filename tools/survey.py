@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
 from saccade.base.program import command_parser
 from saccade.losses.registry import find_method, methods
 from saccade.runs.folder import RunFolder
-from saccade.tools.command import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (

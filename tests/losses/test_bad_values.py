@@ -5,7 +5,7 @@ import pytest
 
 from saccade import train
 from saccade.losses.registry import find_method
-from saccade.runs.config import with_settings
+from saccade.runs.settings import with_settings
 
 
 @pytest.fixture(scope="module")

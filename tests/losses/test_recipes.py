@@ -14,7 +14,7 @@ from saccade.losses.registry import find_method, methods
 from saccade.models.backbone import BackboneSpec, create_backbone
 from saccade.models.norm import batch_norm_splits
 from saccade.models.schedules import schedule
-from saccade.runs.config import check_recipe_name
+from saccade.runs.flags import check_recipe_name
 from saccade.tools.recipes import main, origin, recipe_names
 
 ALL = [(method.name, name) for method in methods().values() for name in recipe_names(method)]

@@ -15,7 +15,7 @@ from saccade.losses.simclr import PUBLISHED, simclr_recipe
 from saccade.losses.stec import efference_copy, stec_byol_recipe, stec_recipe
 from saccade.losses.stec_targets import manipulation_loss
 from saccade.models.gather import rank
-from saccade.runs.config import method_of
+from saccade.runs.flags import method_of
 from tests.distributed import run_ranks
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference_values import assert_close

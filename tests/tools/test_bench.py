@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import gpu, growth
-from benchmarks.profile_step import by_kind
+from benchmarks.profile_step import by_kind, profile_step
 from saccade.base.errors import UserError
 from saccade.losses.registry import find_method, methods
 from saccade.tools import bench
@@ -311,6 +311,6 @@ def test_photos_are_the_same_images_in_every_copy(tmp_path):
 
 
 def test_profile_names_the_kinds_of_work(capsys):
-    assert bench.main(["--profile", "--method", "simclr", "--batch-size", "8"]) == 0
+    assert profile_step(["--method", "simclr", "--batch-size", "8"]) == 0
     printed = capsys.readouterr().out
     assert "convolutions" in printed and "make the batch" in printed and "%" in printed

@@ -1,4 +1,4 @@
-"""train.py's own parts without its loop: the step that is timed is the step that trains."""
+"""A session without train.py's loop: the step that is timed is the step that trains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from saccade import train
 from saccade.pipelines.data import open_data
 from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import Source
-from saccade.runs.config import check_flags, parse_flags, resolve
+from saccade.runs.config import resolve
+from saccade.runs.flags import check_flags, parse_flags
+from saccade.runs.session import Session, start_accelerator
 
 
 class Trainer:
@@ -28,46 +29,26 @@ class Trainer:
     ) -> None:
         flags = parse_flags(argv, prog)
         check_flags(flags)
-        self.accelerator = train.start_accelerator(flags.device, flags.precision)
+        accelerator = start_accelerator(flags.device, flags.precision)
         self.source = source or open_data(flags.data, None, flags.data_dir)[0]
         self.config = resolve(flags, self.source, Path("."))
-        self.device, mixed = self.accelerator.device, self.accelerator.mixed_precision
-        self.precision = "fp32" if mixed == "no" else mixed
-        self.pipeline = train.build_train_pipeline(self.config, self.accelerator, self.source)
-        self.total_steps = max(1, self.config.recipe.epochs * len(self.pipeline))
-        learner = train.build_learner(self.config, self.source, len(self.pipeline), self.total_steps)
-        learner.to(self.device).to(memory_format=torch.contiguous_format if plain else torch.channels_last)
-        optimizer = train.build_optimizer(learner, self.config.recipe.optimizer)
-        wanted = self.config.compile if self.config.compile is not None else self.device.type == "cuda"
-        self.compiled = wanted and not plain
-        if self.compiled:
-            learner.compile_networks()
-        self.learner = learner.train()
-        self.model, self.optimizer = self.accelerator.prepare(learner, optimizer)
-        self.steps = 0
+        self.session = Session(self.config, accelerator, self.source, plain=plain)
+        self.session.prepare()
+        self.device, self.precision, self.compiled = accelerator.device, self.session.precision, self.session.compiles
+        self.pipeline, self.learner, self.model = self.session.pipeline, self.session.learner, self.session.model
+        self._first = True
 
     def step(self, batch: Batch) -> int:
         """One optimizer step; returns the images in it. The rate is small, so that no loss leaves float range."""
         start = time.perf_counter()
-        train.training_step(
-            self.model,
-            self.learner,
-            self.optimizer,
-            self.accelerator,
-            batch,
-            self.steps % self.total_steps,
-            1e-4,
-            self.config,
-        )
-        if self.steps == 0 and self.compiled:
+        self.session.step(batch, lr=1e-4)
+        self.session.steps %= self.session.total_steps  # measuring may take longer than the run
+        if self._first and self.compiled:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            print(
-                f"compiled {self.config.recipe.method} {self.config.recipe.backbone.name} in "
-                f"{time.perf_counter() - start:.0f} s",
-                file=sys.stderr,
-            )
-        self.steps += 1
+            what = f"{self.config.recipe.method} {self.config.recipe.backbone.name}"
+            print(f"compiled {what} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        self._first = False
         return len(batch.index)
 
     def repeat(self, batch: Batch) -> Iterator[int]:

@@ -1,0 +1,33 @@
+"""How every command ends: 0 when done, 2 with one clear sentence on bad input, 130 when interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+
+from saccade.base.errors import UserError
+from saccade.base.program import program
+
+
+def exit_code(name: str, run: Callable[[], int | None]) -> int:
+    """Call run(); what it returns, or the code of how it failed, of which one sentence, signed `name`, is printed."""
+    name = program(name)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as base/checkout.py left it while libraries were loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return run() or 0
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before the first step of a run, or a second Ctrl-C
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        sys.stderr.close()
+        return 1
+
+
+def run_command(name: str, main: Callable[[], int | None]) -> None:
+    """Call main() and leave the process with its exit code."""
+    sys.exit(exit_code(name, main))

@@ -1,0 +1,227 @@
+"""The flags of train.py: what may be written, what is refused at once, what a resumed run takes over."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from saccade.base.errors import UserError
+from saccade.base.program import command_parser
+from saccade.losses.objective import Method
+from saccade.losses.recipe import IMAGE_SIZE
+from saccade.losses.registry import find_method, methods
+from saccade.models.backbone import check_backbone
+from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.data import NAMES
+from saccade.runs.record import read_flags
+
+DATA_FLAGS = (
+    "data",
+    "val_data",
+    "labelled_data",
+    "data_dir",
+)  # where the images lie may change, which they are may not
+MAX_WORKERS, MAX_IMAGE_SIZE = 1024, 4096
+RESUMABLE = {
+    "resume",
+    "workers",
+    "device",
+    "compile",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep",
+    "track",
+    "allow_pipe",
+    *DATA_FLAGS,
+}
+
+
+EXAMPLES = {
+    "--method stec": "an embedded data set",
+    "--method resa --data cifar10": "the published recipe",
+    "--data PHOTOS --backbone test_resnet --image-size 32 --batch-size 64 --steps 300": "minutes on a CPU",
+    "--resume outputs/RUN": "after a crash or Ctrl-C: exactly where it was",
+}
+DESCRIPTION = """Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded
+data set, so that everything can be seen working in three minutes on two CPU cores."""
+
+
+def parser(
+    prog: str = "train.py", description: str = DESCRIPTION, examples: dict[str, str] = EXAMPLES
+) -> argparse.ArgumentParser:
+    """The flags of train.py, grouped."""
+    p = command_parser(prog, description, examples)
+    what = p.add_argument_group("what to train")
+    what.add_argument("--method", default="stec", help=f"one of {', '.join(methods())} (default: stec)")
+    what.add_argument(
+        "--data",
+        default="textures",
+        help="a folder of images, an .npz, a .beton, tar shards (a path, x-{000..127}.tar, a URL), or one of "
+        f"{', '.join(NAMES)} (default: textures, embedded)",
+    )
+    what.add_argument("--val-data", help="images to evaluate on (default: a val/ or test/ split found beside the data)")
+    what.add_argument("--allow-pipe", action="store_true", help="allow pipe: URLs in --data; they run a shell command")
+    what.add_argument(
+        "--labelled-data",
+        help="labelled images beside unlabelled --data, for the classifier that SimCLR and S-TEC "
+        "train and for kNN (default: with stl10 its own 5,000)",
+    )
+    what.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 are kept (default: data)")
+    what.add_argument(
+        "--recipe",
+        help="take this recipe, of those that python -m tools.recipes METHOD lists "
+        "(default: --data, or the nearest in size)",
+    )
+    what.add_argument("--backbone", help="any timm model name (default: the recipe's)")
+    what.add_argument(
+        "--image-size", type=int, help="pixels of a full-size view (default: the recipe's, or the images')"
+    )
+    what.add_argument(
+        "--stec-base",
+        default="simclr",
+        help="what --method stec adds its inverse model to: simclr, or byol, which is "
+        "our extension, not the authors' (default: simclr)",
+    )
+    training = p.add_argument_group("training (default: the recipe's value)")
+    training.add_argument("--epochs", type=int, help="passes over the data")
+    training.add_argument("--steps", type=int, help="optimizer steps in all, instead of --epochs")
+    training.add_argument("--batch-size", type=int, help="images per optimizer step, over all processes")
+    training.add_argument(
+        "--accumulate", type=int, default=1, help="split a step into this many forward passes (default: 1)"
+    )
+    training.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's, scaled with the batch)")
+    training.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change any value of the recipe, e.g. options.temperature=0.2 or optimizer.weight_decay=1e-4",
+    )
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument(
+        "--joint-views",
+        action=argparse.BooleanOptionalAction,
+        help="the student's views of one size in one forward: faster where batches are small; their BatchNorm "
+        "statistics are then shared, which changes the method (default: as the method has it)",
+    )
+    machine = p.add_argument_group("machine")
+    machine.add_argument("--pipeline", default="auto", help=f"executor: {', '.join(EXECUTORS)} (default: auto)")
+    machine.add_argument(
+        "--shard-group",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tar shards: shuffle the images of N shards at a time (default: 0, all images at once)",
+    )
+    machine.add_argument(
+        "--workers", type=int, help="decoding processes or threads per process (default: from the CPUs)"
+    )
+    machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    machine.add_argument(
+        "--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: bf16 on a GPU, else fp32)"
+    )
+    machine.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
+    run = p.add_argument_group("the run")
+    run.add_argument("--out", help="run folder (default: outputs/METHOD-DATA-TIME)")
+    run.add_argument("--resume", metavar="FOLDER", help="continue the run in this folder from its last checkpoint")
+    run.add_argument("--log-every", type=int, default=10, help="steps between lines of metrics.jsonl (default: 10)")
+    run.add_argument(
+        "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: a tenth of the run)"
+    )
+    run.add_argument(
+        "--checkpoint-every", type=int, help="steps between checkpoints (default: every epoch, a minute apart)"
+    )
+    run.add_argument("--keep", type=int, default=2, help="checkpoints kept (default: 2)")
+    run.add_argument("--track", default="", help="also log to tensorboard, wandb, csv (comma-separated; default: none)")
+    return p
+
+
+def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespace:
+    """The flags; with --resume those of the interrupted run, where only machine, logging and data flags may differ."""
+    flags = parser(prog).parse_args(argv)
+    if flags.resume is None:
+        return flags
+    given = {name: getattr(flags, name) for name in _written(argv, prog)}
+    saved = read_flags(
+        Path(flags.resume), {**vars(parser(prog).parse_args([])), **dict.fromkeys(("resume", "out"))}, given
+    )
+    changed = sorted(name for name in given.keys() - RESUMABLE if given[name] != saved[name])
+    if changed:
+        raise UserError(
+            f"--resume continues the run as it was; drop --{changed[0].replace('_', '-')} {given[changed[0]]}: it was "
+            f"{saved[changed[0]]} (only {', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} may change)."
+        )
+    return argparse.Namespace(**{**saved, **given, "resume": flags.resume, "out": flags.resume})
+
+
+def _written(argv: Sequence[str], prog: str) -> set[str]:
+    """The names of the flags that stand on the command line, those at their default too."""
+    silent = parser(prog)
+    for action in silent._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(silent.parse_args(argv)))
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise UserError for values that no data or machine could make right."""
+    for name in ("epochs", "steps", "batch_size", "accumulate", "log_every", "keep", "image_size", "checkpoint_every"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
+    for name in ("workers", "eval_every", "seed", "shard_group"):
+        value = getattr(flags, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} {value} is negative; give 0 or more.")
+    if flags.workers is not None and flags.workers > MAX_WORKERS:
+        raise UserError(f"--workers {flags.workers} is too many; give {MAX_WORKERS} or fewer.")
+    if flags.seed >= 2**32:
+        raise UserError(f"--seed {flags.seed} is too large; give a number below 2^32.")
+    for name in ("data", "val_data", "labelled_data"):
+        if getattr(flags, name) is not None and not getattr(flags, name).strip():
+            raise UserError(f"--{name.replace('_', '-')} is empty; give a folder, a file or a data set's name.")
+    if flags.steps is not None and flags.epochs is not None:
+        raise UserError("--steps and --epochs both say how long to train; give one of them.")
+    if flags.lr is not None and not 0 < flags.lr < float("inf"):
+        raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
+    for name, allowed in (
+        ("precision", ("auto", "fp32", "bf16", "fp16")),
+        ("device", ("auto", "cpu", "cuda")),
+        ("pipeline", EXECUTORS),
+    ):
+        if getattr(flags, name) not in allowed:
+            raise UserError(f"--{name} {getattr(flags, name)} is unknown; use one of {', '.join(allowed)}.")
+    unknown = set(filter(None, flags.track.split(","))) - {"tensorboard", "wandb", "csv"}
+    if unknown:
+        raise UserError(f"--track {', '.join(sorted(unknown))} is unknown; use tensorboard, wandb or csv.")
+    for tracker in {"tensorboard", "wandb"} & set(flags.track.split(",")):
+        if find_spec(tracker) is None:
+            raise UserError(f"--track {tracker} needs the package {tracker}; pip install {tracker}, or leave it out.")
+    if flags.backbone:
+        check_backbone(flags.backbone)
+    check_recipe_name(method_of(flags), flags.recipe)
+
+
+def method_of(flags: argparse.Namespace) -> Method:
+    """The method that --method and --stec-base name."""
+    if flags.stec_base not in ("simclr", "byol"):
+        raise UserError(f"--stec-base {flags.stec_base} is unknown; use simclr or byol.")
+    if flags.stec_base != "simclr" and flags.method != "stec":
+        raise UserError(
+            f"--stec-base {flags.stec_base} goes with --method stec, not with {flags.method}; leave it out."
+        )
+    return find_method("stec-byol" if flags.stec_base == "byol" else flags.method)
+
+
+def check_recipe_name(method: Method, name: str | None) -> None:
+    """Raise UserError unless `name` (None: any) is a data set of the project or a variant that the method publishes."""
+    known = [*IMAGE_SIZE, *(variant for variant in method.published if variant not in IMAGE_SIZE)]
+    if name is not None and name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UserError(
+            f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}"
+            + (f" (did you mean {near[0]}?)." if near else ".")
+        )

@@ -1,0 +1,271 @@
+"""A run put together: configuration -> views, network, optimizer, learning rate, and the step they take together.
+
+train.py loops over it; the bench, the doctor and the benchmarks time and compare these same parts.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from saccade.base.allocator import keep_freed_memory
+from saccade.base.errors import UserError
+from saccade.losses.recipe import OptimizerSpec
+from saccade.losses.registry import find_method
+from saccade.models.backbone import create_backbone, feature_size
+from saccade.models.gather import world_size
+from saccade.models.learner import Learner
+from saccade.models.norm import batch_norm_splits, convert_batch_norm
+from saccade.models.optimizers import LARS, parameter_groups
+from saccade.models.schedules import schedule
+from saccade.pipelines.build import build_pipeline, create_order
+from saccade.pipelines.companion import CompanionPipeline
+from saccade.pipelines.draw import stream_key
+from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.sources import Source
+from saccade.pipelines.views import Views
+from saccade.runs.config import Config
+
+COMPILING_PAYS = 500, 5_000_000  # steps left, parameters: below either, compiling takes longer than it saves
+
+
+class Session:
+    """The parts of a run on one process, with the steps they have taken.
+
+    `prepare` once after construction (and after `load_state_dict`, to continue), then `step(batch)`. A context manager:
+    leaving it closes the pipeline's threads. `known_data`: the images whose labels are known, beside the training
+    images or among them. plain: not channels-last and never compiled, as a user without us would write it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        source: Source,
+        labelled: Source | None = None,
+        plain: bool = False,
+    ) -> None:
+        set_seed(config.seed)
+        self.config, self.accelerator = config, accelerator
+        self.source, self.known_data = source, labelled or source
+        self.pipeline = build_train_pipeline(config, accelerator, source, labelled)
+        self.steps_per_epoch = len(self.pipeline)
+        self.total_steps = config.steps or max(1, config.recipe.epochs * self.steps_per_epoch)
+        learner = build_learner(config, self.known_data, self.steps_per_epoch, self.total_steps)
+        memory = torch.contiguous_format if plain else torch.channels_last
+        self.learner = learner.to(accelerator.device).to(memory_format=memory)
+        self.optimizer = build_optimizer(self.learner, config.recipe.optimizer)
+        spec = config.recipe.schedule
+        self.learning_rate = schedule(
+            spec.kind,
+            config.recipe.optimizer.lr,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            **spec.options,
+        )
+        self.steps = 0
+        self.compiles = not plain and self._compiling_pays()
+
+    @property
+    def precision(self) -> str:
+        """What the forward passes compute in: fp32, bf16 or fp16."""
+        mixed = self.accelerator.mixed_precision
+        return "fp32" if mixed == "no" else mixed
+
+    @property
+    def epoch(self) -> float:
+        return self.steps / self.steps_per_epoch
+
+    def prepare(self) -> None:
+        """Compile the networks where that pays, and wrap them for several processes."""
+        if self.compiles:
+            self.learner.compile_networks()
+        self.model, self.optimizer = self.accelerator.prepare(self.learner, self.optimizer)
+        self.learner.train()
+
+    def step(self, batch: Batch, lr: float | None = None) -> dict[str, Tensor]:
+        """One optimizer step on a batch; returns the losses of its last forward pass. lr: instead of the schedule's."""
+        # Dropout and the like depend on the step and the process alone, so a resumed run repeats them.
+        torch.manual_seed(stream_key(self.config.seed, self.steps, self.accelerator.process_index) >> 1)
+        self.learner.begin_step(self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.steps) if lr is None else lr
+        losses = {}
+        for part, last in micro_batches(batch, self.config.accumulate):
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                labelled = part.companion and (part.companion.views["labelled"], part.companion.label)
+                losses = self.model(part.views, part.params, part.label, labelled)
+                self.accelerator.backward(losses["loss"] / self.config.accumulate)
+        if self.config.recipe.optimizer.clip_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.recipe.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.end_step()
+        self.steps += 1
+        return losses
+
+    def check_finite(self) -> None:
+        """Raise UserError if a weight is infinite or not a number; the device is waited for once."""
+        largest = torch._foreach_norm([p.detach() for p in self.learner.parameters()], float("inf"))
+        if not bool(torch.stack([value.float() for value in largest]).isfinite().all()):
+            raise UserError(
+                f"the run diverged: its weights are not finite at step {self.steps}, so nothing was saved or exported; "
+                "start again with a lower --lr, a longer warm-up, or --precision fp32."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes while training; UserError if the network is no longer finite."""
+        self.check_finite()
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.steps,
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "pipeline": self.pipeline.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put everything back as the checkpoint has it; before `prepare`."""
+        try:
+            self.pipeline.load_state_dict(state["pipeline"])
+            self.learner.load_state_dict(state["learner"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.steps = state["step"]
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"--resume: the checkpoint does not belong to this run ({reason}).") from error
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipeline.close()
+
+    def _compiling_pays(self) -> bool:
+        if self.config.compile is not None:
+            return self.config.compile
+        steps, parameters = COMPILING_PAYS
+        large = sum(p.numel() for p in self.learner.parameters()) >= parameters
+        return self.accelerator.device.type == "cuda" and self.total_steps >= steps and large
+
+
+def start_accelerator(device: str, precision: str) -> Accelerator:
+    """Accelerate for device, precision and processes; it must find as many processes as were launched."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no usable GPU was found here; use --device cpu or leave it out.")
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    if cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, processes launched on a CPU do not find each other
+        keep_freed_memory()
+    if precision == "auto":
+        precision = "fp32" if cpu else "bf16"
+    if precision == "fp16" and cpu:
+        raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on a CPU.")
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is unknown to torch 2.11
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"{launched} processes were launched but {accelerator.num_processes} found each other; "
+            "launch with torchrun, or accelerate launch --multi_gpu."
+        )
+    return accelerator
+
+
+def build_train_pipeline(
+    config: Config, accelerator: Accelerator, source: Source, labelled: Source | None = None
+) -> Pipeline:
+    """Views of the recipe, in our order, this process's share of every batch, in the training precision; labelled
+    images beside them for a method that has a use for those.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+
+    def build(source: Source, views: Views) -> Pipeline:
+        order = create_order(
+            source,
+            config.shard_group,
+            config.recipe.batch_size,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        return build_pipeline(source, views, order, config.pipeline, accelerator.device, dtype, config.workers)
+
+    pipeline = build(source, config.recipe.views)
+    if labelled is None or config.recipe.companion is None:
+        return pipeline
+    return CompanionPipeline(pipeline, build(labelled, config.recipe.companion))
+
+
+def build_learner(config: Config, source: Source, steps_per_epoch: int, total_steps: int) -> Learner:
+    """Backbone, heads, teacher and objective of the method, with its kind of batch norm."""
+    recipe = config.recipe
+    check_batch(recipe.batch_size // world_size(), config)
+    backbone = create_backbone(recipe.backbone, recipe.image_size)
+    classes = int(source.labels.max()) + 1 if source.labels is not None else None
+    objective = find_method(recipe.method).objective(
+        recipe, feature_size(backbone, recipe.image_size), classes, steps_per_epoch, total_steps
+    )
+    if config.joint_views is not None:
+        objective.joint_forward = config.joint_views
+    learner = Learner(backbone, objective, config.seed)
+    convert_batch_norm(learner, recipe.batch_norm)
+    return learner
+
+
+def check_batch(images: int, config: Config) -> None:
+    """Raise UserError unless a process's `images` a step fall into equal forward passes that have batch statistics."""
+    recipe = config.recipe
+    batch, rest = divmod(images, config.accumulate)
+    splits = batch_norm_splits(recipe.batch_norm)
+    if rest:
+        raise UserError(f"--accumulate {config.accumulate} does not divide the {images} images of a process's batch.")
+    if batch < 2:
+        raise UserError(
+            f"a forward pass of {batch} image has no batch statistics; give --batch-size "
+            f"{2 * world_size() * config.accumulate} or more."
+        )
+    if batch % splits:
+        fitting = recipe.batch_size // batch * max(1, batch // splits) * splits
+        raise UserError(
+            f"a forward pass of {batch} images does not fall into the {splits} groups of batch_norm="
+            f"{recipe.batch_norm}; give --batch-size {fitting} or --set batch_norm=local."
+        )
+
+
+def build_optimizer(learner: Learner, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """LARS, SGD or AdamW, with the recipe's rule of which parameters decay."""
+    classifier = "objective.classifier" if getattr(learner.objective, "classifier", None) is not None else None
+    trust = spec.trust_coefficient if spec.name == "lars" else None
+    groups = parameter_groups(
+        learner.named_parameters(), spec.rule, spec.weight_decay, trust_coefficient=trust, classifier=classifier
+    )
+    if spec.name == "lars":
+        return LARS(groups, spec.lr, spec.momentum, norm=spec.lars_norm)
+    if spec.name == "sgd":
+        return torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov, fused=True)
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, spec.lr, betas=spec.betas, fused=True)
+    raise UserError(f"--set optimizer.name={spec.name} is unknown; use lars, sgd or adamw.")
+
+
+def micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:
+    """The batch in `parts` equal pieces, and whether a piece is the last."""
+    size = len(batch.index) // parts
+    for i in range(parts):
+        yield batch[i * size : (i + 1) * size], i == parts - 1
