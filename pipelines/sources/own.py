@@ -20,7 +20,13 @@ _WRITTEN = re.compile(r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?!//)(.*)$", re.DOTA
 def is_own(data: str) -> bool:
     """Whether it is written MODULE:ARGUMENT, where MODULE can be imported or is offered by a package."""
     written = _WRITTEN.match(data)
-    return bool(written) and written[1] != "pipe" and (written[1] in _offered() or _importable(written[1]))
+    return written is not None and names_code(data) and (written[1] in _offered() or _importable(written[1]))
+
+
+def names_code(data: str) -> bool:
+    """Whether it is written as code to be run, MODULE:ARGUMENT; nothing is imported to find out."""
+    written = _WRITTEN.match(data)
+    return written is not None and written[1] != "pipe"
 
 
 def open_own(data: str, options: Options) -> Source:
