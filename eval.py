@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from saccade.base.command import exit_code
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.program import command_parser
+from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation, Settings
 from saccade.evaluation.protocols import PROTOCOLS, find_protocol
 from saccade.evaluation.subject import Subject, open_subject
@@ -35,6 +37,8 @@ from saccade.models.backbone import STEMS
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.holdout import hold_out
+from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs.record import check_local
 
 
@@ -49,9 +53,12 @@ def evaluate(flags: argparse.Namespace) -> None:
     subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
     if flags.backbone and subject.run is not None:
         raise UserError(f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out.")
+    subject = replace(subject, **{name: _three(flags, name) for name in ("mean", "std") if getattr(flags, name)})
     protocol = find_protocol(flags.protocol, subject.image_size)
     train, test, data = open_both(flags, subject)
     evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
+    said = [(name, source.account.line()) for name, source in (("train", train), ("test", test))]
+    train, test = evaluation.train, evaluation.test  # the labelled images
     result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
     if flags.features_out:
         save_features(evaluation, Path(flags.features_out))
@@ -59,10 +66,11 @@ def evaluate(flags: argparse.Namespace) -> None:
         from saccade.evaluation.plot import plot_features
 
         plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
-    print_table(result, subject, train, test, protocol.summary, protocol.source)
+    print_table(result, subject, train, test, protocol.summary, protocol.source, said)
     print(json.dumps(result))
 
 
+DEFAULT = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}  # ImageNet's, for the sentence
 EXAMPLES = {
     "outputs/RUN": "kNN on the run's own images",
     "outputs/RUN --protocol linear": "a linear probe",
@@ -83,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--data", help="training images: a folder, an .npz, or a name such as cifar10 (default: the run's)"
     )
+    add_flags(what)
     what.add_argument(
         "--val-data", help="images to test on (default: the run's, or a val/ or test/ split beside --data)"
     )
@@ -91,9 +100,15 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--backbone", help="timm name of the model in a checkpoint file")
     model.add_argument("--stem", default="auto", help=f"stem of that model: auto, {', '.join(STEMS)} (default: auto)")
     model.add_argument("--image-size", type=int, help="pixels of the test images (default: the run's, or the model's)")
+    model.add_argument(
+        "--mean", metavar="R,G,B", help="subtracted from pixels of 0 to 1 (default: the run's, or timm's)"
+    )
+    model.add_argument("--std", metavar="R,G,B", help="pixels are divided by it (default: the run's, or timm's)")
     change = p.add_argument_group("departures from the protocol (the output says so)")
     change.add_argument("--epochs", type=int, help="epochs of a linear probe; its schedule is squeezed into them")
     change.add_argument("--lr", type=float, help="learning rate of a linear probe")
+    change.add_argument("--crop-pct", type=float, help="share of the short side that the centre crop takes, up to 1")
+    change.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of that crop's resize")
     change.add_argument("--k", type=int, help="neighbours of kNN")
     change.add_argument(
         "--batch-norm-drift",
@@ -128,6 +143,8 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value} is negative; give 0 or more.")
     if flags.lr is not None and not 0 < flags.lr < float("inf"):
         raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
+    if flags.crop_pct is not None and not 0 < flags.crop_pct <= 1:
+        raise UserError(f"--crop-pct {flags.crop_pct}: give a share above 0, up to 1.")
     if flags.stem not in ("auto", *STEMS):
         raise UserError(f"--stem {flags.stem} is unknown; use auto or one of {', '.join(STEMS)}.")
     if flags.device not in ("auto", "cpu") and not flags.device.startswith("cuda"):
@@ -147,6 +164,18 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise UserError(f"{flag}: the folder {folder} cannot be written.")
 
 
+def _three(flags: argparse.Namespace, name: str) -> tuple[float, ...]:
+    """A flag's three numbers, of red, green and blue."""
+    text = getattr(flags, name)
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or (name == "std" and min(values) <= 0):
+        raise UserError(f"--{name} {text}: give three numbers R,G,B, such as {DEFAULT[name]}.")
+    return values
+
+
 def settings(flags: argparse.Namespace) -> Settings:
     device = flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return Settings(
@@ -161,6 +190,8 @@ def settings(flags: argparse.Namespace) -> Settings:
         flags.k,
         flags.batch_norm_drift,
         progress=True,
+        crop_pct=flags.crop_pct,
+        interpolation=flags.interpolation,
     )
 
 
@@ -174,9 +205,15 @@ def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Sour
             check_local(place, "--data", Path(subject.name))
     data = flags.data or run.data
     val_data = flags.val_data or (run.val_data if run and flags.data is None else None)
-    train, test = open_data(data, val_data, flags.data_dir or (run.data_dir if run else "data"), labelled=True)
+    options = options_of(flags)
+    if run and flags.data is None:
+        options = replace(run.options, **{name: value for name, value in vars(options).items() if value is not None})
+    data_dir = flags.data_dir or (run.data_dir if run else "data")
+    train, test = open_data(data, val_data, data_dir, labelled=True, options=options)
     if test is None:
-        raise UserError(f"{data} has no validation split beside it; give the images to test on with --val-data.")
+        train, test = hold_out(train)
+    for source in (train, test):
+        source.account.show()
     return train, test, data if flags.data else run.recipe_data
 
 
@@ -194,7 +231,9 @@ def save_features(evaluation: Evaluation, path: Path) -> None:
     )
 
 
-def print_table(result: dict, subject: Subject, train: Source, test: Source, summary: str, source: str) -> None:
+def print_table(
+    result: dict, subject: Subject, train: Source, test: Source, summary: str, source: str, said: list[tuple[str, str]]
+) -> None:
     rows = [
         ("backbone", f"{subject.name}: {result['backbone']}, {result['network']} network"),
         ("protocol", f"{result['protocol']}: {summary} ({source})"),
@@ -202,9 +241,14 @@ def print_table(result: dict, subject: Subject, train: Source, test: Source, sum
             "train on",
             f"{train.name}: {result['n_train']} images, {result['classes']} classes, {result['image_size']} px",
         ),
+        (
+            "input",
+            f"mean {result['mean']}, std {result['std']}, crop {result['crop_fraction']}, {result['interpolation']}",
+        ),
         ("test on", f"{test.name}: {result['n_test']} images"),
         ("features", f"{result['features']}, std {result['feature_std']}, effective rank {result['effective_rank']}"),
     ]
+    rows += [(name, line) for name, line in said if line]
     if result["unreadable"]:
         names = ", ".join([*train.known_bad, *test.known_bad][:3])
         rows.append(("unreadable", f"{result['unreadable']} images, replaced by others, such as {names}"))
@@ -216,7 +260,7 @@ def print_table(result: dict, subject: Subject, train: Source, test: Source, sum
             scores.append((f"linear, {which} epoch ({epoch})", result[f"{which}_top1"], result[f"{which}_top5"], mark))
     if not scores:
         scores = [("online classifier", result["top1"], result["top5"])]
-    print("\n".join(f"{name:>10}  {text}" for name, text in rows))
+    print("\n".join(f"{name:>10}  {printable(str(text))}" for name, text in rows))
     print(f"\n{'':>28}{'top-1 %':>9}{'top-5 %':>9}")
     for name, top1, top5, *mark in scores:
         print(f"{name:>28}{top1:>9.2f}{top5:>9.2f}" + "".join(mark))

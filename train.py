@@ -26,6 +26,7 @@ from saccade.base.command import exit_code
 from saccade.evaluation.online import OnlineKNN
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.options import options_of
 from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
 from saccade.runs.config import resolve
 from saccade.runs.flags import DATA_FLAGS, check_flags, parse_flags
@@ -50,7 +51,11 @@ def pretrain(flags: argparse.Namespace) -> int:
     accelerator = start_accelerator(flags.device, flags.precision)
     with accelerator.local_main_process_first():  # one process downloads
         train_data, val_data = open_data(
-            flags.data, flags.val_data, flags.data_dir, allow_pipe=flags.allow_pipe or None
+            flags.data,
+            flags.val_data,
+            flags.data_dir,
+            allow_pipe=flags.allow_pipe or None,
+            options=options_of(flags),
         )
         labelled = open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
     out = Path(flags.out or f"outputs/{flags.method}-{Path(flags.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from saccade.base.errors import UserError
 from saccade.base.program import program
+from saccade.base.text import printable
 
 
 def exit_code(name: str, run: Callable[[], int | None]) -> int:
@@ -18,7 +19,7 @@ def exit_code(name: str, run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable(f"{name}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first step of a run, or a second Ctrl-C
         print(f"{name}: interrupted", file=sys.stderr)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from saccade.base.errors import UserError
 
@@ -40,3 +43,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
                 f"{path} cannot be written ({reason}); free some space or choose another folder."
             ) from error
         raise
+
+
+def lock(file: IO) -> None:
+    """Hold `file` for this process. BlockingIOError where another has it; without locks here, a warning and no lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        print(
+            f"warning: the file system of {file.name} has no locks ({error.strerror}), so a second process that writes "
+            "there would not be noticed",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,6 +42,8 @@ class Settings:
     k: int | None = None
     batch_norm_drift: bool = False
     progress: bool = False
+    crop_pct: float | None = None
+    interpolation: str | None = None
 
 
 class Evaluation:
@@ -56,18 +59,23 @@ class Evaluation:
         settings: Settings = Settings(),
     ) -> None:
         self.subject, missing = with_encoder(subject, protocol.encoder)
-        self.protocol, self.settings, self.train, self.test = protocol, settings, train, test
-        self.fraction = protocol.fraction(data, self.subject.image_size)
+        self.protocol, self.settings, self.test = protocol, settings, test.labelled()
+        self.train = None if train is None else train.labelled()
+        self.accounts = {k: s.account.to_json() for k, s in (("train", train), ("test", test)) if s is not None}
+        self.fraction = settings.crop_pct or protocol.fraction(data, self.subject.image_size)
         self.notes = [*([missing] if missing else []), *protocol.notes]
         used = {"epochs": protocol.probe, "lr": protocol.probe, "k": protocol.knn}
         given = {name: getattr(settings, name) for name in used if getattr(settings, name) is not None}
         self.deviations = [f"{name} = {value}" for name, value in given.items() if used[name]]
         self.notes += [f"--{name} changes nothing in this protocol" for name in given if not used[name]]
+        for name in ("crop_pct", "interpolation"):
+            if getattr(settings, name) is not None:
+                self.deviations.append(f"{name} = {getattr(settings, name)}")
         if settings.batch_norm_drift and (
             not protocol.probe or not protocol.probe.crop or protocol.probe.prepare != "raw"
         ):
             raise UserError(f"--batch-norm-drift is a quirk of --protocol rsa-small; leave it out of {protocol.name}.")
-        self.classes = max(_classes(source) for source in (train, test) if source is not None)
+        self.classes = max(_classes(source) for source in (self.train, self.test) if source is not None)
         self.backbone = self.subject.backbone.to(settings.device)
         self.probe = self._resolve(protocol.probe, data) if protocol.probe else None
 
@@ -96,6 +104,11 @@ class Evaluation:
             "network": subject.network,
             "image_size": subject.image_size,
             "crop_fraction": round(self.fraction, 4),
+            "mean": list(subject.mean),
+            "std": list(subject.std),
+            "interpolation": self.settings.interpolation
+            or (self.protocol.knn.interpolation if self.protocol.knn else "bilinear"),
+            "data": self.accounts,
             "features": features.shape[1],
             "feature_std": round(feature_std(features), 4),
             "effective_rank": round(effective_rank(features), 2),
@@ -127,7 +140,7 @@ class Evaluation:
             s.precision,
             s.executor,
             s.workers,
-            interpolation=interpolation,
+            interpolation=s.interpolation or interpolation,
             progress=s.progress,
         )
         if not torch.isfinite(features.features).all():
@@ -234,7 +247,13 @@ def _classes(source: Source) -> int:
             f"{source.name} has no labels, and every protocol needs them; use a folder with one sub-folder for each "
             "class, or an .npz with `labels`."
         )
-    low, high = int(source.labels.min()), int(source.labels.max())
-    if low < 0 or high >= MAX_CLASSES:
-        raise UserError(f"{source.name} has labels from {low} to {high}; they must be class numbers from 0 up.")
+    high, kinds = int(source.labels.max()), np.unique(source.labels)
+    if high >= MAX_CLASSES:
+        raise UserError(f"{source.name} has labels up to {high}; they must be class numbers from 0 up.")
+    if len(kinds) < 2:
+        raise UserError(
+            f"{source.name} has images of one class alone, and any backbone tells one class with 100 %; give "
+            f"--data and "
+            "--val-data folders whose sub-folders are the classes, or --labels CSV."
+        )
     return max(high + 1, len(source.classes or ()))

@@ -20,7 +20,8 @@ class OnlineKNN:
 
     def __init__(self, session: Session, val_data: Source | None, monitor: Monitor) -> None:
         self._session, self._accelerator, self._monitor = session, session.accelerator, monitor
-        self._train, self._val, train_data = session.known_data, val_data, session.known_data
+        train_data = session.known_data
+        self._train, self._val = train_data.labelled(), None if val_data is None else val_data.labelled()
         self._why_not = (
             "there is no evaluation data (--val-data)"
             if val_data is None

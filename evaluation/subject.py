@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from saccade.base.errors import UserError
 from saccade.losses.registry import methods
 from saccade.models.backbone import BackboneSpec, check_backbone, create_backbone, feature_size, load_backbone
+from saccade.pipelines.sources.options import PLAIN, Options
 from saccade.runs.checkpoint import checkpoints
 from saccade.runs.record import read_record
 
@@ -36,6 +37,7 @@ class Run:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     backbone: BackboneSpec
+    options: Options = PLAIN  # how its data was read
 
     @property
     def exported(self) -> str:
@@ -86,6 +88,7 @@ def read_run(folder: Path) -> Run:
             tuple(recipe["views"]["mean"]),
             tuple(recipe["views"]["std"]),
             BackboneSpec(**recipe["backbone"]),
+            Options(**{name: config.get("flags", {}).get(name) for name in ("labels", "image_key", "label_key")}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its config.json cannot be read ({type(error).__name__}: {error}).") from error
@@ -220,6 +223,11 @@ def _load(module: nn.Module, weights: Mapping[str, Tensor], origin: Path | None)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
+        if "pos_embed" in str(error):
+            raise UserError(
+                f"{origin}: the weights are those of another image size (their position embedding has another length); "
+                "leave out --image-size, or give the one they were trained with."
+            ) from error
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"{origin}: the weights are not those of the model ({first}); check --backbone and --stem."

@@ -68,8 +68,10 @@ class SimCLR(Objective[SimCLROptions]):
             labels = torch.cat([label, label])
         if self.classifier is not None and labels is not None:
             logits = self.classifier(features.detach())
-            parts["classifier"] = full_precision(F.cross_entropy)(logits, labels)
-            parts["classifier_top1"] = (logits.argmax(1) == labels).float().mean()
+            known = (labels >= 0).sum().clamp(min=1)  # -1: an image without a label
+            summed = full_precision(F.cross_entropy)(logits, labels, ignore_index=-1, reduction="sum")
+            parts["classifier"] = summed / known
+            parts["classifier_top1"] = (logits.argmax(1) == labels).float().sum() / known
             loss = loss + self.options.classifier_weight * parts["classifier"]
         return {"loss": loss, **parts}
 

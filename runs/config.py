@@ -16,6 +16,8 @@ from saccade.base.errors import UserError
 from saccade.losses.recipe import TrainingRecipe
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS
+from saccade.pipelines.sources.own import is_own
 from saccade.runs.flags import DATA_FLAGS, MAX_IMAGE_SIZE, method_of
 from saccade.runs.record import read_record
 from saccade.runs.settings import with_settings
@@ -74,7 +76,7 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     spec = recipe.optimizer
     lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
     recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
-    kept = {**vars(flags), **{name: _absolute(getattr(flags, name)) for name in DATA_FLAGS}}
+    kept = {**vars(flags), **{name: _absolute(getattr(flags, name)) for name in (*DATA_FLAGS, "labels")}}
     as_given = {f.name: kept[f.name] for f in dataclasses.fields(Config) if f.name in kept}
     config = Config(
         **{
@@ -93,7 +95,9 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
 
 def _absolute(place: str | None) -> str | None:
     """A path from wherever the run is continued or evaluated; names of data sets and URLs as they are."""
-    if place is None or place in NAMES or "://" in place or place.startswith("pipe:"):
+    if place is None or place in (*NAMES, NO_LABELS, FOLDER_LABELS) or is_own(place):
+        return place
+    if "://" in place or place.startswith("pipe:"):
         return place
     return os.path.abspath(os.path.expanduser(place))
 

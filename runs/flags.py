@@ -16,6 +16,7 @@ from saccade.losses.registry import find_method, methods
 from saccade.models.backbone import check_backbone
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import NAMES
+from saccade.pipelines.sources.options import add_flags
 from saccade.runs.record import read_flags
 
 DATA_FLAGS = (
@@ -36,6 +37,7 @@ RESUMABLE = {
     "keep",
     "track",
     "allow_pipe",
+    "labels",
     *DATA_FLAGS,
 }
 
@@ -64,6 +66,7 @@ def parser(
         f"{', '.join(NAMES)} (default: textures, embedded)",
     )
     what.add_argument("--val-data", help="images to evaluate on (default: a val/ or test/ split found beside the data)")
+    add_flags(what)
     what.add_argument("--allow-pipe", action="store_true", help="allow pipe: URLs in --data; they run a shell command")
     what.add_argument(
         "--labelled-data",

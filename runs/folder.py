@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
-from saccade.base.files import write_atomically
+from saccade.base.files import lock, write_atomically
+from saccade.base.text import printable
 
 
 class RunFolder:
@@ -25,7 +25,7 @@ class RunFolder:
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock)
             if not resume:  # what a run left that was stopped before its first checkpoint
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
         except BlockingIOError as error:
@@ -70,6 +70,6 @@ class RunFolder:
     def list_bad(self, bad: dict[str, str]) -> None:
         """Write bad_images.txt: a line for each unreadable image with the reason; only if the list grew."""
         if len(bad) > self._written.get("bad", 0):
-            lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(bad.items()))
+            lines = "".join(f"{printable(name)}\t{printable(why)}\n" for name, why in sorted(bad.items()))
             write_atomically(self.path / "bad_images.txt", lambda f: f.write(lines.encode()))
             self._written["bad"] = len(bad)

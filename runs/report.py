@@ -5,6 +5,7 @@ from __future__ import annotations
 from saccade import __version__
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, git_diff, hardware, versions
+from saccade.base.text import printable
 from saccade.models.backbone import export_backbone
 from saccade.runs.folder import RunFolder
 from saccade.runs.monitor import BASELINES
@@ -23,9 +24,7 @@ def announce(session: Session, folder: RunFolder) -> None:
         ("method", f"{recipe.method}  {recipe.options}"),
         (
             "data",
-            f"{source.name}: {len(source)} images, {len(source.classes)} classes"
-            if source.classes
-            else f"{source.name}: {len(source)} images" + ("" if source.labels is not None else ", no labels"),
+            printable(f"{source.name}: {source.describe()}"),
         ),
         (
             "recipe",
@@ -58,10 +57,10 @@ def announce(session: Session, folder: RunFolder) -> None:
             f"reaches {spec.lr:.4g}; shorten it with --set schedule.options.warmup_epochs=0",
             flush=True,
         )
+    source.account.show()
     if not config.resume:
-        write_record(
-            config.out, {**config.to_json(), "version": __version__, "versions": versions(), "commit": git_commit()}
-        )
+        made = {"version": __version__, "versions": versions(), "commit": git_commit()}
+        write_record(config.out, {**config.to_json(), "account": source.account.to_json(), **made})
         if changes := git_diff():
             write_atomically(config.out / "checkout.diff", lambda f: f.write((changes + "\n").encode()))
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")

@@ -229,7 +229,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, capsys):
         ((tmp_path / "weights.pth", "--backbone", "test_resnt"), "the nearest are test_resnet"),
         ((run, "--protocol", "linaer"), "did you mean linear"),
         ((run, "--data", unlabelled, "--val-data", alone), "has no labels"),
-        ((run, "--data", alone), "no validation split beside it; give the images to test on with --val-data"),
+        ((run, "--data", unlabelled), "nor a validation split beside it; give --labels CSV, or the images to test on"),
         ((run, "--data", tmp_path / "nowhere"), "no such file or folder"),
         ((run, "--k", 1000), "k = 1000, but there are 64 training images"),
         ((run, "--protocol", "linear", "--epochs", 0), "--epochs 0 is not positive"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
-from saccade.pipelines.sources import Options
 from saccade.pipelines.sources.open import open_dataset
+from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.tools.conversion.job import SINGLE, WRITERS, Job
 from saccade.tools.conversion.prepare import Settings
 from saccade.tools.conversion.run import convert
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     where it was."""
     flags = parser().parse_args(argv)
     job = _job(flags)
-    data = open_dataset(flags.src, Options(labels=flags.labels, data_dir=flags.data_dir), flags.split)
+    data = open_dataset(flags.src, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
     manifest = convert(job, data)
     images = sum(split.images for split in manifest.splits.values())
     checked = {"full": "all read back and equal", "sample": "a sample read back and equal", "none": "not read back"}
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("src", metavar="SRC")
     command.add_argument("dst", metavar="DST")
     command.add_argument("--to", choices=sorted(WRITERS), help="the format (default: by DST's extension)")
-    command.add_argument("--labels", metavar="CSV", help="rows FILE,LABEL for a flat folder")
+    add_flags(command)
     command.add_argument("--split", help="convert only this split")
     command.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 lie (default: data)")
     command.add_argument("--max-side", type=int, metavar="PIXELS", help="make longer images smaller")

@@ -8,7 +8,9 @@ from pathlib import Path
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
+from saccade.base.text import printable
 from saccade.pipelines.data import open_data
+from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs import flags as train_flags
 from saccade.runs.config import resolve
 from saccade.runs.flags import check_flags
@@ -27,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", default="textures", help="a folder, an .npz or a data set's name (default: textures)"
     )
     command.add_argument("--data-dir", default="data")
+    add_flags(command)
     command.add_argument("--recipe", help="the data set whose published recipe is shown (default: as train.py chooses)")
     command.add_argument("--image-size", type=int)
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -49,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     flags = train_flags.parser().parse_args([])
     vars(flags).update({k: v for k, v in vars(wanted).items() if k in vars(flags)})
     check_flags(flags)
-    source, _ = open_data(flags.data, None, flags.data_dir)
+    source, _ = open_data(flags.data, None, flags.data_dir, options=options_of(flags))
+    print(printable(f"{source.name}: {source.describe()}"))
+    source.account.show()
     recipe = resolve(flags, source, Path(".")).recipe
     grid = view_grid(source, recipe.views, wanted.seed, wanted.epoch, wanted.rows)
     save_png(grid, Path(wanted.out))

@@ -3,6 +3,7 @@ said."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,11 @@ class Account:
                 way = f"; {entry.settled_by}" if entry.settled_by else ""
                 found.append(f"{entry.count:,} {reason} left out, such as {printable(entry.first)}{way}")
         return found
+
+    def show(self) -> None:
+        """Print the warnings, on stderr."""
+        for sentence in self.warnings():
+            print(f"warning: {printable(sentence)}", file=sys.stderr, flush=True)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: seen = taken + used + left_out."""

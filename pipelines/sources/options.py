@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 from saccade.base.errors import UserError
@@ -43,3 +44,27 @@ def read_value_range(text: str | None) -> ValueRange | None:
 
 
 PLAIN = Options()  # nothing settled
+
+
+def add_flags(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """The flags that settle what a data set means, the same for every command."""
+    group.add_argument(
+        "--labels",
+        metavar="CSV",
+        help="a CSV with rows FILE,LABEL for some or all images; or none (train without labels) or folders (a folder's "
+        "sub-folders are its classes) (default: as the data has them)",
+    )
+    group.add_argument(
+        "--image-key", metavar="NAME", help="which member, column or field is the image (default: docs/data.md)"
+    )
+    group.add_argument("--label-key", metavar="NAME", help="which member, column or field is the label")
+    group.add_argument(
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="values of 16-bit and float images that become 0 and 255 (default: auto)",
+    )
+
+
+def options_of(flags: argparse.Namespace) -> Options:
+    """The options that a command's flags give."""
+    return Options(flags.labels, flags.image_key, flags.label_key, read_value_range(flags.value_range))

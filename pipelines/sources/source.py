@@ -181,7 +181,7 @@ class Source:
         """One line: images, classes, how many are labelled, what was left out."""
         known = 0 if self.labels is None else int((self.labels >= 0).sum())
         if self.classes:
-            text = f"{len(self):,} images in {len(self.classes)} classes"
+            text = f"{len(self):,} images, {len(self.classes)} classes"
         else:
             text = f"{len(self):,} images" + (", no labels" if self.labels is None else "")
         if known and known < len(self):

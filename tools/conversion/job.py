@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
+from saccade.base.text import printable
+from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.open import DataSet
 from saccade.pipelines.sources.parquet import pyarrow_parquet
 from saccade.tools.conversion.prepare import Settings
@@ -67,15 +69,32 @@ def check(job: Job, data: DataSet) -> None:
             )
         if reader.account.damaged:
             raise UserError(reader.account.damaged[0])
+        if job.to == "folder" and (wrong := next(filter(_is_no_folder, reader.classes or ()), None)) is not None:
+            raise UserError(
+                f"{name}: the class {printable(repr(wrong))} cannot be a folder's name; rename it in the source, "
+                f"or use "
+                "--to wds, beton or parquet, which keep it."
+            )
     if job.to == "parquet":
         pyarrow_parquet()
 
 
+def _is_no_folder(name: str) -> bool:
+    return not name or name.startswith(".") or name != name.strip() or "/" in name or "\\" in name or "\0" in name
+
+
 def describe(src: str, data: DataSet) -> str:
     classes = next((reader.classes for reader in data.splits.values() if reader.classes), None)
-    splits = ", ".join(f"{name} {len(reader):,}" for name, reader in data.splits.items())
     named = f"{len(classes)} classes" if classes else "no class names"
-    return f"{src}: {data.kind}, {data.images:,} images ({splits}), {named}"
+    splits = ", ".join(f"{name} {len(reader):,}{_unlabelled(reader)}" for name, reader in data.splits.items())
+    lines = [f"{src}: {data.kind}, {data.images:,} images ({splits}), {named}"]
+    lines += [f"{name}: {line}" for name, reader in data.splits.items() if (line := reader.account.line())]
+    return printable("\n".join(lines)).replace("\\n", "\n")
+
+
+def _unlabelled(source: Source) -> str:
+    known = 0 if source.labels is None else int((source.labels >= 0).sum())
+    return f", {known:,} labelled" if 0 < known < len(source) else ""
 
 
 def plan_of(job: Job, data: DataSet) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
+from saccade.base.files import lock
 from saccade.tools.conversion.writers import Row, whole_file
 
 OWN = "conversion"  # the journal's folder within the working folder
@@ -31,7 +31,7 @@ class Journal:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock)
         except BlockingIOError as error:
             self._lock.close()
             raise UserError(

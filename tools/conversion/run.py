@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from saccade.base.errors import UserError
+from saccade.base.text import printable
 from saccade.pipelines.manifest import Manifest, Split
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.sources.open import DataSet
@@ -30,6 +31,8 @@ def convert(job: Job, data: DataSet) -> Manifest:
     """Write `data` to job.dst. UserError on anything the user can set right; what is done by then is kept."""
     check(job, data)
     print(describe(job.src, data), flush=True)
+    for source in data.splits.values():
+        source.account.show()
     orders = {name: _order(reader, job.shuffle) for name, reader in data.splits.items()}
     partial = job.dst.with_name(job.dst.name + ".partial")
     with ThreadPoolExecutor(job.workers, "convert") as pool:
@@ -179,7 +182,7 @@ def progress(what: str, total: int) -> tqdm:
 
 
 def _publish(job: Job, manifest: Manifest, partial: Path) -> None:
-    listing = "".join(f"{name}\t{reason}\n" for name, reason in sorted(manifest.left_out.items()))
+    listing = "".join(f"{printable(n)}\t{printable(why)}\n" for n, why in sorted(manifest.left_out.items()))
     if not job.single:
         if listing:
             (partial / "bad_images.txt").write_text(listing)

@@ -72,6 +72,7 @@ def verify_split(
 
 def _failed(folder: Path, what: str) -> UserError:
     return UserError(
-        f"{folder}: reading back failed, {what}; the disk or the memory may be faulty, or the source has "
-        "changed meanwhile. Delete the folder and convert again."
+        f"{folder}: reading back failed, {what}. Has the source changed meanwhile? Delete the folder and convert "
+        f"again; "
+        "if that ends the same, please report it."
     )

@@ -136,7 +136,7 @@ class NpzWriter(Writer):
                 for number in range(self.parts):
                     with open(self._part(number), "rb") as part:
                         shutil.copyfileobj(part, images, 1 << 20)
-            if all(row.label >= 0 for row in rows):
+            if any(row.label >= 0 for row in rows):
                 with archive.open("labels.npy", "w") as labels:
                     np.save(labels, np.array([row.label for row in rows], dtype=np.int64))
             if self.classes:
