@@ -207,7 +207,7 @@ def _budgeted(image: Image.Image) -> Iterator[None]:
             f"{width}x{height}: {width * height / 1e6:.0f} million pixels, more than {MAX_PIXELS / 1e6:.0f} million; "
             "make it smaller"
         )
-    cost = 0 if width * height <= _SMALL else 12 * width * height  # PIL's, its RGB, ours
+    cost = 0 if width * height <= _SMALL else 24 * width * height  # measured: the peak of a one-bit PNG
     with _room:
         _room.wait_for(lambda: not cost or not _in_flight[0] or _in_flight[0] + cost <= _BUDGET)
         _in_flight[0] += cost

@@ -1,0 +1,238 @@
+"""Tables of labels and images: CSV, parquet and Arrow by pyarrow, FFCV's and numpy's files; half labels
+in all of them."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from saccade.base.errors import UserError
+from saccade.pipelines.data import open_data
+from saccade.pipelines.sources import ArraySource, Options
+from saccade.pipelines.sources.holdout import hold_out
+from saccade.tools.convert import main as convert
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((6, 8, 3), seed % 256, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "p"
+    for k, name in enumerate(["a.png", "b.png", "x/c.png", "x/d.png", "y/d.png", "e f.png"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(k))
+    return folder
+
+
+def labels_of(source) -> dict[str, str | None]:
+    names = [None if k < 0 else source.classes[k] for k in source.labels]
+    return {source.key_of(i): name for i, name in enumerate(names)}
+
+
+ALL = {"a.png": "cat", "b.png": "dog", "x/c.png": "cat", "x/d.png": None, "y/d.png": None, "e f.png": "dog"}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file,label\na.png,cat\nb.png,dog\nx/c.png,cat\ne f.png,dog\n",
+        "file,label\n./a.png,cat\n./b.png,dog\n./x/c.png,cat\ne f.png,dog\n",
+        "file,label\n{folder}/a.png,cat\n{folder}/b.png,dog\n{folder}/x/c.png,cat\n{folder}/e f.png,dog\n",
+        "file,label\na.png,cat\nb.png,dog\nx\\c.png,cat\ne f.png,dog\n",
+        "file;label\na.png;cat\nb.png;dog\nx/c.png;cat\ne f.png;dog\n",
+        "id\tspecies\tlabel\na\tq\tcat\nb\tq\tdog\nc\tq\tcat\ne f\tq\tdog\n",
+        "file,label\na.png,cat\nb.png,dog\nx/c.png,cat\nx/d.png,\ny/d.png,  \ne f.png,dog\n",
+        "\ufefffile,label\r\na.png,cat\r\nb.png,dog\r\nc.png,cat\r\n\r\ne f.png,dog\r\n",
+        'file,label\n"a.png","cat"\nb.png,dog\nc.png,cat\n"e f.png",dog\na.png,cat\n',
+        "p/a.png,cat\np/b.png,dog\np/x/c.png,cat\np/e f.png,dog\n",
+    ],
+)
+def test_labels_as_people_write_them(photos, tmp_path, table):
+    (tmp_path / "l.csv").write_text(table.format(folder=photos), encoding="utf-8", newline="")
+    source, _ = open_data(str(photos), options=Options(labels=str(tmp_path / "l.csv")))
+    assert labels_of(source) == ALL and source.classes == ("cat", "dog")
+    assert any("2 of 6 images have no label" in line for line in source.account.warnings())
+    assert "4 of 6 labelled" in source.describe() and len(source.labelled()) == 4
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("file,label\na.png,cat\na.png,dog\n", "data row 2 gives a.png the label 'dog', an earlier one 'cat'"),
+        ("file,label\na.png,cat\na,dog\n", "one image with two labels"),
+        ("file,label\nd.png,cat\n", "d.png could be 2 images, x/d.png or y/d.png"),
+        ("file,label\nq.png,cat\n", "not one of its 1 rows names an image"),
+        ("file,label\na.png,\n", "not one of its 1 rows names an image .* with a label"),
+    ],
+)
+def test_labels_that_could_mean_two_things_are_refused(photos, tmp_path, table, words):
+    (tmp_path / "l.csv").write_text(table)
+    with pytest.raises(UserError, match=words):
+        open_data(str(photos), options=Options(labels=str(tmp_path / "l.csv")))
+
+
+def test_a_csv_is_a_list_of_images_as_pyarrow_reads_it(photos):
+    from pyarrow import csv
+
+    (photos / "list.csv").write_text("path,label\na.png,2\nx/c.png,0\nnowhere.png,1\nb.png,\n")
+    rows = csv.read_csv(photos / "list.csv").to_pylist()
+    here = [row for row in rows if (photos / row["path"]).is_file()]
+    source, _ = open_data(str(photos / "list.csv"))
+    assert [source.key_of(i) for i in range(len(source))] == [row["path"] for row in here]
+    found = [int(source.classes[k]) if k >= 0 else None for k in source.labels]
+    assert found == [row["label"] for row in here] == [2, 0, None]
+    assert source.account.left_out["rows without a file"].count == 1 and source.account.seen == len(rows)
+
+
+CELLS = st.sampled_from(["cat", "dog", "", "3", "-1", "ü", "a,b", 'q"q'])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(["a.png", "b.png", "x/c.png", "no.png"]), CELLS), min_size=1, max_size=5))
+def test_any_table_gives_what_csv_says_or_one_sentence(photos, tmp_path, rows):
+    import csv
+
+    with open(tmp_path / "h.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "label"), *rows])
+    try:
+        source, _ = open_data(str(photos), options=Options(labels=str(tmp_path / "h.csv")))
+    except UserError:
+        return
+    want = {name: None if label in ("", "-1") else label for name, label in rows if name != "no.png"}
+    assert {k: v for k, v in labels_of(source).items() if v is not None} == {
+        k: v for k, v in want.items() if v is not None
+    }
+
+
+# --- parquet --------------------------------------------------------------------------------------------------------
+
+
+def table(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table(columns), path, row_group_size=5)
+    return path
+
+
+IMAGES = [{"bytes": png(k), "path": f"{k}.png"} for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([None if k % 4 == 0 else k % 3 for k in range(12)], pa.int64()),
+        pa.array([-1 if k % 4 == 0 else k % 3 for k in range(12)], pa.int8()),
+        pa.array([None if k % 4 == 0 else float(k % 3) for k in range(12)]),
+        pa.array([None if k % 4 == 0 else str(k % 3) for k in range(12)]),
+        pa.array(["" if k % 4 == 0 else str(k % 3) for k in range(12)]).dictionary_encode(),
+    ],
+    ids=["null", "minus one", "float", "text", "dictionary"],
+)
+def test_parquet_with_half_its_labels(tmp_path, labels):
+    source, _ = open_data(str(table(tmp_path / "x.parquet", image=IMAGES, label=labels)))
+    assert source.labels.tolist() == [-1 if k % 4 == 0 else k % 3 for k in range(12)]
+    assert [source.encoded(i) for i in range(12)] == [row["bytes"] for row in IMAGES]
+
+
+@pytest.mark.parametrize("to", ["x.beton", "x.npz", "wds", "parquet"])
+def test_half_labels_survive_every_format(tmp_path, to):
+    labels = [None if k % 4 == 0 else k % 3 for k in range(12)]
+    src = table(tmp_path / "x.parquet", image=IMAGES, label=pa.array(labels, pa.int64()))
+    flags = [] if "." in to else ["--to", to]
+    assert convert([str(src), str(tmp_path / to), *flags, "--shuffle", "-1"]) == 0
+    source, _ = open_data(str(tmp_path / to))
+    assert source.labels.tolist() == [-1 if label is None else label for label in labels]
+    assert [int(source.read(i)[0, 0, 0]) for i in range(12)] == list(range(12))
+
+
+@pytest.mark.parametrize("order", [("mask", "pixels"), ("pixels", "mask")])
+def test_two_columns_of_bytes_are_refused_and_settled(tmp_path, order):
+    columns = {name: [png(k + (100 if name == "mask" else 0)) for k in range(12)] for name in order}
+    path = table(tmp_path / "x.parquet", **columns)
+    with pytest.raises(UserError, match=f"{order[0]} and {order[1]}.*--image-key"):
+        open_data(str(path))
+    source, _ = open_data(str(path), options=Options(image_key="pixels"))
+    assert source.encoded(7) == png(7)
+
+
+@pytest.mark.parametrize("labels", [[[k % 3, 1] for k in range(12)], [{"a": 1}] * 12, [0.5] * 12])
+def test_labels_that_are_no_class_are_refused(tmp_path, labels):
+    path = table(tmp_path / "x.parquet", image=IMAGES, label=labels)
+    with pytest.raises(UserError, match="label"):
+        open_data(str(path))
+    assert open_data(str(path), options=Options(labels="none"))[0].labels is None
+
+
+def test_two_configurations_in_one_folder_are_not_every_image_twice(tmp_path):
+    for name in ("full", "small"):
+        table(tmp_path / "set" / name / "train-00000-of-00001.parquet", image=IMAGES)
+    with pytest.raises(UserError, match=r"2 folders \(full, small\)"):
+        open_data(str(tmp_path / "set"))
+    assert len(open_data(str(tmp_path / "set" / "full"))[0]) == 12
+
+
+def test_images_by_path_and_a_folder_that_save_to_disk_wrote(tmp_path):
+    for k in range(12):
+        (tmp_path / f"{k}.png").write_bytes(png(k))
+    by_path = [{"bytes": None, "path": f"{k}.png"} for k in range(12)]
+    source, _ = open_data(str(table(tmp_path / "x.parquet", image=by_path, label=list(range(12)))))
+    assert source.encoded(5) == png(5)
+    for split in ("train", "test"):
+        (tmp_path / "saved" / split).mkdir(parents=True)
+        data = pa.table({"image": IMAGES, "label": [k % 3 for k in range(12)]})
+        with pa.ipc.new_stream(tmp_path / "saved" / split / "data-00000-of-00001.arrow", data.schema) as out:
+            out.write_table(data)
+        (tmp_path / "saved" / split / "state.json").write_text(json.dumps({}))
+    train, val = open_data(str(tmp_path / "saved"))
+    assert train.encoded(3) == png(3) and len(val) == 12 and val.labels.tolist() == [0, 1, 2] * 4
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("save", "words"),
+    [
+        (lambda f: np.save(f, np.zeros((4, 8, 8, 3), np.uint8)), "single array"),
+        (lambda f: np.savez(f, images=np.zeros((4, 8, 8, 3), np.uint8), classes=np.array([{}])), "its array `classes`"),
+        (lambda f: np.savez(f, images=np.zeros((4, 8, 8, 5), np.uint8)), r"\(4, 8, 8, 5\)"),
+        (
+            lambda f: np.savez(f, images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, -7, 2])),
+            "smallest label",
+        ),
+    ],
+)
+def test_npz_that_are_none_are_refused_in_words(tmp_path, save, words):
+    with open(tmp_path / "x.npz", "wb") as file:
+        save(file)
+    with pytest.raises(UserError, match=words):
+        open_data(str(tmp_path / "x.npz"))
+
+
+def test_an_npz_that_announces_more_than_the_memory_is_refused_unread(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, archive.open("images.npy", "w") as member:
+        head = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 224, 224, 3)}
+        np.lib.format.write_array_header_1_0(member, head)
+    with pytest.raises(UserError, match=r"more than the .* GiB of memory"):
+        open_data(str(tmp_path / "x.npz"))
+
+
+def test_a_hold_out_takes_the_same_share_of_each_class_every_time():
+    labels = np.array([0] * 20 + [1] * 10 + [2] + [-1] * 9)
+    source = ArraySource("x", np.zeros((40, 4, 4, 3), np.uint8), labels)
+    (train, test), (_, again) = hold_out(source), hold_out(source)
+    assert np.bincount(test.labels).tolist() == [4, 2] and np.bincount(train.labels).tolist() == [16, 8, 1]
+    rows = [set(part.index.columns["row"].tolist()) for part in (train, test)]
+    assert not rows[0] & rows[1] and rows[1] == set(again.index.columns["row"].tolist())
