@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from saccade.base.allocator import give_back_memory
+
 MAX_PIXELS = 160_000_000  # of one image: the largest cameras have 151 million
 _BUDGET, _SMALL = 2 << 30, 1 << 20  # bytes decoded at a time in a process; pixels that need no budget
+_LARGE = 256 << 20  # bytes of a decode after which freed memory is given back
 _NEVER = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # run another program, or hold no picture that PIL decodes
 _UNSIGNED = {"TGA", "SPIDER", "PCD", "IM", "IMT", "IPTC", "FITS", "FLI", "MCIDAS"}  # no or weak signature, or data
 _HEIF = {".heic", ".heif", ".hif"}
@@ -207,14 +210,18 @@ def _budgeted(image: Image.Image) -> Iterator[None]:
             f"{width}x{height}: {width * height / 1e6:.0f} million pixels, more than {MAX_PIXELS / 1e6:.0f} million; "
             "make it smaller"
         )
-    cost = 0 if width * height <= _SMALL else 24 * width * height  # measured: the peak of a one-bit PNG
+    cost = 0 if width * height <= _SMALL else 12 * width * height  # measured: the peak of a one-bit PNG
     with _room:
         _room.wait_for(lambda: not cost or not _in_flight[0] or _in_flight[0] + cost <= _BUDGET)
         _in_flight[0] += cost
+        if cost > _LARGE:
+            give_back_memory()  # what other threads decoded before lies in heaps of their own
     try:
         yield
     finally:
         with _room:
+            if cost > _LARGE:
+                give_back_memory()
             _in_flight[0] -= cost
             _room.notify_all()
 
