@@ -19,6 +19,10 @@ COMMANDS = {  # name: the module, what it does
     "train": ("saccade.train", "pre-train a backbone on your images, or continue a run"),
     "eval": ("saccade.eval", "measure a backbone: kNN, linear probes, each paper's own protocol"),
     "convert": ("saccade.tools.convert", "bring images into a fast format, or back, and verify them"),
+    "inspect": (
+        "saccade.tools.inspect",
+        "what is in a data set: counts, sizes, types, duplicates, a sheet of thumbnails",
+    ),
     "preview": ("saccade.tools.preview", "see what a recipe does to your images"),
     "recipes": ("saccade.tools.recipes", "the published recipes, every value with its source"),
     "survey": ("saccade.tools.survey", "a few steps of every method on the same images: does each one learn?"),

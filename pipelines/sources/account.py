@@ -76,9 +76,9 @@ class Account:
     def line(self) -> str:
         """What was left out, for print; "" for nothing."""
         parts = [
-            f"{entry.count:,} {reason} (such as {printable(entry.first)})" for reason, entry in self.left_out.items()
+            f"{entry.count:,} {reason}, such as {printable(entry.first)}" for reason, entry in self.left_out.items()
         ]
-        return f"left out: {', '.join(parts)}" if parts else ""
+        return f"left out: {'; '.join(parts)}" if parts else ""
 
     def warnings(self) -> list[str]:
         """A sentence for each guess, and for each reason that left out more than one in a hundred."""
