@@ -60,7 +60,7 @@ class Evaluation:
     ) -> None:
         self.subject, missing = with_encoder(subject, protocol.encoder)
         self.protocol, self.settings, self.test = protocol, settings, test.labelled()
-        self.train = None if train is None else train.labelled()
+        self.train = self.test if train is test else None if train is None else train.labelled()
         self.accounts = {k: s.account.to_json() for k, s in (("train", train), ("test", test)) if s is not None}
         self.fraction = settings.crop_pct or protocol.fraction(data, self.subject.image_size)
         self.notes = [*([missing] if missing else []), *protocol.notes]
@@ -120,7 +120,7 @@ class Evaluation:
 
     @cached_property
     def train_features(self) -> Features:
-        return self._extract(self.train)
+        return self.test_features if self.train is self.test else self._extract(self.train)
 
     @cached_property
     def test_features(self) -> Features:
@@ -154,6 +154,10 @@ class Evaluation:
         else:
             train, test = (self._extract(source, knn.interpolation) for source in (self.train, self.test))
         ks = (self.settings.k,) if self.settings.k is not None else knn.ks
+        alone = self.train is self.test
+        if alone and self.settings.k is None and max(ks) >= len(train):
+            ks = (max(1, int(torch.bincount(train.labels).clamp(min=1).min()) - 1),)
+            self.deviations.append(f"k = {ks[0]}, one less than the smallest class has images")
         return knn_accuracy(
             train.features,
             train.labels,
@@ -163,6 +167,7 @@ class Evaluation:
             knn.temperature,
             knn.metric,
             self.settings.device,
+            alone,
         )
 
     def _resolve(self, probe: Probe, data: str) -> Probe:

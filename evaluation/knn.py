@@ -28,8 +28,11 @@ def knn_accuracy(
     temperature: float | None = 0.07,
     metric: str = "cosine",
     device: torch.device | str = "cpu",
+    leave_one_out: bool = False,
 ) -> dict[int, Accuracy]:
     """k -> accuracy of the test features (M, D), labels (M,), against the train features (N, D), labels (N,).
+
+    leave_one_out: train and test are the same images, and none is its own neighbour.
 
     temperature: of the weights exp(similarity / temperature); None for one vote each. Features need not be normalised.
     Raises UserError for k > N, a temperature that is not positive, or features that are not finite.
@@ -39,15 +42,26 @@ def knn_accuracy(
         >>> knn_accuracy(train, labels, torch.eye(4), torch.arange(4), ks=(5,))
         {5: Accuracy(top1=100.0, top5=100.0)}
     """
-    _check(train, test, ks, temperature, metric)
+    _check(train[1:] if leave_one_out else train, test, ks, temperature, metric)
     classes = int(train_labels.max()) + 1
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    chunks = neighbours(train, test, max(ks), metric, device)
+    chunks = neighbours(train, test, max(ks) + leave_one_out, metric, device)
+    if leave_one_out:
+        chunks = _without_itself(chunks, max(ks))
     for (similarity, index), labels in zip(chunks, test_labels.split(_rows(len(train))), strict=True):
         for k in ks:
             scores = votes(similarity[:, :k], train_labels[index[:, :k]], classes, temperature)
             found[k].append(ranks(scores, labels))
     return {k: accuracy_of_ranks(torch.cat(rank)) for k, rank in found.items()}
+
+
+def _without_itself(chunks: Iterator[tuple[Tensor, Tensor]], k: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each image's k + 1 neighbours the nearest k that are not the image."""
+    first = 0
+    for similarity, index in chunks:
+        itself = index == torch.arange(first, first := first + len(index))[:, None]
+        others = itself.int().argsort(dim=1, stable=True)[:, :k]
+        yield similarity.gather(1, others), index.gather(1, others)
 
 
 def neighbours(

@@ -45,6 +45,11 @@ class Protocol:
     large: str | None = None  # the protocol that takes its place for images of 160 pixels or more
     notes: tuple[str, ...] = ()
 
+    @property
+    def knn_alone(self) -> bool:
+        """Whether the same images may be the neighbours and, one at a time, the test."""
+        return self.knn is not None and self.probe is None and not self.online
+
     def fraction(self, data: str, image_size: int) -> float:
         """Share of an image's short side that the test crop shows."""
         return self.fractions.get(data, 224 / 256 if image_size >= LARGE_IMAGE else 1.0)

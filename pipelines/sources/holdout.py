@@ -9,13 +9,15 @@ from saccade.base.errors import UserError
 from saccade.pipelines.sources.source import Source
 
 SHARE = 0.2
+FEW = 2_000  # labelled images that are too few to lose a fifth of
 
 
-def hold_out(source: Source, share: float = SHARE, seed: int = 0) -> tuple[Source, Source]:
+def hold_out(source: Source, share: float = SHARE, seed: int = 0, alone: bool = False) -> tuple[Source, Source]:
     """(the others, the kept back) of the labelled images: `share` of each class, at least one. UserError without
     labels.
 
-    A class of a single image stays with the others.
+    A class of a single image stays with the others. alone: where labels are few, all of them twice, the same source:
+    each is then tested against all others (kNN, leave one out).
     """
     if source.labels is None:
         raise UserError(
@@ -23,6 +25,13 @@ def hold_out(source: Source, share: float = SHARE, seed: int = 0) -> tuple[Sourc
             f"images to test "
             "on with --val-data."
         )
+    if alone and int((source.labels >= 0).sum()) <= FEW:
+        labelled = source.labelled()
+        labelled.account.guess(
+            f"no validation split lies beside {source.name} and its labels are few ({len(labelled):,}): each image is "
+            "tested against all others (leave one out); --val-data names images to test on"
+        )
+        return labelled, labelled
     rng, kept = np.random.default_rng(seed), []
     for label in np.unique(source.labels[source.labels >= 0]):
         rows = rng.permutation(np.flatnonzero(source.labels == label))

@@ -73,5 +73,5 @@ class Index:
             labels=None if self.labels is None else self.labels[rows],
             names=None if self.names is None else self.names.take(rows),
             columns={name: column[rows] for name, column in self.columns.items()},
-            account=Account(taken=len(rows)),
+            account=Account(taken=len(rows), guesses=list(self.account.guesses)),
         )

@@ -236,3 +236,11 @@ def test_a_hold_out_takes_the_same_share_of_each_class_every_time():
     assert np.bincount(test.labels).tolist() == [4, 2] and np.bincount(train.labels).tolist() == [16, 8, 1]
     rows = [set(part.index.columns["row"].tolist()) for part in (train, test)]
     assert not rows[0] & rows[1] and rows[1] == set(again.index.columns["row"].tolist())
+
+
+def test_few_labels_are_tested_leave_one_out_and_more_are_held_out():
+    few = ArraySource("few", np.zeros((40, 4, 4, 3), np.uint8), np.arange(40) % 4 - 1)
+    train, test = hold_out(few, alone=True)
+    assert train is test and len(test) == 30 and "leave one out" in test.account.warnings()[0]
+    with pytest.raises(UserError, match="neither labels nor a validation split"):
+        hold_out(ArraySource("none", np.zeros((4, 4, 4, 3), np.uint8)))

@@ -116,3 +116,17 @@ def test_features_that_are_not_numbers_are_an_error(clusters):
         knn_accuracy(torch.full_like(train, float("nan")), train_labels, test, test_labels)
     with pytest.raises(UserError, match="NaN"):
         accuracy(torch.full((3, 4), float("nan")), torch.zeros(3, dtype=torch.int64))
+
+
+def test_leave_one_out_is_as_many_runs_with_one_image_held_out():
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(30, 8, generator=generator), torch.arange(30) % 3
+    features[7], features[8] = features[5], features[5]  # copies: itself may not be the nearest of equals
+    found = knn_accuracy(features, labels, features, labels, (1, 5), leave_one_out=True)
+    for k in (1, 5):
+        rest = [torch.arange(30) != i for i in range(30)]
+        each = [
+            knn_accuracy(features[r], labels[r], features[i : i + 1], labels[i : i + 1], (k,))[k].top1
+            for i, r in enumerate(rest)
+        ]
+        assert abs(found[k].top1 - sum(each) / 30) < 1e-6
