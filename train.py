@@ -31,7 +31,7 @@ from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
 from saccade.runs.config import resolve
 from saccade.runs.flags import DATA_FLAGS, check_flags, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
-from saccade.runs.folder import RunFolder
+from saccade.runs.folder import RunFolder, default_folder
 from saccade.runs.interrupt import Interrupt
 from saccade.runs.monitor import Monitor
 from saccade.runs.record import follow_data
@@ -58,7 +58,7 @@ def pretrain(flags: argparse.Namespace) -> int:
             options=options_of(flags),
         )
         labelled = open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
-    out = Path(flags.out or f"outputs/{flags.method}-{Path(flags.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    out = Path(flags.out) if flags.out else default_folder(flags.method, flags.data)
     config = resolve(flags, train_data, out)
     with Session(config, accelerator, train_data, labelled) as session:
         folder = RunFolder(config.out)

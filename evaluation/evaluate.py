@@ -156,7 +156,7 @@ class Evaluation:
         ks = (self.settings.k,) if self.settings.k is not None else knn.ks
         alone = self.train is self.test
         if alone and self.settings.k is None and max(ks) >= len(train):
-            ks = (max(1, int(torch.bincount(train.labels).clamp(min=1).min()) - 1),)
+            ks = (max(1, int(train.labels.unique(return_counts=True)[1].min()) - 1),)
             self.deviations.append(f"k = {ks[0]}, one less than the smallest class has images")
         return knn_accuracy(
             train.features,

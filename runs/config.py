@@ -129,6 +129,9 @@ def check_recipe(recipe: TrainingRecipe) -> None:
         if not right:
             flag = "--image-size" if key == "image_size" else f"--set {key}="
             raise UserError(f"{flag}{' ' if flag == '--image-size' else ''}{value}: give {allowed}.")
+    for name, value in recipe.schedule.options.items():
+        if isinstance(value, int | float) and not (isfinite(value) and value >= 0):
+            raise UserError(f"--set schedule.options.{name}={value}: give 0 or more.")
     for name, value in asdict(recipe.options).items():
         if isinstance(value, float) and not (isfinite(value) and (value > 0 or "temperature" not in name)):
             raise UserError(

@@ -191,3 +191,12 @@ def test_any_tree_is_accounted_whole(tmp_path, classes, top):
         parts = [source.key_of(i).split("/") for i in range(len(source))]
         inside = {source.classes[label] for label in source.labels}
         assert inside <= {part for names in parts for part in names[:-1]}
+
+
+def test_photos_of_phones_are_read_where_pillow_heif_is(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    tree(tmp_path)
+    heif.from_pillow(Image.new("RGB", (16, 12), (200, 10, 10))).save(tmp_path / "cat" / "phone.HEIC")
+    source, _ = open_data(str(tmp_path))
+    at = [source.key_of(i) for i in range(13)].index("cat/phone.HEIC")
+    assert source.read(at).shape == (12, 16, 3) and abs(int(source.read(at)[0, 0, 0]) - 200) < 12

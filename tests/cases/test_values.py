@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from saccade import train
 from saccade.base.errors import UserError
 from saccade.base.files import lock
 from saccade.base.text import printable
@@ -17,7 +19,7 @@ from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import BadImage, Options, decode
 from saccade.pipelines.sources.decode import MAX_PIXELS
 from saccade.pipelines.sources.options import read_value_range
-from saccade.runs.folder import RunFolder
+from saccade.runs.folder import RunFolder, default_folder
 from saccade.tools.convert import main as convert
 
 RNG = np.random.default_rng(0)
@@ -134,3 +136,14 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys,
     with open(tmp_path / "lock", "w") as file:
         lock(file)
     assert "has no locks" in capsys.readouterr().err
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own():
+    names = {str(default_folder("stec", "some/da\nta.npz")) for _ in range(50)}
+    assert len(names) > 40 and all(re.fullmatch(r"outputs/stec-da_ta-\d{8}-\d{6}-\d{9}", name) for name in names)
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+def test_a_schedule_that_no_run_could_follow_is_refused(value, capsys):
+    assert train.main(["--method", "stec", "--set", f"schedule.options.warmup_epochs={value}"]) == 2
+    assert "--set schedule.options.warmup_epochs" in capsys.readouterr().err
