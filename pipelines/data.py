@@ -7,10 +7,10 @@ from dataclasses import replace
 from saccade.base.errors import UserError
 from saccade.pipelines.sources.labels import with_classes_of
 from saccade.pipelines.sources.named import NAMES as NAMES
-from saccade.pipelines.sources.open import Found, find, open_split
+from saccade.pipelines.sources.open import Found, find, open_split, train_split
 from saccade.pipelines.sources.options import Options
 from saccade.pipelines.sources.source import Source
-from saccade.pipelines.sources.splits import VALIDATION, is_train
+from saccade.pipelines.sources.splits import VALIDATION
 
 
 def open_data(
@@ -36,14 +36,14 @@ def open_data(
     """
     options = replace(options or Options(), data_dir=data_dir, allow_pipe=allow_pipe)
     found = find(data, options)
-    train = open_split(found, _train_split(found, data, labelled), options)
+    train = open_split(found, train_split(found, data, labelled), options)
     if val_data:
         beside = options if options.table is None else replace(options, labels=None)
         other = find(val_data, beside, "--val-data")
         val = open_split(other, _evaluation_split(other), beside)
     else:
         name = next((split for split in VALIDATION if split in found.splits), None)
-        val = open_split(found, name, options) if name and name != _train_split(found, data, labelled) else None
+        val = open_split(found, name, options) if name and name != train_split(found, data, labelled) else None
     return train, val and with_classes_of(train, val)
 
 
@@ -60,19 +60,6 @@ def open_labelled(labelled_data: str | None, data: str, data_dir: str, train: So
             "an .npz with `labels`."
         )
     return source.labelled()
-
-
-def _train_split(found: Found, data: str, labelled: bool) -> str:
-    if "all" in found.splits and not labelled:
-        return "all"
-    name = next((split for split in found.splits if is_train(split)), None)
-    if name is None and len(found.splits) == 1:
-        name = next(iter(found.splits))
-    if name is None:
-        raise UserError(
-            f"--data {data}: holds {', '.join(found.splits)} and no train; give --data one of them by its own path."
-        )
-    return name
 
 
 def _evaluation_split(found: Found) -> str:

@@ -16,6 +16,7 @@ from saccade.base.errors import UserError
 from saccade.losses.recipe import TrainingRecipe
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS
 from saccade.pipelines.sources.own import is_own
 from saccade.runs.flags import DATA_FLAGS, MAX_IMAGE_SIZE, method_of
@@ -95,6 +96,8 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
 
 def _absolute(place: str | None) -> str | None:
     """A path from wherever the run is continued or evaluated; names of data sets and URLs as they are."""
+    if place is not None and PLUS in place:
+        return PLUS.join(str(_absolute(part)) for part in place.split(PLUS))
     if place is None or place in (*NAMES, NO_LABELS, FOLDER_LABELS) or is_own(place):
         return place
     if "://" in place or place.startswith("pipe:"):

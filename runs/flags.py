@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
@@ -16,6 +17,7 @@ from saccade.losses.registry import find_method, methods
 from saccade.models.backbone import check_backbone
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import NAMES
+from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import add_flags
 from saccade.runs.record import read_flags
 
@@ -52,6 +54,13 @@ DESCRIPTION = """Pre-train a vision backbone without labels. With no flags but -
 data set, so that everything can be seen working in three minutes on two CPU cores."""
 
 
+class Mixture(argparse.Action):
+    """Several values as one text, A + B:2."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        setattr(namespace, self.dest, PLUS.join(values))
+
+
 def parser(
     prog: str = "train.py", description: str = DESCRIPTION, examples: dict[str, str] = EXAMPLES
 ) -> argparse.ArgumentParser:
@@ -62,8 +71,11 @@ def parser(
     what.add_argument(
         "--data",
         default="textures",
+        nargs="+",
+        action=Mixture,
+        metavar="DATA",
         help="a folder of images, an .npz, a .beton, tar shards (a path, x-{000..127}.tar, a URL), or one of "
-        f"{', '.join(NAMES)} (default: textures, embedded)",
+        f"{', '.join(NAMES)}; several are mixed, A B:2 shows B's images twice an epoch (default: textures, embedded)",
     )
     what.add_argument("--val-data", help="images to evaluate on (default: a val/ or test/ split found beside the data)")
     add_flags(what)

@@ -17,7 +17,7 @@ from saccade.base.text import printable
 def default_folder(method: str, data: str) -> Path:
     """outputs/METHOD-DATA-TIME; runs that a sweep starts in one second have names of their own."""
     now = time.time()
-    name = re.sub(r"[^\w.-]+", "_", Path(data).stem) or "data"
+    name = re.sub(r"[^\w.-]+", "_", Path(data).stem)[:60] or "data"
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     return Path(f"outputs/{method}-{name}-{stamp}-{int(now % 1 * 1e6):06d}{os.getpid() % 1000:03d}")
 

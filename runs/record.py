@@ -14,6 +14,7 @@ from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.own import names_code
 from saccade.pipelines.sources.remote import is_remote
 
@@ -68,7 +69,7 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
 
 def check_local(place: str | None, flag: str, folder: Path) -> None:
     """Raise UserError if a place that a run folder names is one that is fetched or run: only the user may say that."""
-    if place is not None and (is_remote(place) or names_code(place)):
+    if any(is_remote(part) or names_code(part) for part in (place or "").split(PLUS)):
         raise UserError(
             f"{folder}: its record names {place} as its data, which is fetched from elsewhere or runs code; "
             f"if you trust it, say so: {flag} '{place}'."

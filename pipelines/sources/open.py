@@ -17,6 +17,7 @@ from saccade.pipelines.sources.arrays import load_npz
 from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.sources.folder import FolderSource, scan
 from saccade.pipelines.sources.labels import share_classes
+from saccade.pipelines.sources.mixed import mixed, parts_of
 from saccade.pipelines.sources.named import FOLDERS, NAMES, named_splits
 from saccade.pipelines.sources.options import PLAIN, Options
 from saccade.pipelines.sources.own import is_own, open_own
@@ -76,12 +77,27 @@ def open_split(found: Found, split: str, options: Options) -> Source:
     return source
 
 
+def train_split(found: Found, data: str, labelled: bool) -> str:
+    if "all" in found.splits and not labelled:
+        return "all"
+    name = next((split for split in found.splits if is_train(split)), None)
+    if name is None and len(found.splits) == 1:
+        name = next(iter(found.splits))
+    if name is None:
+        raise UserError(
+            f"--data {data}: holds {', '.join(found.splits)} and no train; give --data one of them by its own path."
+        )
+    return name
+
+
 def find(data: str, options: Options = PLAIN, flag: str = "--data") -> Found:
     """What `data` names: a set's name, MODULE:ARGUMENT, a folder, a file, a pattern or list of files, or a URL."""
     if not data.strip():
         raise UserError(f"{flag} is empty; give a folder, a file or a data set's name.")
     if data in NAMES:
         return Found(data, dict(named_splits(data, options.data_dir)))
+    if parts := parts_of(data):
+        return Found("mixed", {"train": lambda: _mixed(parts, options)})
     if is_own(data):
         return Found("own", {"train": lambda: open_own(data, options)})
     path = Path(data).expanduser()
@@ -94,6 +110,13 @@ def find(data: str, options: Options = PLAIN, flag: str = "--data") -> Found:
             + (f"; did you mean {near[0]}?" if near else ".")
         )
     return _folder(path, options) if path.is_dir() else _file(path, options)
+
+
+def _mixed(parts: list[tuple[str, float]], options: Options) -> Source:
+    """The training images of each part, in the proportion of their weights."""
+    found = [(part, find(part, options)) for part, _ in parts]
+    sources = [open_split(each, train_split(each, part, False), options) for part, each in found]
+    return mixed(sources, [weight for _, weight in parts])
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

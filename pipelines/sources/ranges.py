@@ -18,7 +18,7 @@ _CLIPPED, _USED = 0.01, 0.05  # shares worth a word
 
 def with_range(source: Source, wanted: ValueRange | None = None) -> Source:
     """Give the source's reader one range for its deep images, and say it; sources of 8-bit images stay as they are."""
-    if not source.reader.gives_files or source.kind == "beton":
+    if not source.reader.gives_files or source.kind in ("beton", "mixed"):
         return source
     values = _sample(source)
     if values is None:

@@ -244,3 +244,43 @@ def test_few_labels_are_tested_leave_one_out_and_more_are_held_out():
     assert train is test and len(test) == 30 and "leave one out" in test.account.warnings()[0]
     with pytest.raises(UserError, match="neither labels nor a validation split"):
         hold_out(ArraySource("none", np.zeros((4, 4, 4, 3), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("field", "taken"),
+    [("label", True), ("target", True), ("y", True), ("index", False), ("id", False), ("age", False)],
+)
+def test_a_whole_number_of_a_beton_is_a_label_where_it_is_called_one(tmp_path, monkeypatch, field, taken):
+    from saccade.pipelines.sources.beton import IMAGE_FIELD, INT_FIELD
+    from saccade.tools.conversion.write_packed import BetonWriter
+
+    monkeypatch.setattr(BetonWriter, "_FIELDS", (("image", IMAGE_FIELD), (field, INT_FIELD)))
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.array([0, -1, 1, 2]))
+    assert convert([str(tmp_path / "x.npz"), str(tmp_path / "x.beton"), "--verify", "none"]) == 0
+    source, _ = open_data(str(tmp_path / "x.beton"))
+    if taken:
+        assert source.labels.tolist() == [0, -1, 1, 2]
+    else:
+        assert source.labels is None and f"--label-key {field}" in source.account.warnings()[0]
+        settled, _ = open_data(str(tmp_path / "x.beton"), options=Options(label_key=field))
+        assert settled.labels.tolist() == [0, -1, 1, 2]
+
+
+@pytest.mark.parametrize("executor", ["resident", "reference", "dali"])
+def test_what_converts_also_trains(tmp_path, executor):
+    from saccade.pipelines.build import build_pipeline, dali_installed
+    from saccade.pipelines.order import Order
+    from saccade.pipelines.views import View, Views
+
+    if executor == "dali" and not dali_installed():
+        pytest.skip("DALI is not installed")
+    path = table(tmp_path / "x.parquet", image=IMAGES, label=[k % 3 for k in range(12)])
+    source, _ = open_data(str(path))
+    with build_pipeline(source, Views((View("a", 8),)), Order(12, 4), executor, workers=1) as pipeline:
+        seen = {
+            int(i): (int(n), view) for b in pipeline for i, n, view in zip(b.index, b.label, b.views["a"], strict=True)
+        }
+    assert sorted(seen) == list(range(12)) and all(label == i % 3 for i, (label, _) in seen.items())
+    order = sorted(range(12), key=lambda i: float(seen[i][1].mean()))
+    assert order == list(range(12))  # image k is grey of value k
