@@ -57,8 +57,9 @@ def _suits(executor: str, source: Source, device: torch.device) -> str | None:
     if executor == "resident":
         array = source.array()
         size = array.shape[1:3] if array is not None else _common_size(source)
-        small = size and (array is not None or (max(size) <= _SMALL and _fits(source, size, device)))
-        return f"{len(source)} images of {size[1]}x{size[0]} fit in memory" if small else None
+        if not size or (array is None and (max(size) > _SMALL or not _fits(source, size, device))):
+            return None
+        return f"{len(source)} images of {size[1]}x{size[0]} fit in memory"
     if executor == "ffcv":
         return "a .beton file" if source.reader.mapped else None
     return _PHOTOS

@@ -173,7 +173,8 @@ def sheet(source: Source) -> Image.Image:
         except BadImage:
             continue
         scale = _SIDE / max(image.size)
-        image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.LANCZOS)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
         corner = (k % 8 * step + 4 + (_SIDE - image.width) // 2, k // 8 * step + 4 + (_SIDE - image.height) // 2)
         canvas.paste(image, corner)
     return canvas

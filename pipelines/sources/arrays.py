@@ -56,9 +56,11 @@ class ArraySource(Source):
         )
         super().__init__(name, index, ArrayReader(name, images), "npz")
 
+    reader: ArrayReader
+
     @property
     def images(self) -> np.ndarray:
-        return self.array()
+        return self.reader.array(self.index)
 
 
 def load_npz(path: Path, options: Options = PLAIN) -> ArraySource:

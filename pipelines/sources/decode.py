@@ -100,7 +100,7 @@ def bytes_are_image(file: Any) -> bool:
         return False
 
 
-def decode(file: Path | object, value_range: ValueRange | None = None) -> np.ndarray:
+def decode(file: Any, value_range: ValueRange | None = None) -> np.ndarray:
     """An image file (path or binary stream) as (H, W, 3) uint8 RGB, turned upright by its EXIF tag. Raises BadImage.
 
     value_range: of images deeper than 8 bits; None: all 65,536 values of integers, and of floats 0 to 1 or 0 to 255
@@ -127,7 +127,7 @@ def decode_bytes(data: bytes, value_range: ValueRange | None = None) -> np.ndarr
     return decode(io.BytesIO(data), value_range)
 
 
-def deep_values(file: Path | object) -> np.ndarray | None:
+def deep_values(file: Any) -> np.ndarray | None:
     """(H, W) values of an image of more than 8 bits, None of any other. Raises BadImage."""
     try:
         with warnings.catch_warnings():
@@ -175,20 +175,21 @@ def own_range(deep: np.ndarray) -> ValueRange:
     )
 
 
-def image_size(file: Path | object) -> tuple[int, int]:
+def image_size(file: Any) -> tuple[int, int]:
     """(height, width) after EXIF rotation, reading only the header. Raises BadImage."""
     try:
         with Image.open(file, formats=formats()) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             if turned and image.format == "TIFF":  # PIL may have turned it: is the size still the stored one?
-                turned = (width, height) == (image.tag_v2.get(256), image.tag_v2.get(257)) and width != height
+                tags: Any = getattr(image, "tag_v2", {})
+                turned = (width, height) == (tags.get(256), tags.get(257)) and width != height
     except Exception as error:
         raise bad_image(error, file) from error
     return (width, height) if turned else (height, width)
 
 
-def bad_image(error: Exception, file: Path | object) -> BadImage:
+def bad_image(error: Exception, file: Any) -> BadImage:
     """The reason without the file's path or address, so that it is the same from everywhere."""
     told = str(error)
     for name in (repr(str(file)), repr(file), str(file)):

@@ -39,14 +39,14 @@ class Names:
 class Index:
     """length: images; labels: (N,) int64, -1 where an image has none, or None; classes: names by label or None.
 
-    names: of the images, or None where the reader numbers them; columns: (N, ...) arrays that tell the reader where an
-    image lies, such as container (which file), offset and bytes; account: what was seen and left out.
+    names: of the images, or none at all where the reader numbers them; columns: (N, ...) arrays that tell the
+    reader where an image lies, such as container (which file), offset and bytes; account: what was seen and left out.
     """
 
     length: int
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
-    names: Names | None = None
+    names: Names = field(default_factory=lambda: Names.of(()))
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
 
@@ -71,7 +71,7 @@ class Index:
             self,
             length=len(rows),
             labels=None if self.labels is None else self.labels[rows],
-            names=None if self.names is None else self.names.take(rows),
+            names=self.names.take(rows) if len(self.names) else self.names,
             columns={name: column[rows] for name, column in self.columns.items()},
             account=Account(taken=len(rows), guesses=list(self.account.guesses)),
         )

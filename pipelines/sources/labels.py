@@ -57,7 +57,7 @@ def share_classes(sources: dict[str, Source]) -> dict[str, Source]:
     named = [source for source in sources.values() if source.classes]
     for source in named:
         check_labels(source.labels, source.name, source.classes)
-    classes = tuple(dict.fromkeys(name for source in named for name in source.classes))
+    classes = tuple(dict.fromkeys(name for source in named for name in source.classes or ()))
     return {name: _renumbered(source, classes) if source.classes else source for name, source in sources.items()}
 
 
@@ -77,5 +77,5 @@ def _renumbered(source: Source, classes: tuple[str, ...]) -> Source:
     if source.classes == classes or source.labels is None:
         return source.relabelled(source.labels, classes)
     place = {name: k for k, name in enumerate(classes)}
-    number = np.array([*(place[name] for name in source.classes), -1], dtype=np.int64)  # -1 stays -1
+    number = np.array([*(place[name] for name in source.classes or ()), -1], dtype=np.int64)  # -1 stays -1
     return source.relabelled(number[source.labels], classes)

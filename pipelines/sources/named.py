@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def named_splits(name: str, data_dir: str) -> dict[str, Callable[[], ArraySource
 def _load(name: str, split: str, data_dir: str) -> ArraySource:
     from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
-    def load(download: bool):
+    def load(download: bool) -> Any:
         if name == "stl10":
             return STL10(data_dir, split=split, download=download)
         return (CIFAR10 if name == "cifar10" else CIFAR100)(data_dir, train=split == "train", download=download)

@@ -32,7 +32,7 @@ def names_code(data: str) -> bool:
 def open_own(data: str, options: Options) -> Source:
     """Call the module's `open_source(argument)`, or `open_source(argument, options)`; UserError unless it gives a
     Source."""
-    name, argument = _WRITTEN.match(data).groups()
+    name, _, argument = data.partition(":")
     module = import_module(_offered().get(name, name))
     opener = getattr(module, "open_source", None)
     if opener is None:

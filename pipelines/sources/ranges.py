@@ -66,7 +66,7 @@ def told_by(values: list[np.ndarray]) -> ValueRange:
 def _sample(source: Source) -> list[np.ndarray] | None:
     """Values of some deep images, evenly spread among those whose names allow it; None without."""
     names = source.index.names
-    if names is None:
+    if not len(names):
         candidates = np.unique(np.linspace(0, len(source) - 1, 4).astype(int))
     else:
         candidates = [i for i in range(len(source)) if os.path.splitext(names[i])[1].lower() in _MAY_BE_DEEP]
@@ -78,7 +78,7 @@ def _sample(source: Source) -> list[np.ndarray] | None:
     found = []
     for i in candidates:
         try:
-            values = deep_values(io.BytesIO(source.encoded(int(i))))
+            values = deep_values(io.BytesIO(source.reader.encoded(source.index, int(i))))
         except BadImage:
             continue  # met again, and counted, when it is read
         if values is not None:

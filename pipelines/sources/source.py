@@ -62,7 +62,7 @@ class Reader:
     def key(self, index: Index, i: int) -> str:
         """What another format may call the image: a path of "/"-separated parts, unique where the source's names
         are."""
-        return index.names[i] if index.names is not None else f"{i:0{len(str(index.length - 1))}d}"
+        return index.names[i] if len(index.names) else f"{i:0{len(str(index.length - 1))}d}"
 
     def close(self) -> None:
         """Close what is open; reading opens it again."""
@@ -193,10 +193,10 @@ class Source:
     def identity(self) -> int:
         """A checksum of all labels and of eight images' pixels: the same for the same images in another place or
         format."""
-        checksum = 0 if self.labels is None else zlib.crc32(np.ascontiguousarray(self.labels))
+        checksum = 0 if self.labels is None else zlib.crc32(np.ascontiguousarray(self.labels).data)
         for i in np.linspace(0, len(self) - 1, min(8, len(self))).astype(int).tolist():
             try:
-                checksum = zlib.crc32(np.ascontiguousarray(self.read(i)), checksum)
+                checksum = zlib.crc32(np.ascontiguousarray(self.read(i)).data, checksum)
             except BadImage:
                 continue
         return checksum
