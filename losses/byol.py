@@ -44,11 +44,12 @@ def byol_loss(q1: Tensor, q2: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
 class BYOLOptions:
     """Hyper-parameters of BYOL; the widths are RSA's for small images."""
 
-    teacher_momentum: float = 0.99  # at the first step, by a cosine to 1
+    teacher_momentum: float = 0.99  # by a cosine from here to 1
     projector_hidden: int = 1024
     projector_dim: int = 128
     predictor_hidden: int = 1024
     output_bias: bool = False  # of the last linear layer of both heads
+    momentum_offset: int = 0  # the cosine's first step: 1 where a counter is incremented before it is used (RSA's code)
 
     def __post_init__(self) -> None:
         require_unit_interval(teacher_momentum=self.teacher_momentum)
@@ -61,7 +62,9 @@ class BYOL(Objective[BYOLOptions]):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.momentum = self._schedule("cosine", self.options.teacher_momentum, final=1.0)
+        self.momentum = self._schedule(
+            "cosine", self.options.teacher_momentum, final=1.0, offset=self.options.momentum_offset
+        )
 
     def projector(self) -> nn.Module:
         o = self.options
@@ -100,7 +103,7 @@ def _rsa_baseline(
         image_size=size,
         views=Views((view, replace(view, name="view_2")), *RSA_NORMALISATION[data]),
         backbone=BackboneSpec(arch, stem, zero_init_last=True),
-        options=options,
+        options=replace(options, momentum_offset=1),
         optimizer=optimizer,
         schedule=schedule,
         epochs=200,
@@ -108,7 +111,7 @@ def _rsa_baseline(
         precision=precision,
         protocol=protocol,
         sources={
-            "options": f"{RSA_CODE}: momentum from 0.99, no bias in the last layers",
+            "options": f"{RSA_CODE}: momentum from 0.99, its step counted before use; no bias in the last layers",
             "views": RSA_CODE,
             "optimizer": RSA_CODE,
             "epochs": f"RSA's Tables 2 and 3: {result}",

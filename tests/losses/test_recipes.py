@@ -1,6 +1,7 @@
 """The recipes: complete, buildable, with the authors' parameter counts and schedules; the command that prints them."""
 
 import json
+import math
 from dataclasses import asdict, fields
 
 import pytest
@@ -126,6 +127,14 @@ def test_teacher_momentum_at_the_ends(method, name, first, last):
     objective = _objective(find_method(method).recipe(name, None), 16)
     assert objective.momentum(0) == pytest.approx(first, abs=1e-4 if method == "rsa" else 1e-12)
     assert objective.momentum(99) == pytest.approx(last, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "stl10", "tiny-imagenet", "imagenet100"])
+def test_byol_of_rsas_code_counts_its_step_before_use_as_rsa_does(name):
+    """One step of the cosine ahead: its m(t) is 1 - (1 - 0.99) (1 + cos(pi (t + 1) / T)) / 2."""
+    byol, rsa = (_objective(find_method(m).recipe(name, None), 16).momentum for m in ("byol", "rsa"))
+    assert all(byol(t) == pytest.approx(1 - 0.01 * (1 + math.cos(math.pi * (t + 1) / 100)) / 2) for t in range(100))
+    assert all(byol(t) == pytest.approx(rsa(t)) for t in range(100))
 
 
 @pytest.mark.parametrize("method", ["resa", "ressl", "rsa", "byol"])

@@ -122,9 +122,9 @@ def test_no_host_synchronisation():
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests above run here themselves")
 def test_kernels_in_tritons_interpreter():
     triton = pytest.importorskip("triton")
-    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.5"):
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
         pytest.skip(
-            "the interpreter of triton 3.6 (torch 2.11) takes int() of a one-element array, which numpy 2.5 refuses"
+            "the interpreter of triton 3.6 (torch 2.11) takes int() of a one-element array, which numpy 2.4 refuses"
         )
     done = subprocess.run(
         [
