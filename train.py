@@ -29,14 +29,14 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
 from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
 from saccade.runs.config import resolve
-from saccade.runs.flags import DATA_FLAGS, check_flags, parse_flags
+from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
 from saccade.runs.folder import RunFolder, default_folder
 from saccade.runs.interrupt import Interrupt
 from saccade.runs.monitor import Monitor
 from saccade.runs.record import follow_data
 from saccade.runs.report import announce, finish
-from saccade.runs.session import Session, start_accelerator
+from saccade.runs.session import Session, start_accelerator, start_processes
 from saccade.runs.trackers import start_trackers
 
 
@@ -48,18 +48,19 @@ def main(argv: list[str] | None = None) -> int:
 def pretrain(flags: argparse.Namespace) -> int:
     """Open the images, resolve every value of the run, put it together, train."""
     check_flags(flags)
-    accelerator = start_accelerator(flags.device, flags.precision)
-    with accelerator.local_main_process_first():  # one process downloads
+    with start_processes(flags.device).local_main_process_first():  # one process downloads
         train_data, val_data = open_data(
             flags.data,
             flags.val_data,
             flags.data_dir,
             allow_pipe=flags.allow_pipe or None,
             options=options_of(flags),
+            unlabelled=labelled_beside(flags),
         )
         labelled = open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
     out = Path(flags.out) if flags.out else default_folder(flags.method, flags.data)
     config = resolve(flags, train_data, out)
+    accelerator = start_accelerator(config.device, config.precision)
     with Session(config, accelerator, train_data, labelled) as session:
         folder = RunFolder(config.out)
         if accelerator.is_main_process:

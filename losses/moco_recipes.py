@@ -62,6 +62,7 @@ def _v2_imagenet(data: str) -> TrainingRecipe[MoCoV2Options]:
         schedule=ScheduleSpec("epoch_cosine"),
         epochs=200,
         batch_size=256,
+        batch_norm="group-32",
         protocol="cacr-b",
         sources={
             "optimizer": f"{V2} README",

@@ -78,7 +78,7 @@ class TrainingRecipe(Generic[OptionsT]):
     epochs: int
     batch_size: int
     precision: str = "fp32"
-    batch_norm: str = "local"  # "sync": statistics over all processes; "split-8": over eighths of a process's batch
+    batch_norm: str = "local"  # "sync": over all processes; "split-8", "group-32": over eighths, 32s, of a process's
     protocol: str = "knn"
     sources: Mapping[str, str] = field(default_factory=dict)
     proposals: Mapping[str, str] = field(default_factory=dict)

@@ -150,11 +150,11 @@ def _imagenet(data: str = "imagenet") -> TrainingRecipe[ReSSLOptions]:
         schedule=ScheduleSpec("warmup_cosine", {"warmup_epochs": 5}),
         epochs=200,
         batch_size=256,
+        batch_norm="group-32",
         protocol="ressl-imagenet",
         sources={
             "optimizer.rule": f"{CODE}: names with bn or bias, which leaves the four downsample gammas decayed",
-            "batch_norm": f"{CODE}: 32 images on each of 8 GPUs, the teacher's shuffled; on one GPU "
-            "--set batch_norm=split-8 is the nearest",
+            "batch_norm": f"{CODE}: 32 images on each of 8 GPUs, the teacher's shuffled",
             "options": CODE,
             "views": CODE,
             "epochs": "README: 200 epochs linear 69.9; 74.7 with five crops (--recipe imagenet-5crop)",

@@ -139,19 +139,29 @@ def convert_split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
     return _converted(module, make)
 
 
-def batch_norm_splits(kind: str) -> int:
-    """8 of "split-8", 1 of "local" and "sync"; UserError for anything else."""
+def batch_norm_splits(kind: str, images: int = 1) -> int:
+    """The groups of a forward pass of `images`: 8 of "split-8", as few of at most 32 as hold them of "group-32", 1 of
+    "local" and "sync"; UserError for anything else.
+
+    Examples:
+        >>> batch_norm_splits("split-8"), batch_norm_splits("group-32", 256), batch_norm_splits("group-32", 32)
+        (8, 8, 1)
+    """
     if kind in ("local", "sync"):
         return 1
-    name, _, splits = kind.partition("-")
-    if name != "split" or not splits.isdecimal() or int(splits) < 1:
-        raise UserError(f"batch_norm={kind} is unknown; use local, sync or, for groups of a process's batch, split-8.")
-    return int(splits)
+    name, _, number = kind.partition("-")
+    if name not in ("split", "group") or not number.isdecimal() or int(number) < (1 if name == "split" else 2):
+        raise UserError(
+            f"batch_norm={kind} is unknown; use local, sync or, for groups of a process's batch, split-8 (eight of "
+            "them) or group-32 (of 32 images each)."
+        )
+    return int(number) if name == "split" else -(-images // int(number))
 
 
-def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
-    """Give `module` the batch norm of a recipe, in place: "local" as it is, "sync" over all processes, "split-8"."""
-    splits = batch_norm_splits(kind)
+def convert_batch_norm(module: nn.Module, kind: str, images: int = 1) -> nn.Module:
+    """Give `module` the batch norm of a recipe, in place: "local" as it is, "sync" over all processes, "split-8" or
+    "group-32" of the `images` of a forward pass."""
+    splits = batch_norm_splits(kind, images)
     if splits > 1:
         return convert_split_batchnorm(module, splits)
     return convert_sync_batchnorm(module) if kind == "sync" and world_size() > 1 else module

@@ -20,6 +20,7 @@ def open_data(
     labelled: bool = False,
     allow_pipe: bool | None = None,
     options: Options | None = None,
+    unlabelled: bool = False,
 ) -> tuple[Source, Source | None]:
     """The training source and the evaluation source (None where there is none).
 
@@ -27,7 +28,8 @@ def open_data(
     webdataset tars, parquet (a file, a folder of them, `x-{000..127}.tar`, `x-*.tar`, `a.tar::b.tar`, a URL); or
     MODULE:ARGUMENT, a source of your own. val_data: likewise; of several splits its val or test, else its train.
     Without it a split beside the training data is used. labelled: only the labelled training images, of a set that
-    has others too (STL-10: 5,000 of 105,000). options: how the data is to be read, where that can be meant in two ways.
+    has others too (STL-10: 5,000 of 105,000); unlabelled: only its others. options: how the data is to be read, where
+    that can be meant in two ways.
 
     Examples:
         >>> train, val = open_data("textures")
@@ -36,14 +38,15 @@ def open_data(
     """
     options = replace(options or Options(), data_dir=data_dir, allow_pipe=allow_pipe)
     found = find(data, options)
-    train = open_split(found, train_split(found, data, labelled), options)
+    training = train_split(found, data, labelled, unlabelled)
+    train = open_split(found, training, options)
     if val_data:
         beside = options if options.table is None else replace(options, labels=None)
         other = find(val_data, beside, "--val-data")
         val = open_split(other, _evaluation_split(other), beside)
     else:
         name = next((split for split in VALIDATION if split in found.splits), None)
-        val = open_split(found, name, options) if name and name != train_split(found, data, labelled) else None
+        val = open_split(found, name, options) if name and name != training else None
     return train, val and with_classes_of(train, val)
 
 

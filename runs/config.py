@@ -20,6 +20,7 @@ from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS
 from saccade.pipelines.sources.own import is_own
 from saccade.runs.flags import DATA_FLAGS, MAX_IMAGE_SIZE, method_of
+from saccade.runs.precision import PRECISIONS, training_precision
 from saccade.runs.record import read_record
 from saccade.runs.settings import with_settings
 
@@ -42,7 +43,9 @@ class Config:
     out: Path
     resume: bool
     device: str
-    precision: str
+    precision: str  # what it computes in, as in `recipe`: fp32, bf16 or fp16
+    published_precision: str  # what the recipe was published in
+    renderer: str
     compile: bool | None
     accumulate: int
     joint_views: bool | None  # None: as the method has it
@@ -63,9 +66,10 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     size = flags.image_size
     if size is None and data == "custom" and (images := source.array()) is not None:
         size = images.shape[1]
-    recipe = method_of(flags).recipe(data, size)
-    recipe = with_settings(recipe, flags.set)
+    published = method_of(flags).recipe(data, size)
+    recipe = with_settings(published, flags.set)
     check_recipe(recipe)
+    recipe = replace(recipe, precision=training_precision(flags, recipe))
     if flags.backbone:
         recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
     recipe = replace(
@@ -83,6 +87,8 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
         **{
             **as_given,
             "recipe": recipe,
+            "precision": recipe.precision,
+            "published_precision": published.precision,
             "flags": kept,
             "out": out,
             "resume": flags.resume is not None,
@@ -109,6 +115,7 @@ def check_moved_data(config: Config) -> None:
     """Raise UserError if a resumed run was given data that would change its recipe (the views' size, the batch)."""
     saved = read_record(config.out)
     now = config.to_json()["recipe"]
+    now["precision"] = saved["recipe"].get("precision")  # follows the machine, which may be another one too
     if config.data != saved["data"] and now != saved["recipe"]:
         changed = next(name for name in now if now[name] != saved["recipe"].get(name))
         raise UserError(
@@ -124,6 +131,7 @@ def check_recipe(recipe: TrainingRecipe) -> None:
         ("epochs", recipe.epochs, "1 or more", recipe.epochs >= 1),
         ("batch_size", recipe.batch_size, "2 or more", recipe.batch_size >= 2),
         ("image_size", recipe.image_size, f"8 to {MAX_IMAGE_SIZE} pixels", 8 <= recipe.image_size <= MAX_IMAGE_SIZE),
+        ("precision", recipe.precision, ", ".join(PRECISIONS), recipe.precision in PRECISIONS),
         ("optimizer.name", spec.name, "lars, sgd or adamw", spec.name in ("lars", "sgd", "adamw")),
         ("optimizer.lr", spec.lr, "a positive number", 0 < spec.lr < float("inf")),
         ("optimizer.weight_decay", spec.weight_decay, "0 or more", 0 <= spec.weight_decay < float("inf")),

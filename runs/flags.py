@@ -17,8 +17,10 @@ from saccade.losses.registry import find_method, methods
 from saccade.models.backbone import check_backbone
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import NAMES
+from saccade.pipelines.render import BACKENDS
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import add_flags
+from saccade.runs.precision import PRECISIONS
 from saccade.runs.record import read_flags
 
 DATA_FLAGS = (
@@ -33,6 +35,7 @@ RESUMABLE = {
     "workers",
     "device",
     "compile",
+    "renderer",
     "log_every",
     "eval_every",
     "checkpoint_every",
@@ -137,7 +140,14 @@ def parser(
     )
     machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     machine.add_argument(
-        "--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: bf16 on a GPU, else fp32)"
+        "--precision",
+        default="auto",
+        help="auto, recipe (what it was published in), fp32, bf16 or fp16 (default: bf16 on a GPU, else fp32)",
+    )
+    machine.add_argument(
+        "--renderer",
+        default="auto",
+        help=f"what computes the views: {', '.join(BACKENDS)} (default: auto, the fastest that works here)",
     )
     machine.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
     run = p.add_argument_group("the run")
@@ -203,7 +213,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.lr is not None and not 0 < flags.lr < float("inf"):
         raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
     for name, allowed in (
-        ("precision", ("auto", "fp32", "bf16", "fp16")),
+        ("precision", ("auto", "recipe", *PRECISIONS)),
+        ("renderer", BACKENDS),
         ("device", ("auto", "cpu", "cuda")),
         ("pipeline", EXECUTORS),
     ):
@@ -229,6 +240,12 @@ def method_of(flags: argparse.Namespace) -> Method:
             f"--stec-base {flags.stec_base} goes with --method stec, not with {flags.method}; leave it out."
         )
     return find_method("stec-byol" if flags.stec_base == "byol" else flags.method)
+
+
+def labelled_beside(flags: argparse.Namespace) -> bool:
+    """Whether the method takes labelled images beside unlabelled ones (SimCLR, S-TEC): they are not among them then."""
+    data = flags.recipe or (flags.data if flags.data in NAMES else "custom")
+    return method_of(flags).recipe(data, flags.image_size).companion is not None
 
 
 def check_recipe_name(method: Method, name: str | None) -> None:

@@ -7,6 +7,7 @@ from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, git_diff, hardware, versions
 from saccade.base.text import printable
 from saccade.models.backbone import export_backbone
+from saccade.runs.config import Config
 from saccade.runs.folder import RunFolder
 from saccade.runs.monitor import BASELINES
 from saccade.runs.pictures import plot_curves, save_png, view_grid
@@ -46,6 +47,7 @@ def announce(session: Session, folder: RunFolder) -> None:
                 f"precision {session.precision}, {'compiled' if session.compiles else 'not compiled'}"
             ),
         ),
+        ("precision", _precision(config)),
         ("run folder", str(config.out)),
     )
     for name, text in lines:
@@ -64,6 +66,14 @@ def announce(session: Session, folder: RunFolder) -> None:
         if changes := git_diff():
             write_atomically(config.out / "checkout.diff", lambda f: f.write((changes + "\n").encode()))
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")
+
+
+def _precision(config: Config) -> str:
+    if config.precision == config.published_precision:
+        return f"{config.precision}, as the recipe"
+    asked = config.flags["precision"] != "auto" or any(s.startswith("precision=") for s in config.flags["set"])
+    why = "as asked" if asked else "this device's default"
+    return f"{config.precision}, {why}; the recipe was published in {config.published_precision} (--precision recipe)"
 
 
 def finish(session: Session, folder: RunFolder, totals: dict[str, float], baselines: dict[str, float]) -> None:

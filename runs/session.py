@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
 from saccade.runs.config import Config
+from saccade.runs.precision import on_gpu
 
 COMPILING_PAYS = 500, 5_000_000  # steps left, parameters: below either, compiling takes longer than it saves
 
@@ -160,31 +162,34 @@ class Session:
         return self.accelerator.device.type == "cuda" and self.total_steps >= steps and large
 
 
-def start_accelerator(device: str, precision: str) -> Accelerator:
-    """Accelerate for device, precision and processes; it must find as many processes as were launched."""
+def start_processes(device: str) -> PartialState:
+    """The processes that were launched, on `device`; they must have found each other."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no usable GPU was found here; use --device cpu or leave it out.")
-    cpu = device == "cpu" or not torch.cuda.is_available()
+    cpu = not on_gpu(device)
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, processes launched on a CPU do not find each other
         keep_freed_memory()
-    if precision == "auto":
-        precision = "fp32" if cpu else "bf16"
-    if precision == "fp16" and cpu:
-        raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on a CPU.")
-    accelerator = Accelerator(
-        cpu=cpu,
+    state = PartialState(cpu=cpu)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != launched:
+        raise UserError(
+            f"{launched} processes were launched but {state.num_processes} found each other; "
+            "launch with torchrun, or accelerate launch --multi_gpu."
+        )
+    return state
+
+
+def start_accelerator(device: str, precision: str) -> Accelerator:
+    """Accelerate for device, precision (fp32, bf16 or fp16) and processes."""
+    start_processes(device)
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is unknown to torch 2.11
+    return Accelerator(
+        cpu=not on_gpu(device),
         mixed_precision={"fp32": "no"}.get(precision, precision),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is unknown to torch 2.11
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:
-        raise UserError(
-            f"{launched} processes were launched but {accelerator.num_processes} found each other; "
-            "launch with torchrun, or accelerate launch --multi_gpu."
-        )
-    return accelerator
 
 
 def build_train_pipeline(
@@ -204,7 +209,8 @@ def build_train_pipeline(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        return build_pipeline(source, views, order, config.pipeline, accelerator.device, dtype, config.workers)
+        device, workers = accelerator.device, config.workers
+        return build_pipeline(source, views, order, config.pipeline, device, dtype, workers, config.renderer)
 
     pipeline = build(source, config.recipe.views)
     if labelled is None or config.recipe.companion is None:
@@ -224,7 +230,7 @@ def build_learner(config: Config, source: Source, steps_per_epoch: int, total_st
     if config.joint_views is not None:
         objective.joint_forward = config.joint_views
     learner = Learner(backbone, objective, config.seed)
-    convert_batch_norm(learner, recipe.batch_norm)
+    convert_batch_norm(learner, recipe.batch_norm, recipe.batch_size // world_size() // config.accumulate)
     return learner
 
 
@@ -232,7 +238,7 @@ def check_batch(images: int, config: Config) -> None:
     """Raise UserError unless a process's `images` a step fall into equal forward passes that have batch statistics."""
     recipe = config.recipe
     batch, rest = divmod(images, config.accumulate)
-    splits = batch_norm_splits(recipe.batch_norm)
+    splits = batch_norm_splits(recipe.batch_norm, batch)
     if rest:
         raise UserError(f"--accumulate {config.accumulate} does not divide the {images} images of a process's batch.")
     if batch < 2:

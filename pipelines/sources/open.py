@@ -77,9 +77,9 @@ def open_split(found: Found, split: str, options: Options) -> Source:
     return source
 
 
-def train_split(found: Found, data: str, labelled: bool) -> str:
+def train_split(found: Found, data: str, labelled: bool, unlabelled: bool = False) -> str:
     if "all" in found.splits and not labelled:
-        return "all"
+        return "unlabeled" if unlabelled and "unlabeled" in found.splits else "all"
     name = next((split for split in found.splits if is_train(split)), None)
     if name is None and len(found.splits) == 1:
         name = next(iter(found.splits))

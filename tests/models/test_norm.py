@@ -11,6 +11,7 @@ from saccade.models.gather import rank
 from saccade.models.norm import (
     SplitBatchNorm2d,
     SyncBatchNorm,
+    batch_norm_splits,
     batch_permutation,
     convert_batch_norm,
     convert_split_batchnorm,
@@ -149,6 +150,17 @@ def test_every_place_of_a_permutation_is_as_likely():
 
 def test_permutation_is_made_on_its_device():
     assert batch_permutation(8, 0, 0, device="meta").device.type == "meta"
+
+
+def test_groups_of_32_are_as_many_as_a_process_has():
+    counts = [batch_norm_splits("group-32", images) for images in (256, 128, 32, 16, 100)]
+    assert counts == [8, 4, 1, 1, 4]  # 100 in four groups of 25: no group is larger than asked for
+    split = convert_batch_norm(_network(), "group-32", 256)[1]
+    assert isinstance(split, SplitBatchNorm2d) and split.splits == 8
+    assert type(convert_batch_norm(_network(), "group-32", 32)[1]) is nn.BatchNorm2d
+    for kind in ("group-1", "group-x", "group", "groups-32"):
+        with pytest.raises(UserError, match=f"batch_norm={kind} is unknown"):
+            batch_norm_splits(kind, 64)
 
 
 def _sees_part_on_a_rank() -> dict:

@@ -14,8 +14,8 @@ from saccade.pipelines.data import open_data
 from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import Source
 from saccade.runs.config import resolve
-from saccade.runs.flags import check_flags, parse_flags
-from saccade.runs.session import Session, start_accelerator
+from saccade.runs.flags import check_flags, labelled_beside, parse_flags
+from saccade.runs.session import Session, start_accelerator, start_processes
 
 
 class Trainer:
@@ -29,9 +29,10 @@ class Trainer:
     ) -> None:
         flags = parse_flags(argv, prog)
         check_flags(flags)
-        accelerator = start_accelerator(flags.device, flags.precision)
-        self.source = source or open_data(flags.data, None, flags.data_dir)[0]
+        start_processes(flags.device)
+        self.source = source or open_data(flags.data, None, flags.data_dir, unlabelled=labelled_beside(flags))[0]
         self.config = resolve(flags, self.source, Path("."))
+        accelerator = start_accelerator(self.config.device, self.config.precision)
         self.session = Session(self.config, accelerator, self.source, plain=plain)
         self.session.prepare()
         self.device, self.precision, self.compiled = accelerator.device, self.session.precision, self.session.compiles
