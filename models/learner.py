@@ -161,7 +161,7 @@ class Learner(nn.Module):
     @cached_property
     def _shuffles(self) -> bool:
         """Known at the first step only: by then batch norms are converted and the processes have found each other."""
-        return self.objective.shuffle_teacher and sees_part_of_the_batch(self.teacher)
+        return self.objective.shuffle_teacher and self.teacher is not None and sees_part_of_the_batch(self.teacher)
 
     def compile_networks(self) -> None:
         """Compile student and teacher in place (parameter names stay); the first step of each shape is slow."""

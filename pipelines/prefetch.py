@@ -27,7 +27,7 @@ def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
         return
     side = _side_stream(device)
 
-    def advance() -> tuple[Batch | None, torch.cuda.Event]:
+    def advance() -> tuple[Batch | None, torch.Event | torch.cuda.Event]:
         with torch.cuda.stream(side):
             batch = next(batches, None)
             return batch, side.record_event()
@@ -63,7 +63,7 @@ class UntilRead:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._held: deque[tuple[object, torch.cuda.Event]] = deque()
+        self._held: deque[tuple[object, torch.Event | torch.cuda.Event]] = deque()
 
     def hold(self, *memory: object) -> None:
         """Keep `memory` until what the current stream has to do now is done; let go what was read meanwhile."""
