@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from saccade.base.errors import UserError
+from saccade.base.progress import progress_bar
 from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.draw import mix64, uniform
 from saccade.pipelines.order import Order
@@ -84,22 +83,6 @@ def extract(
     return Features(
         torch.cat([f.cpu() for f in features]),
         None if labels[0] is None else torch.cat([label.cpu() for label in labels]),
-    )
-
-
-def progress_bar(items: Iterable, total: int, what: str, unit: str, shown: bool = True) -> tqdm:
-    """The items, with a bar that shows rate and time left; a line every half minute where the output is no terminal."""
-    wait, delay = (0.1, 1) if sys.stderr.isatty() else (30, 30)
-    return tqdm(
-        items,
-        what,
-        total,
-        unit=f" {unit}",
-        leave=False,
-        disable=not shown,
-        mininterval=wait,
-        delay=delay,
-        dynamic_ncols=True,
     )
 
 

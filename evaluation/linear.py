@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
+from saccade.base.progress import progress_bar
 from saccade.evaluation.accuracy import Accuracy, accuracy
-from saccade.evaluation.features import progress_bar
 from saccade.models.heads import linear_classifier
 from saccade.models.schedules import schedule
 from saccade.pipelines.order import Order

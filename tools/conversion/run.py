@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from saccade.base.errors import UserError
+from saccade.base.progress import progress_bar
 from saccade.base.text import printable
 from saccade.pipelines.manifest import Manifest, Split
 from saccade.pipelines.sources import BadImage, Source
@@ -70,7 +71,7 @@ def _write_all(
     job: Job, data: DataSet, orders: dict[str, np.ndarray], journal: Journal, partial: Path, pool: ThreadPoolExecutor
 ) -> Manifest:
     splits, left_out = {}, {}
-    with progress("convert", data.images) as bar:
+    with progress_bar(None, data.images, "convert", "images") as bar:
         written = {
             name: _write_split(job, name, reader, orders[name], journal, partial, pool, bar, left_out, data.images)
             for name, reader in data.splits.items()
@@ -84,7 +85,7 @@ def _write_all(
     manifest.save(partial / "manifest.json")
     if job.verify != "none":
         total = sum(len(rows) for _, rows in written.values())
-        with progress("verify", total if job.verify == "full" else min(total, 1000)) as bar:
+        with progress_bar(None, total if job.verify == "full" else min(total, 1000), "verify", "images") as bar:
             for name, reader in data.splits.items():
                 verify_split(
                     job.to, partial, name, reader, written[name][1], job.settings, job.verify == "sample", pool, bar
@@ -164,18 +165,6 @@ def _summary(reader: Source, rows: list[Row], files: list[str]) -> Split:
 
 def _classes(data: DataSet) -> list[str] | None:
     return next((list(reader.classes) for reader in data.splits.values() if reader.classes), None)
-
-
-def progress(what: str, total: int) -> tqdm:
-    """A bar with rate and time left; a line now and then where the output is no terminal."""
-    return tqdm(
-        total=total,
-        desc=what,
-        unit=" images",
-        smoothing=0.1,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    )
 
 
 # ------------------------------------------------------------------ publishing
