@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from saccade.base.errors import UserError
+
 OUTPUT_NORMS = ("none", "affine", "gamma", "plain")
 
 
@@ -31,7 +33,7 @@ def mlp(
         ['linear_0', 'bn_0', 'act_0', 'linear_1', 'bn_1', 'act_1', 'linear_out', 'bn_out']
     """
     if out_norm not in OUTPUT_NORMS:
-        raise ValueError(f"out_norm {out_norm!r} is none of {OUTPUT_NORMS}")
+        raise UserError(f"out_norm {out_norm!r} is none of {OUTPUT_NORMS}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, width in enumerate(hidden):
         layers[f"linear_{i}"] = nn.Linear(features, width, bias=hidden_bias)

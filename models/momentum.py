@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from saccade.base.errors import UserError
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -26,10 +28,10 @@ class MomentumTeacher(nn.Module, Generic[Network]):
     def update(self, student: nn.Module, momentum: float) -> None:
         """Move every parameter by (1 - momentum) towards the same-named one of the student; 0 <= momentum <= 1."""
         if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}; it must lie in [0, 1]")
+            raise UserError(f"momentum is {momentum}; it must lie in [0, 1]")
         mine, theirs = dict(self.network.named_parameters()), dict(student.named_parameters())
         if mine.keys() != theirs.keys():
-            raise ValueError(f"teacher and student differ in the parameters {sorted(mine.keys() ^ theirs.keys())[:3]}")
+            raise UserError(f"teacher and student differ in the parameters {sorted(mine.keys() ^ theirs.keys())[:3]}")
         torch._foreach_lerp_(list(mine.values()), list(theirs.values()), 1 - momentum)
 
     @torch.no_grad()

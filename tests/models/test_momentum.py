@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from saccade.base.errors import UserError
 from saccade.models.momentum import MomentumTeacher
 
 
@@ -52,7 +53,7 @@ def test_teacher_shares_nothing_and_needs_no_gradient():
 
 def test_another_network_or_momentum_is_refused():
     teacher = MomentumTeacher(_network())
-    with pytest.raises(ValueError, match=r"momentum is 1.1"):
+    with pytest.raises(UserError, match=r"momentum is 1.1"):
         teacher.update(_network(), 1.1)
-    with pytest.raises(ValueError, match=r"0.bias"):
+    with pytest.raises(UserError, match=r"0.bias"):
         teacher.update(nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4)), 0.9)
