@@ -8,41 +8,42 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from saccade.base.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call write(file) on a temporary file beside `path`, then move it there: a reader sees the old file or the new.
-
-    A full disk or a missing right becomes a UserError and leaves nothing behind.
-    """
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all of it is on the disk: a reader sees the old one or the new. Raises OSError."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
-    try:
-        with os.fdopen(handle, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
-        # torch.save reports a full disk as a RuntimeError of its zip writer
-        if isinstance(error, OSError) or (
-            isinstance(error, RuntimeError) and ("writ" in str(error) or "unexpected pos" in str(error))
-        ):
-            full = shutil.disk_usage(path.parent).free < 1 << 22
-            reason = getattr(error, "strerror", None) or ("the disk is full" if full else error)
-            raise UserError(
-                f"{path} cannot be written ({reason}); free some space or choose another folder."
-            ) from error
         raise
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Call write(file) on a `whole_file`; a full disk or a missing right becomes a UserError."""
+    try:
+        with whole_file(path) as file:
+            write(file)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its zip writer
+        if isinstance(error, RuntimeError) and "writ" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        full = path.parent.exists() and shutil.disk_usage(path.parent).free < 1 << 22
+        reason = getattr(error, "strerror", None) or ("the disk is full" if full else error)
+        raise UserError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
 
 
 def lock(file: IO) -> None:

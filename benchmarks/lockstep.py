@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
 
 from saccade.models.learner import Learner
-from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
 from saccade.runs.config import Config
 from saccade.runs.session import Session, start_accelerator
+from saccade.tools.benchmark.contenders import epochs
 from saccade.tools.parity_cases import Tolerance, tolerance
 
 CONTROL = "noise"  # no executor: reference's views with noise as large as the tolerance, for what that does to losses
@@ -82,7 +83,7 @@ def compare(config: Config, sources: dict[str, Source], steps: int, workers: int
             lanes[name] = stack.enter_context(Session(own, accelerator, sources[executor]))
             lanes[name].prepare()
         found = {name: Agreement(name, tolerance(name, f"{recipe.method}/{recipe.name}")) for name in lanes}
-        streams = {name: stack.enter_context(contextlib.closing(_endless(lanes[name].pipeline))) for name in sources}
+        streams = {name: stack.enter_context(contextlib.closing(epochs(lanes[name].pipeline))) for name in sources}
         shared = copy.deepcopy(lanes["reference"].learner)
         for step in tqdm(range(steps), desc=f"{recipe.method} {recipe.name}", unit=" steps", smoothing=0.1):
             batches = {name: next(stream) for name, stream in streams.items()}
@@ -95,11 +96,6 @@ def compare(config: Config, sources: dict[str, Source], steps: int, workers: int
                 found[name].shared.append(_relative(same_weights[name], same_weights["reference"]))
                 found[name].trained.append(_relative(found[name].losses[-1], found["reference"].losses[-1]))
     return list(found.values())
-
-
-def _endless(pipeline: Pipeline) -> Iterator[Batch]:
-    while True:
-        yield from pipeline
 
 
 def _noisy(batch: Batch, recipe: Views, step: int) -> Batch:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from saccade.base.caches import cache_folder
 from saccade.base.errors import UserError
+from saccade.base.files import whole_file
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _SCHEME = re.compile(r"^([a-z][a-z0-9+]*):", re.IGNORECASE)
@@ -115,15 +116,10 @@ def _fetch_one(url: str) -> Path:
 def _copy(url: str, file: Path) -> None:
     """Under another name until it is whole."""
     print(f"fetching {url} into {file.parent}", file=sys.stderr, flush=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with _open(url) as remote, open(partial, "wb") as local:
-            shutil.copyfileobj(remote, local, 1 << 20)
-        if partial.stat().st_size == 0:
+    with _open(url) as remote, whole_file(file) as local:
+        shutil.copyfileobj(remote, local, 1 << 20)
+        if local.tell() == 0:
             raise OSError("nothing came")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _open(url: str) -> BinaryIO:

@@ -20,6 +20,7 @@ import numpy as np
 
 from saccade.base.caches import cache_folder
 from saccade.base.errors import UserError
+from saccade.base.files import whole_file
 from saccade.base.text import printable
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.manifest import manifest_of
@@ -200,9 +201,8 @@ def _keep_index(shard: Path, key: dict, found: Shard) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             if not place.parent.stat().st_mode & 0o222:
                 continue  # marked read-only, which would not stop root
-            partial = place.with_name(f"{place.name}.{os.getpid()}")
-            partial.write_text(json.dumps(content))
-            partial.replace(place)
+            with whole_file(place) as file:
+                file.write(json.dumps(content).encode())
             return
         except OSError:
             continue  # a read-only place; without any, the next run scans again

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
-from saccade.base.files import lock
-from saccade.tools.conversion.writers import Row, whole_file
+from saccade.base.files import lock, whole_file
+from saccade.tools.conversion.writers import Row
 
 OWN = "conversion"  # the journal's folder within the working folder
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from saccade.base.errors import UserError
+from saccade.base.files import whole_file
 from saccade.pipelines.sources.beton import (
     ALLOCATION,
     FIELD,
@@ -27,7 +28,7 @@ from saccade.pipelines.sources.beton import (
 from saccade.pipelines.sources.beton import RAW as RAW_MODE
 from saccade.pipelines.sources.parquet import pyarrow_parquet
 from saccade.tools.conversion.prepare import RAW
-from saccade.tools.conversion.writers import Item, Row, Writer, whole_file
+from saccade.tools.conversion.writers import Item, Row, Writer
 
 PAGE = 1 << 23  # bytes; FFCV's default. Data does not cross pages
 _ROW_GROUP = 100  # images in a parquet row group, as Hugging Face writes them

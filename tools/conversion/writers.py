@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saccade.base.errors import UserError
+from saccade.base.files import whole_file
 from saccade.tools.conversion.prepare import Prepared
 
 
@@ -123,24 +124,3 @@ def _key(name: str) -> str:
     """The name without its extension and what a sample's key cannot hold: further dots, spaces, other than ASCII."""
     base = os.path.splitext(name)[0].replace(".", "_").replace(" ", "_")
     return base.encode("ascii", "replace").decode().replace("?", "_").lstrip("/")[-80:].lstrip("/")
-
-
-class whole_file:
-    """A file that appears under its name only when it is complete and on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._part = path, path.with_name(path.name + ".part")
-
-    def __enter__(self) -> io.BufferedWriter:
-        self._file = open(self._part, "wb")
-        return self._file
-
-    def __exit__(self, error: type | None, *_: object) -> None:
-        if error is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if error is None:
-            os.replace(self._part, self._path)
-        else:
-            self._part.unlink(missing_ok=True)
