@@ -70,7 +70,7 @@ class _Ranks:
         results: dict[int, bytes] = {}
         while len(results) < len(self.connections):
             pending = [c for rank, c in enumerate(self.connections) if rank not in results]
-            ready = wait(pending, timeout=TIMEOUT_SECONDS)
+            ready: list[Any] = wait(pending, timeout=TIMEOUT_SECONDS)
             if not ready:
                 raise TimeoutError(f"no rank answered within {TIMEOUT_SECONDS} s")
             for connection in ready:

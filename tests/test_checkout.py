@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from saccade.base import checkout
+from tests.present import present
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,4 +39,5 @@ def test_another_checkouts_code_is_refused_in_one_sentence(command, tmp_path):
 
 def test_a_saccade_that_is_not_installed_is_said_with_the_way_out(monkeypatch):
     monkeypatch.setattr(checkout, "find_spec", lambda name: None)
-    assert "not installed" in checkout.foreign() and f"pip install -e {ROOT}" in checkout.foreign()
+    said = present(checkout.foreign())
+    assert "not installed" in said and f"pip install -e {ROOT}" in said

@@ -14,7 +14,7 @@ from torch import nn
 
 from saccade import eval as evaluate
 from saccade.evaluation.protocols import PROTOCOLS
-from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone
+from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, feature_size
 
 SIZE, MEAN, STD = 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -53,7 +53,7 @@ def write_run(folder: Path, data: str, method: str = "stec") -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     for name, content in export_backbone(student, spec, SIZE, {"mean": MEAN, "std": STD}).items():
         (folder / name).write_bytes(content)
-    classifier = nn.Linear(student.num_features, 4)
+    classifier = nn.Linear(feature_size(student, SIZE), 4)
     state = {
         f"{prefix}{name}": tensor
         for prefix, module in (

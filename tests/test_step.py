@@ -56,7 +56,7 @@ def test_every_convolution_sees_channels_last(method):
     trainer = trainer_of(method)
     seen = []
 
-    def look(module: nn.Module, inputs: tuple) -> None:
+    def look(module: nn.Conv2d, inputs: tuple) -> None:
         seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
         if module.kernel_size != (1, 1):  # of a 1 x 1 kernel both layouts are the same memory
             seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))

@@ -118,7 +118,7 @@ def test_backbone_loads_in_timm_and_in_ours(finished):
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(model(x), ours(x)) and description["method"] == "stec"
     trained = load_checkpoint(finished)["learner"]["student.backbone.conv1.weight"]
-    assert torch.equal(ours.conv1.weight, trained)
+    assert torch.equal(ours.get_parameter("conv1.weight"), trained)
 
 
 def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_path):

@@ -15,6 +15,7 @@ from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import ArraySource, Options
 from saccade.pipelines.sources.holdout import hold_out
 from saccade.tools.convert import main as convert
+from tests.present import present
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -194,7 +195,7 @@ def test_images_by_path_and_a_folder_that_save_to_disk_wrote(tmp_path):
             out.write_table(data)
         (tmp_path / "saved" / split / "state.json").write_text(json.dumps({}))
     train, val = open_data(str(tmp_path / "saved"))
-    assert train.encoded(3) == png(3) and len(val) == 12 and val.labels.tolist() == [0, 1, 2] * 4
+    assert train.encoded(3) == png(3) and len(present(val)) == 12 and val.labels.tolist() == [0, 1, 2] * 4
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------
@@ -233,7 +234,8 @@ def test_a_hold_out_takes_the_same_share_of_each_class_every_time():
     labels = np.array([0] * 20 + [1] * 10 + [2] + [-1] * 9)
     source = ArraySource("x", np.zeros((40, 4, 4, 3), np.uint8), labels)
     (train, test), (_, again) = hold_out(source), hold_out(source)
-    assert np.bincount(test.labels).tolist() == [4, 2] and np.bincount(train.labels).tolist() == [16, 8, 1]
+    assert np.bincount(present(test.labels)).tolist() == [4, 2]
+    assert np.bincount(present(train.labels)).tolist() == [16, 8, 1]
     rows = [set(part.index.columns["row"].tolist()) for part in (train, test)]
     assert not rows[0] & rows[1] and rows[1] == set(again.index.columns["row"].tolist())
 
@@ -279,7 +281,9 @@ def test_what_converts_also_trains(tmp_path, executor):
     source, _ = open_data(str(path))
     with build_pipeline(source, Views((View("a", 8),)), Order(12, 4), executor, workers=1) as pipeline:
         seen = {
-            int(i): (int(n), view) for b in pipeline for i, n, view in zip(b.index, b.label, b.views["a"], strict=True)
+            int(i): (int(n), view)
+            for b in pipeline
+            for i, n, view in zip(b.index, present(b.label), b.views["a"], strict=True)
         }
     assert sorted(seen) == list(range(12)) and all(label == i % 3 for i, (label, _) in seen.items())
     order = sorted(range(12), key=lambda i: float(seen[i][1].mean()))

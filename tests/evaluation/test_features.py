@@ -14,6 +14,7 @@ from saccade.evaluation.quality import effective_rank, feature_std
 from saccade.models.backbone import replace_stem
 from saccade.pipelines.sources import ArraySource, FolderSource
 from saccade.pipelines.views import Crop, View, Views
+from tests.present import present
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -32,7 +33,7 @@ def backbone():
 
 def test_features_are_the_backbones_own_in_eval_mode(source, backbone):
     found = extract(backbone.train(), source, 32, MEAN, STD)
-    images = TF.normalize(torch.from_numpy(source.images).permute(0, 3, 1, 2) / 255, MEAN, STD)
+    images = TF.normalize(torch.from_numpy(source.images).permute(0, 3, 1, 2) / 255, list(MEAN), list(STD))
     with torch.no_grad():
         expected = backbone.eval()(images)
     torch.testing.assert_close(found.features, expected, rtol=1e-4, atol=1e-5)
@@ -103,7 +104,7 @@ def test_max_images_limits_and_keeps_labels_beside_features(source):
     found = extract(nn.Flatten(), source, 32, MEAN, STD, max_images=10)
     whole = extract(nn.Flatten(), source, 32, MEAN, STD)
     rows = SubsetOrder(37, 10, 256).permutation(0)
-    assert torch.equal(found.features, whole.features[rows]) and torch.equal(found.labels, whole.labels[rows])
+    assert torch.equal(found.features, whole.features[rows]) and torch.equal(present(found.labels), whole.labels[rows])
     assert len(extract(nn.Flatten(), source, 32, MEAN, STD, max_images=1000)) == 37
 
 

@@ -67,7 +67,7 @@ def clusters():
 def test_knn_equals_a_plain_loop(clusters, metric, temperature):
     found = knn_accuracy(*clusters, ks=(1, 5, 20, 100), temperature=temperature, metric=metric)
     for k, (top1, top5) in found.items():
-        assert [top1, top5] == pytest.approx(by_hand(*clusters, k, temperature, metric)), k
+        assert [top1, top5] == pytest.approx(by_hand(*clusters, k=k, temperature=temperature, metric=metric)), k
 
 
 def test_chunks_do_not_change_the_result(clusters, monkeypatch):

@@ -51,7 +51,7 @@ def test_authors_recipes_have_their_network(data, size, count):
     with torch.no_grad():
         features = backbone.eval()(torch.rand(2, 3, size, size))
     assert features.shape == (2, 4096) and (features >= 0).all()  # evaluated after the ReLU
-    assert backbone.layers.fc6.weight.std().item() == pytest.approx(0.02, rel=0.01)
+    assert backbone.get_parameter("layers.fc6.weight").std().item() == pytest.approx(0.02, rel=0.01)
 
 
 def test_recipes_of_ours_are_marked():

@@ -45,7 +45,9 @@ def _learner(name: str) -> Learner:
         nn.Conv2d(3, FEATURES, 3, stride=2), nn.BatchNorm2d(FEATURES), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     objective = find_method(name).objective(_small_recipe(name), FEATURES, CLASSES, STEPS, STEPS)
-    return convert_batch_norm(Learner(backbone, objective, seed=3), "sync").double()
+    learner = Learner(backbone, objective, seed=3)
+    convert_batch_norm(learner, "sync")  # in place
+    return learner.double()
 
 
 def _train(name: str) -> dict:

@@ -59,7 +59,7 @@ def _v3_on_a_rank() -> dict:
 def test_v3_on_two_ranks_averages_to_the_global_batch():
     views = _unit(4, 6)
     views[0].requires_grad_()
-    loss = _v3_by_hand(*views, 0.3)
+    loss = _v3_by_hand(*views, temperature=0.3)
     loss.backward()
     ranks = run_ranks(_v3_on_a_rank)
     assert_close(sum(x["loss"] for x in ranks) / 2, loss, 1e-12)

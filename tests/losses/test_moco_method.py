@@ -1,5 +1,7 @@
 """--method moco-v2 and moco-v3: wiring, teacher, queue, and the networks of their recipes."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,15 +53,15 @@ def test_v3_compares_each_prediction_with_the_other_views_key():
 
 def test_heads_have_the_papers_sizes():
     """Multiply the widths: v2 2048-2048-128 with biases; v3 as MoCo v3 prints them, without biases."""
-    v2 = learner_of(small(moco_v2_recipe("imagenet"))).objective
+    v2: Any = learner_of(small(moco_v2_recipe("imagenet"))).objective
     v2.features = 2048
     assert _count(v2.projector()) == 2048 * 2048 + 2048 + 2048 * 128 + 128
     assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in v2.projector())
-    v3 = learner_of(small(moco_v3_recipe("imagenet"))).objective
+    v3: Any = learner_of(small(moco_v3_recipe("imagenet"))).objective
     v3.features = 2048
     assert _count(v3.projector()) == 2048 * 4096 + 2 * 4096 + 4096 * 256
     assert _count(v3.predictor()) == 256 * 4096 + 2 * 4096 + 4096 * 256
-    vit = learner_of(small(moco_v3_recipe("imagenet-vit"))).objective
+    vit: Any = learner_of(small(moco_v3_recipe("imagenet-vit"))).objective
     vit.features = 768
     assert _count(vit.projector()) == 768 * 4096 + 4096 * 4096 + 4 * 4096 + 4096 * 256
     assert isinstance(vit.predictor()[-1], torch.nn.BatchNorm1d) and not vit.predictor()[-1].affine
@@ -70,8 +72,8 @@ def test_vit_has_fixed_positions_and_a_frozen_patch_projection():
     assert spec.name == "vit_base_patch16_224"
     tiny = create_backbone(spec.renamed("vit_tiny_patch16_224"), 224)
     assert not tiny.pos_embed.requires_grad and not tiny.patch_embed.proj.weight.requires_grad
-    table = tiny.pos_embed[0, 1:].view(14, 14, 192).double()
-    assert not tiny.pos_embed[0, 0].any()
+    table = tiny.get_parameter("pos_embed")[0, 1:].view(14, 14, 192).double()
+    assert not tiny.get_parameter("pos_embed")[0, 0].any()
     for row, column, k in ((0, 0, 0), (3, 5, 7), (13, 2, 47)):
         x, y = column * 10000 ** (-k / 48), row * 10000 ** (-k / 48)
         expected = torch.tensor([x, x, y, y], dtype=torch.float64)

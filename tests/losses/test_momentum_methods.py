@@ -1,6 +1,7 @@
 """ReSA, ReSSL, RSA and BYOL as objectives: the pure function of the right outputs, and gradients where they belong."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_keys_of_all_micro_batches_enter_the_queue_in_order_after_the_step():
 def test_teacher_is_shuffled_across_split_batch_norm_and_put_back_in_order():
     """With splits, who shares statistics depends on the permutation of (seed, step); the order of the keys does not."""
     recipe = small(ressl_recipe("cifar10"), 16, queue_size=32, projector_hidden=16, projector_dim=8)
-    learner = convert_batch_norm(learner_of(recipe), recipe.batch_norm)
+    learner: Any = convert_batch_norm(learner_of(recipe), recipe.batch_norm)
     assert any(isinstance(m, SplitBatchNorm2d) for m in learner.student.backbone.modules())
     assert any(isinstance(m, SplitBatchNorm2d) for m in learner.teacher.modules())
     views, _ = images_of(recipe)
@@ -124,7 +125,7 @@ def test_each_view_is_shuffled_on_its_own_and_only_where_that_changes_its_statis
     recipe = small(find_method("cacr-queue").recipe("cifar10", 32), 16, queue_size=32, projector_hidden=(16,))
     views, params = images_of(recipe)
     for kind, expected in (("local", []), ("split-8", [(16, 0, 3, k) for k in range(5)])):
-        learner = convert_batch_norm(learner_of(recipe), kind)
+        learner: Any = convert_batch_norm(learner_of(recipe), kind)
         learner.begin_step(3)
         learner(views, params)
         assert drawn == expected
@@ -168,11 +169,11 @@ def test_byol_predicts_the_teacher_of_the_other_view():
 def test_teacher_follows_by_the_momentum_of_the_step():
     recipe = small(byol_recipe("cifar10"), projector_hidden=16, projector_dim=8, predictor_hidden=16)
     learner, _, _ = _train_once(recipe)
-    before = learner.teacher.network.projector.linear_0.weight.clone()
+    before = learner.teacher.network.get_parameter("projector.linear_0.weight").clone()
     with torch.no_grad():
-        learner.student.projector.linear_0.weight += 1
+        learner.student.get_parameter("projector.linear_0.weight").add_(1)
     learner.begin_step(5)
-    moved = learner.teacher.network.projector.linear_0.weight - before
+    moved = learner.teacher.network.get_parameter("projector.linear_0.weight") - before
     assert_close(moved, torch.full_like(moved, 1 - learner.objective.momentum(5)), 1e-6)
 
 

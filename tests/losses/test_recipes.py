@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, fields
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_resa_stem_as_the_authors_ran_it_ends_in_5x5_maps():
     sizes = {}
     for stem in ("cifar", "cifar-pad"):
         with torch.device("meta"):
-            backbone = create_backbone(BackboneSpec("resnet18", stem), 32)
+            backbone: Any = create_backbone(BackboneSpec("resnet18", stem), 32)
             sizes[stem] = backbone.forward_features(torch.empty(1, 3, 32, 32)).shape[-1]
     assert sizes == {"cifar": 4, "cifar-pad": 5}
 

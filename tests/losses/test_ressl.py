@@ -20,7 +20,7 @@ CASES = {  # name: tolerance of losses, of gradients
 
 
 def _queue(columns: torch.Tensor) -> KeyQueue:
-    queue = KeyQueue(*columns.shape).to(columns.dtype)
+    queue = KeyQueue(columns.shape[0], columns.shape[1]).to(columns.dtype)
     queue.keys.copy_(columns.t())
     return queue
 

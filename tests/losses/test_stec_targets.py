@@ -12,12 +12,13 @@ from tests.reference_values import assert_close, load_reference
 
 
 def _views(r: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(
+    a, b = (
         view_to_source(
             *r[f"crop_{v}"].unbind(1), flip=r[f"flip_{v}"], source_height=r["height"], source_width=r["width"]
         )
         for v in "ab"
     )
+    return a, b
 
 
 def test_reference_view_to_source():

@@ -170,8 +170,8 @@ def test_reference_ressl_training_with_a_queue_that_wraps():
         losses = _step(learner, optimizer, step, views)
         assert_close(losses["loss"], r["losses"][step], STEPS)
         for letter, network in (("q", student), ("k", teacher)):
-            assert_close(network.weight, r[f"W_{letter}_after{step}"], STEPS)
-            assert_close(network.bias, r[f"b_{letter}_after{step}"], STEPS)
+            assert_close(network.get_parameter("weight"), r[f"W_{letter}_after{step}"], STEPS)
+            assert_close(network.get_parameter("bias"), r[f"b_{letter}_after{step}"], STEPS)
         assert_close(queue.columns, r[f"queue_after{step}"], STEPS)
         assert int(queue.pointer) == int(r[f"ptr_after{step}"])
 

@@ -28,7 +28,7 @@ def test_update_is_the_weighted_mean_of_parameters_only():
     teacher.update(student, 0.9)
     for old, mine, theirs in zip(before, teacher.parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(mine, 0.9 * old + 0.1 * theirs)
-    assert not teacher.network[1].running_mean.any()
+    assert not teacher.network.get_buffer("1.running_mean").any()
 
 
 def test_momentum_one_stays_and_zero_copies():

@@ -155,9 +155,9 @@ def test_permutation_is_made_on_its_device():
 def test_groups_of_32_are_as_many_as_a_process_has():
     counts = [batch_norm_splits("group-32", images) for images in (256, 128, 32, 16, 100)]
     assert counts == [8, 4, 1, 1, 4]  # 100 in four groups of 25: no group is larger than asked for
-    split = convert_batch_norm(_network(), "group-32", 256)[1]
+    split = convert_batch_norm(_network(), "group-32", 256).get_submodule("1")
     assert isinstance(split, SplitBatchNorm2d) and split.splits == 8
-    assert type(convert_batch_norm(_network(), "group-32", 32)[1]) is nn.BatchNorm2d
+    assert type(convert_batch_norm(_network(), "group-32", 32).get_submodule("1")) is nn.BatchNorm2d
     for kind in ("group-1", "group-x", "group", "groups-32"):
         with pytest.raises(UserError, match=f"batch_norm={kind} is unknown"):
             batch_norm_splits(kind, 64)

@@ -1,11 +1,12 @@
 """LARS against the originals' trajectories and timm's, and the parameter rules on timm's names."""
 
 import copy
+from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import nn
 
 from saccade.base.errors import UserError
@@ -67,9 +68,10 @@ def _tensors(seed: int) -> list[nn.Parameter]:
 
 def test_separate_norms_equal_timm():
     ours, theirs = _tensors(0), _tensors(0)
+    lars: Any = Lars  # timm annotates its floats as int
     optimizers = [
         LARS(ours, lr=0.7, momentum=0.9, weight_decay=1e-2, trust_coefficient=0.02, norm="separate"),
-        Lars(theirs, lr=0.7, momentum=0.9, weight_decay=1e-2, trust_coeff=0.02, eps=1e-8, dampening=0.0),
+        lars(theirs, lr=0.7, momentum=0.9, weight_decay=1e-2, trust_coeff=0.02, eps=1e-8, dampening=0.0),
     ]
     for step in range(5):
         for params in (ours, theirs):

@@ -40,7 +40,7 @@ def colour(image: Tensor, view: View, params: ViewParams, recipe: Views) -> Tens
     return F.normalize(image, list(recipe.mean), list(recipe.std))
 
 
-def views_of(images: list[Tensor], recipe: Views, params: dict[str, ViewParams]) -> dict[str, Tensor]:
+def views_of(images: list[Tensor] | Tensor, recipe: Views, params: dict[str, ViewParams]) -> dict[str, Tensor]:
     """images: N tensors (3, H, W) uint8 of any sizes -> name -> (N, 3, S, S) float64."""
     views = {}
     for view in recipe:

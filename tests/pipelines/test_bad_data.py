@@ -15,6 +15,7 @@ from saccade.pipelines.sources import FolderSource
 from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.views import CentreCrop, Crop, View, Views
 from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with, write_idx
+from tests.present import present
 
 GOOD = 11  # one bad image among 12 is less than 10 %
 RECIPE = Views((View("whole", SIDE, crop=CentreCrop(), flip=0.0), View("cut", 16, crop=Crop((0.3, 1.0)))))
@@ -96,7 +97,7 @@ def epoch_of(source, executor: str, seed: int = 0):
     seen = torch.cat([batch.index for batch in batches]).tolist()
     assert sorted(seen) == list(range(len(source)))
     views = {name: torch.cat([batch.views[name] for batch in batches]) for name in RECIPE.names}
-    labels = torch.cat([batch.label for batch in batches]) if batches[0].label is not None else None
+    labels = torch.cat([present(batch.label) for batch in batches]) if batches[0].label is not None else None
     return {
         i: ({name: v[k] for name, v in views.items()}, None if labels is None else int(labels[k]))
         for k, i in enumerate(seen)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from saccade.pipelines.draw import ViewParams, draw, mix64, stream_key, uniform
 from saccade.pipelines.order import Order
 from saccade.pipelines.views import Blur, CentreCrop, Crop, Jitter, View, Views
 from tests.distributed import run_ranks
+from tests.present import present
 
 FULL = View("weak", 32, Crop((0.08, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(), solarise=0.2)
 RECIPE = Views((FULL, View("other", 32, Crop((0.2, 1.0)), jitter=Jitter(0.8, 0.8, 0.8, 0.2))))
@@ -125,7 +127,7 @@ def test_crops_are_distributed_as_torchvisions(height, width, scale):
 
 
 def test_colour_factors_are_distributed_as_torchvisions(many):
-    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
+    jitter: Any = ColorJitter(0.4, 0.4, 0.4, 0.1)
     torch.manual_seed(0)
     theirs = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(5000)]
     chosen = many[many.jittered]
@@ -138,7 +140,7 @@ def test_colour_factors_are_distributed_as_torchvisions(many):
 def test_strong_jitter_stops_at_zero_as_torchvisions():
     view = View("v", 32, jitter=Jitter(1.5, 0.0, 0.0, 0.0, p=1.0))
     drawn = draw(Views((view,)), 0, 0, torch.arange(4000), sizes(4000))["v"]
-    low, high = ColorJitter(1.5).brightness
+    low, high = present(ColorJitter(1.5).brightness)
     assert kstest(drawn.brightness.numpy(), "uniform", (low, high - low)).pvalue > P_MIN
     assert (drawn.contrast == 1).all() and (drawn.hue == 0).all()
 

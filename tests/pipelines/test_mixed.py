@@ -12,6 +12,7 @@ from saccade.pipelines.order import Order
 from saccade.pipelines.views import View, Views
 from saccade.runs.flags import parse_flags
 from saccade.runs.record import check_local
+from tests.present import present
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def test_it_renders_like_any_source(places):
     for executor in ("resident", "reference"):
         with build_pipeline(source, Views((View("a", 8),)), Order(18, 6, seed=1), executor, workers=0) as pipeline:
             seen = [
-                (int(i), int(label)) for batch in pipeline for i, label in zip(batch.index, batch.label, strict=True)
+                (int(i), int(label))
+                for batch in pipeline
+                for i, label in zip(batch.index, present(batch.label), strict=True)
             ]
         assert sorted(i for i, _ in seen) == list(range(18)) and all(source.labels[i] == label for i, label in seen)
 

@@ -37,7 +37,11 @@ def test_crop_resize_is_resized_crop(interpolation, size):
     out = ops.crop_resize(pixels, box, flip, size, interpolation)
     for n in range(COUNT):
         expected = F.resized_crop(
-            pixels[n], *box[n].tolist(), [size, size], F.InterpolationMode(interpolation), antialias=True
+            pixels[n],
+            *box[n].tolist(),
+            size=[size, size],
+            interpolation=F.InterpolationMode(interpolation),
+            antialias=True,
         ).clamp(0, 1)
         torch.testing.assert_close(out[n], F.hflip(expected) if flip[n] else expected, **CLOSE)
 
@@ -62,7 +66,7 @@ def test_full_box_of_the_same_size_is_the_image():
 def test_one_jitter_operation_is_torchvisions(image, operation, adjust, low, high):
     factors = [torch.ones(COUNT, dtype=torch.float64)] * 3 + [torch.zeros(COUNT, dtype=torch.float64)]
     factors[operation] = uniform(low, high)
-    out = ops.jitter(image, *factors, torch.arange(4, dtype=torch.uint8).expand(COUNT, 4))
+    out = ops.jitter(image, *factors, order=torch.arange(4, dtype=torch.uint8).expand(COUNT, 4))
     for n in range(COUNT):
         tolerance = CLOSE_HUE if operation == 3 else CLOSE
         torch.testing.assert_close(out[n], adjust(image[n], factors[operation][n].item()).double(), **tolerance)

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,7 +196,8 @@ class Memory:
 
 
 def test_memory_is_held_until_the_event_after_its_reading_has_passed(cuda):
-    held, memory = UntilRead(CUDA), [Memory() for _ in range(3)]
+    held = UntilRead(CUDA)
+    memory: list[Any] = [Memory() for _ in range(3)]
     watched = [weakref.ref(m) for m in memory]
     alive = lambda: [w() is not None for w in watched]  # noqa: E731
     held.hold(memory[0])

@@ -20,6 +20,7 @@ from saccade.tools.benchmark.compare import compare
 from saccade.tools.benchmark.measure import Contender, cpu_seconds, measure, memory_mib
 from saccade.tools.benchmark.rows import Row, environment, read_rows, write_rows
 from saccade.tools.benchmark.suites import noise, photo_recipe, photos
+from tests.present import present
 
 CPU = torch.device("cpu")
 
@@ -53,7 +54,7 @@ def test_share_of_the_model_is_the_whole_over_the_step():
         3,
         0.1,
     )
-    assert 0.3 < rows[1].share_of_model < 0.8 and rows[0].share_of_model is None
+    assert 0.3 < present(rows[1].share_of_model) < 0.8 and rows[0].share_of_model is None
 
 
 def test_every_contender_has_its_turn_in_every_round_and_is_closed():
@@ -139,7 +140,7 @@ def test_baseline_has_the_recipes_distribution(flavour):
     assert derived, "the recipe this test is about has no derived view any more"
     image = Image.fromarray(np.full((40, 40, 3), 128, dtype=np.uint8))
     views = dict(zip(recipe.names, ManyCrops(recipe, flavour)(image), strict=True))
-    weak = views[derived[0].parent]
+    weak = views[present(derived[0].parent)]
     expected = (torch.full((3,), 128 / 255) - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
     assert torch.allclose(weak.mean((1, 2)), expected, atol=1e-4)
 

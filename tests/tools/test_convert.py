@@ -11,6 +11,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_every_format_keeps_bytes_labels_and_the_order_of_class_names(photos, tm
 @pytest.mark.parametrize("labelled", [True, False])
 def test_arrays_go_to_every_format_and_come_back_as_they_were(tmp_path, to, labelled):
     rng = np.random.default_rng(0)
-    arrays = {"images": rng.integers(0, 256, (23, 12, 10, 3), dtype=np.uint8)}
+    arrays: dict[str, Any] = {"images": rng.integers(0, 256, (23, 12, 10, 3), dtype=np.uint8)}
     if labelled:
         arrays |= {"labels": rng.integers(0, 3, 23), "classes": np.array(["zebra", "ant", "bee"])}
     np.savez(tmp_path / "x.npz", **arrays)

@@ -13,6 +13,7 @@ from saccade.pipelines.views import Crop, Jitter, Views
 from saccade.tools import parity
 from saccade.tools.parity_cases import method_recipes, operations, tolerance
 from saccade.tools.parity_draws import SIGNIFICANT, binomial, chi_squared, compare_draws, kolmogorov_smirnov
+from tests.present import present
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_every_executor_is_within_its_tolerance(sources):
     rows, worst = parity.compare(sources, some(16), some(64))
     assert {row.executor for row in rows} >= {"resident", "ffcv", "pil"} and len(rows) >= 9
     assert not [row for row in rows if row.excess > 1]
-    assert parity.picture(worst).size == (3 * 344 + 8, 380)
+    assert parity.picture(present(worst)).size == (3 * 344 + 8, 380)
 
 
 def test_executor_that_is_off_is_noticed_and_pictured(sources, monkeypatch):
@@ -45,7 +46,7 @@ def test_executor_that_is_off_is_noticed_and_pictured(sources, monkeypatch):
     monkeypatch.setattr(parity, "executors", lambda: {"dali": ("photos", off)})
     (row,), worst = parity.compare(sources, {}, {"crop bilinear": operations(64)["crop bilinear"]})
     assert row.excess > 1 and abs(row.largest - 51) < 1.5 and "image 1" in worst.title
-    map_of_differences = np.asarray(parity.picture(worst, cell=64))[40:104, 8 + 2 * 72 : 8 + 2 * 72 + 64]
+    map_of_differences = np.asarray(parity.picture(present(worst), cell=64))[40:104, 8 + 2 * 72 : 8 + 2 * 72 + 64]
     assert tuple(map_of_differences[5, 7]) == (255, 255, 255) and map_of_differences.mean() < 5
 
 
