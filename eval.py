@@ -253,17 +253,17 @@ def print_table(
         names = ", ".join([*train.known_bad, *test.known_bad][:3])
         rows.append(("unreadable", f"{result['unreadable']} images, replaced by others, such as {names}"))
     rows += [("departs", text) for text in result["deviations"]] + [("note", text) for text in result["notes"]]
-    scores = [(f"kNN, k = {k}", found["top1"], found["top5"]) for k, found in result.get("knn", {}).items()]
+    scores = [(f"kNN, k = {k}", found["top1"], found["top5"], "") for k, found in result.get("knn", {}).items()]
     if "last_top1" in result:
         for which, epoch in (("last", result["epochs"]), ("best", result["best_epoch"])):
             mark = "  <- top1" if which == result["paper_reports"] else ""
             scores.append((f"linear, {which} epoch ({epoch})", result[f"{which}_top1"], result[f"{which}_top5"], mark))
     if not scores:
-        scores = [("online classifier", result["top1"], result["top5"])]
+        scores = [("online classifier", result["top1"], result["top5"], "")]
     print("\n".join(f"{name:>10}  {printable(str(text))}" for name, text in rows))
     print(f"\n{'':>28}{'top-1 %':>9}{'top-5 %':>9}")
-    for name, top1, top5, *mark in scores:
-        print(f"{name:>28}{top1:>9.2f}{top5:>9.2f}" + "".join(mark))
+    for name, top1, top5, mark in scores:
+        print(f"{name:>28}{top1:>9.2f}{top5:>9.2f}{mark}")
     print(f"\n{result['seconds']} s")
 
 

@@ -16,7 +16,7 @@ from saccade.evaluation.accuracy import Accuracy, accuracy
 from saccade.evaluation.features import Features, extract, forward_batches
 from saccade.evaluation.knn import knn_accuracy
 from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
-from saccade.evaluation.protocols import Protocol
+from saccade.evaluation.protocols import KNN, Protocol
 from saccade.evaluation.quality import effective_rank, feature_std
 from saccade.evaluation.subject import Subject, online_classifier, with_encoder
 from saccade.pipelines.build import build_pipeline
@@ -84,7 +84,7 @@ class Evaluation:
         started = time.perf_counter()
         measured: dict = {}
         if self.protocol.knn:
-            found = self._knn()
+            found = self._knn(self.protocol.knn)
             measured |= _named(next(iter(found.values())))
             measured["knn"] = {str(k): _named(a) for k, a in found.items()}
         if self.protocol.online:
@@ -92,7 +92,7 @@ class Evaluation:
             with torch.no_grad():
                 measured |= _named(accuracy(head(self.test_features.features), self.test_features.labels))
         if self.probe:
-            measured |= self._probed(self._train_probe())
+            measured |= _probed(self._train_probe(self.probe), self.probe.printed)
         subject, features = self.subject, self.test_features.features
         return {
             "protocol": self.protocol.name,
@@ -147,8 +147,7 @@ class Evaluation:
             raise UserError(f"{subject.name}: its features are not finite numbers; the backbone has diverged.")
         return features
 
-    def _knn(self) -> dict[int, Accuracy]:
-        knn = self.protocol.knn
+    def _knn(self, knn: KNN) -> dict[int, Accuracy]:
         if knn.interpolation == "bilinear":
             train, test = self.train_features, self.test_features
         else:
@@ -191,8 +190,8 @@ class Evaluation:
             self.notes.append("the backbone was in train mode while the classifier learned (RSA's code)")
         return probe.with_epochs(s.epochs) if s.epochs else probe
 
-    def _train_probe(self) -> ProbeResult:
-        probe, s = self.probe, self.settings
+    def _train_probe(self, probe: Probe) -> ProbeResult:
+        s = self.settings
         shape = (self.test_features.features.shape[1], self.classes)
         prepare = Preparation(probe.prepare, self.train_features.features if probe.prepare != "raw" else None, s.device)
         fit = partial(
@@ -224,21 +223,22 @@ class Evaluation:
                 lambda: self._extract(self.test, backbone=backbone).features if drift else frozen,
             )
 
-    def _probed(self, result: ProbeResult) -> dict:
-        printed = result.best if self.probe.printed == "best" else result.last
-        each = {
-            f"{which}_{name}": value
-            for which, found in (("last", result.last), ("best", result.best))
-            for name, value in _named(found).items()
-        }
-        return {
-            **_named(printed),
-            **each,
-            "best_epoch": result.best_epoch,
-            "epochs": len(result.history),
-            "train_loss": round(result.losses[-1], 4),
-            "paper_reports": self.probe.printed,
-        }
+
+def _probed(result: ProbeResult, reports: str) -> dict:
+    printed = result.best if reports == "best" else result.last
+    each = {
+        f"{which}_{name}": value
+        for which, found in (("last", result.last), ("best", result.best))
+        for name, value in _named(found).items()
+    }
+    return {
+        **_named(printed),
+        **each,
+        "best_epoch": result.best_epoch,
+        "epochs": len(result.history),
+        "train_loss": round(result.losses[-1], 4),
+        "paper_reports": reports,
+    }
 
 
 def _named(a: Accuracy) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
 
 
 class Interrupt:
@@ -18,7 +20,7 @@ class Interrupt:
         self._came = False
         listening = processes == 1 and threading.current_thread() is threading.main_thread()
         self._numbers = (signal.SIGINT, signal.SIGTERM) if listening else ()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Interrupt:
         self._before = {number: signal.signal(number, self._note) for number in self._numbers}

@@ -83,7 +83,8 @@ def _rows(contenders: list[Contender]) -> list[Row]:
     measured = [c for c in contenders if "error" not in c.row.more]
     whole = min((len(c.rates) for c in measured), default=0)
     for c in measured:
-        c.rates, c.used = (each[min(1, whole - 1) : whole] for each in (c.rates, c.used))
+        kept = slice(min(1, whole - 1), whole)
+        c.rates, c.used = c.rates[kept], c.used[kept]
         _fill(c)
     _compare(measured)
     return [c.row for c in contenders]

@@ -101,7 +101,7 @@ COLUMNS = (
 
 def table(rows: list[Row]) -> str:
     """Aligned text, one line per row."""
-    lines = [COLUMNS]
+    lines: list[tuple[str, ...]] = [COLUMNS]
     for r in rows:
         lines.append(
             (
