@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -95,8 +95,10 @@ class DaliPipeline(Pipeline):
             pixels = np.mean([np.prod(self._file(i).size) for i in some])
             self._chunk_size = int(np.clip(_BYTES // (3 * pixels), _LEAST, _MOST))
 
-    def _chunks(self, epoch: int, shards: list[Tensor]) -> Iterator[_Chunk]:
+    def _chunks(self, epoch: int, shards: list[Tensor]) -> Generator[_Chunk, None, None]:
         """The epoch's images, read a little ahead, with their parameters drawn."""
+        assert self._readers is not None  # _open made them
+        readers = self._readers
         waiting: deque[tuple[Tensor, bool, list[Future]]] = deque()
         pieces = (
             (piece, i == last)
@@ -110,10 +112,7 @@ class DaliPipeline(Pipeline):
                     (
                         index,
                         ends_batch,
-                        [
-                            self._readers.submit(self._files, part.tolist())
-                            for part in index.tensor_split(2 * self.threads)
-                        ],
+                        [readers.submit(self._files, part.tolist()) for part in index.tensor_split(2 * self.threads)],
                     )
                 )
                 if len(waiting) > _READ_AHEAD:
@@ -145,7 +144,7 @@ class DaliPipeline(Pipeline):
     def _load(self, i: int) -> _File:
         data = None if i in self._by_pil else self.source.encoded(i)
         header = jpeg_header(data) if data is not None else None
-        if header is None:
+        if data is None or header is None:
             return self._load_pixels(i, data)
         return _File(i, np.frombuffer(data, np.uint8), (header.height, header.width), False)
 
@@ -165,6 +164,7 @@ class DaliPipeline(Pipeline):
         return bool(in_flight)
 
     def _feed(self, chunk: _Chunk) -> None:
+        assert self._graph is not None  # made before the first chunk is fed
         self._graph.feed([file.data for file in chunk.files], chunk.params)
 
     def _build(self) -> Graph:
@@ -177,6 +177,7 @@ class DaliPipeline(Pipeline):
         """The oldest chunk decoded. A damaged file kills a DALI pipeline: find it, replace it, feed the rest again."""
         while True:
             chunk = in_flight[0]
+            assert self._graph is not None  # a chunk in flight was fed to it
             try:
                 cut = self._graph.result()
                 if isinstance(cut, Photos) and cut.size.tolist() != [list(file.size) for file in chunk.files]:

@@ -1,13 +1,16 @@
 """The DALI graph: encoded bytes in, one decode of each image, and either the decoded images or the cut views out."""
 
+# DALI fills its `types` with the enums of its C++ library on import, where no checker sees them.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline as Dali
 from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline as Dali
 from torch import Tensor
 
 from saccade.pipelines.draw import ViewParams

@@ -35,10 +35,12 @@ class FfcvPipeline(Pipeline):
     """workers: threads that decode and render. as_bytes: views are cut to uint8 and finished on the device (None: on a
     GPU, where that is a quarter of the transfer)."""
 
+    source: BetonSource
+
     def __init__(
         self, source: Source, *args, workers: int = 1, as_bytes: bool | None = None, timeout: float = _TIMEOUT, **kwargs
     ) -> None:
-        if not source.reader.mapped:
+        if not isinstance(source, BetonSource):
             raise UserError(f"the ffcv executor reads .beton files, {source.name} is none; saccade convert makes one.")
         super().__init__(source, *args, **kwargs)
         self._workers, self._timeout = max(1, workers), timeout
@@ -120,7 +122,8 @@ class FfcvPipeline(Pipeline):
 
     def _decode(self, index: Tensor) -> tuple[Photos, Tensor]:
         """The images of `index`, unreadable ones replaced, and the numbers of those that are shown."""
-        source: BetonSource = self.source
+        assert self._decoders is not None  # made with the makers
+        source = self.source
         numbers = index.numpy()
         sizes, used = source.sizes[numbers], numbers.copy()
         if not source.is_jpeg[numbers].any():
@@ -179,7 +182,8 @@ def _as_bytes(
 ) -> dict[str, Tensor]:
     """Views with a crop of their own, cut and mirrored only: name -> (N, 3, S, S) uint8, channels-last."""
     plain = tuple(View(v.name, v.size, v.crop) for v in recipe if v.parent is None)
-    to_bytes = Views(plain, mean=(-0.5 / 255,) * 3, std=(1 / 255,) * 3)  # 255 x + 0.5, which casting rounds to nearest
+    low, one = -0.5 / 255, 1 / 255
+    to_bytes = Views(plain, mean=(low, low, low), std=(one, one, one))  # 255 x + 0.5, which casting rounds to nearest
     views = render(photos, to_bytes, params, backend=backend, threads=threads)
     return {
         name: torch.from_numpy(view.permute(0, 2, 3, 1).numpy().astype(np.uint8)).permute(0, 3, 1, 2)

@@ -25,10 +25,10 @@ def decode_into(data: np.ndarray, out: np.ndarray) -> bool:
 
     False where it is damaged, of another size, or of a kind that only PIL reads (CMYK); `out` then holds anything.
     """
-    if _library() is None:
+    if (library := _library()) is None:
         return _decode_with_pil(data, out)
     if not hasattr(_per_thread, "decoder"):
-        _per_thread.decoder = _Decoder(_library())
+        _per_thread.decoder = _Decoder(library)
     return _per_thread.decoder.decode(data, out)
 
 

@@ -6,6 +6,9 @@ block, so nothing is added atomically and a view has the same bits every time. I
 need. Sources may be any batch, set or photos that `Sources` describes.
 """
 
+# Triton compiles these functions: its launches and static ranges are none to a checker of Python.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import torch

@@ -180,7 +180,7 @@ def _read_tables(path: Path, options: Options, account: Account) -> tuple[dict[s
     image, label = _columns(path, fields, options, account)
     if samples == 0:
         raise UserError(f"{path}: holds no images.")
-    images = {name: rows[f"f{image}"][name] for name in IMAGE.names}
+    images = {name: rows[f"f{image}"][name] for name in IMAGE.names or ()}
     images["length"] = _lengths(path, images, allocations, table, complete=(size - table) % ALLOCATION.itemsize == 0)
     return images, None if label is None else rows[f"f{label}"].astype(np.int64)
 

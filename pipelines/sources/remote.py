@@ -122,7 +122,7 @@ def _copy(url: str, file: Path) -> None:
             raise OSError("nothing came")
 
 
-def _open(url: str) -> BinaryIO:
+def _open(url: str) -> BinaryIO | _Whole | _Piped:
     """http(s) by the standard library, other schemes by fsspec; pipe:, which only its user can allow, by a shell.
 
     webdataset's own openers are not asked: several build a shell command out of the address.
@@ -135,7 +135,9 @@ def _open(url: str) -> BinaryIO:
     import fsspec
 
     try:
-        return fsspec.open(url, "rb").open()
+        opened = fsspec.open(url, "rb")
+        assert not isinstance(opened, list)  # one address is one file
+        return opened.open()
     except (ImportError, ValueError) as error:
         raise UserError(
             f"--data {url}: no opener for {scheme}: ({error}); https works as it is, {scheme} may need "
@@ -149,9 +151,11 @@ class _Piped:
     def __init__(self, command: str) -> None:
         self._command = command
         self._process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None  # it is piped
+        self._output = self._process.stdout
 
-    def read(self, count: int) -> bytes:
-        data = self._process.stdout.read(count)
+    def read(self, count: int = -1) -> bytes:
+        data = self._output.read(count)
         if not data and (code := self._process.wait()):
             raise OSError(f"the command {self._command!r} ended with code {code}")
         return data
@@ -160,7 +164,7 @@ class _Piped:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdout.close()
+        self._output.close()
         self._process.wait()
 
 
@@ -170,7 +174,7 @@ class _Whole:
     def __init__(self, response) -> None:
         self._response, self._left = response, int(response.headers.get("Content-Length", -1))
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int = -1) -> bytes:
         data = self._response.read(count)
         if self._left >= 0:
             if not data and self._left:
