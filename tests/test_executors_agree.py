@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import agree, lockstep
+from benchmarks import agree
 from saccade.base.errors import UserError
 from saccade.pipelines import ffcv
 from saccade.pipelines.build import dali_installed
 from saccade.pipelines.order import Order
+from saccade.runs import session
 from tests.images import PHOTOS, large_set
 
 EXECUTORS = ",".join(("reference", *(("dali",) if dali_installed() else ()), "ffcv", "ffcv-raw"))
@@ -77,13 +78,13 @@ def test_pixels_that_are_off_are_noticed_in_pixels_and_losses(photos, tmp_path, 
 
 
 def test_another_order_and_other_draws_are_noticed(photos, tmp_path, monkeypatch):
-    build = lockstep.build_pipeline
+    build = session.build_pipeline
 
     def other_seed(source, recipe, order, name, *args, **kwargs):
         order = Order(order.samples, order.batch_size, order.seed + (name == "ffcv"))
         return build(source, recipe, order, name, *args, **kwargs)
 
-    monkeypatch.setattr(lockstep, "build_pipeline", other_seed)
+    monkeypatch.setattr(session, "build_pipeline", other_seed)
     code, found = run(photos, tmp_path / "agree.json", "rsa", "--executors", "reference,ffcv", "--steps", "2")
     assert code == 1 and found["executors"][0]["same_samples"] == found["executors"][0]["same_params"] == 0
     assert {"samples", "parameters"} <= set(found["executors"][0]["failures"])

@@ -160,7 +160,7 @@ def test_epoch_left_early_then_closed_starts_again(photos):
 @needs_dali
 def test_source_of_pixels_is_refused():
     source = ArraySource("pixels", np.zeros((8, 4, 4, 3), np.uint8))
-    with pytest.raises(UserError, match=r"--pipeline dali decodes image files.*--pipeline resident"):
+    with pytest.raises(UserError, match=r"--pipeline dali: it decodes image files.*--pipeline resident"):
         build_pipeline(source, RECIPE, Order(8, 4), "dali")
 
 
