@@ -73,7 +73,8 @@ def environment(folder: Path) -> dict[str, str] | None:
     source.write_text(STUB)
     name = "-Wl,-soname,libcuda.so.1"  # torch opens the driver by this name and finds it loaded
     subprocess.run([compiler, "-shared", "-fPIC", name, "-o", str(library), str(source)], check=True)
-    return {**os.environ, "LD_PRELOAD": str(library)}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}  # a run on the CPU sets USE_CPU
+    return {**kept, "LD_PRELOAD": str(library)}
 
 
 def pretend() -> None:
@@ -144,13 +145,20 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _mutated(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
     arguments = [a for a in func._schema.arguments if not a.kwarg_only]
-    given = [*zip(arguments, args), *((a, kwargs[a.name]) for a in func._schema.arguments if a.name in kwargs)]
+    given = [
+        *zip(arguments, args, strict=False),
+        *((a, kwargs[a.name]) for a in func._schema.arguments if a.name in kwargs),
+    ]
     return _tensors([value for a, value in given if a.alias_info is not None and a.alias_info.is_write])
 
 
 def _bytes(t: Tensor) -> int:
     """Of the memory a tensor's elements take, an expanded one's once; 0 on the CPU."""
-    return t.element_size() * math.prod(n for n, stride in zip(t.shape, t.stride()) if stride) if t.is_cuda else 0
+    return (
+        t.element_size() * math.prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride)
+        if t.is_cuda
+        else 0
+    )
 
 
 def _launches(name: str, inputs: list[Tensor]) -> int:
@@ -213,11 +221,13 @@ def trace_step(trainer: Trainer, batch: Batch, mode: FakeTensorMode) -> Trace:
 
 
 def _fake(t: Tensor, memory_format: torch.memory_format | None = None) -> Tensor:
-    """The same shape, strides and dtype on the GPU, within the mode that is on."""
-    if t.is_cuda:
-        return t
+    """The same shape and dtype on the GPU, laid out as `t` is or as asked, within the mode that is on."""
     laid = t if memory_format is None or t.ndim != 4 else torch.empty_like(t, memory_format=memory_format)
     return torch.empty_strided(laid.shape, laid.stride(), dtype=t.dtype, device="cuda")
+
+
+def _moves(t: Tensor, memory_format: torch.memory_format | None) -> bool:
+    return not t.is_cuda or (memory_format is not None and t.ndim == 4)
 
 
 def _put_on_gpu(module: nn.Module, mode: FakeTensorMode, memory_format: torch.memory_format | None) -> nn.Module:
@@ -226,11 +236,11 @@ def _put_on_gpu(module: nn.Module, mode: FakeTensorMode, memory_format: torch.me
     with mode:
         for part in module.modules():
             for name, p in part._parameters.items():
-                if p is not None and not p.is_cuda:
+                if p is not None and _moves(p, memory_format):
                     part._parameters[name] = made.setdefault(
                         id(p), nn.Parameter(_fake(p.detach(), memory_format), requires_grad=p.requires_grad)
                     )
             for name, b in part._buffers.items():
-                if b is not None and not b.is_cuda:
+                if b is not None and _moves(b, memory_format):
                     part._buffers[name] = made.setdefault(id(b), _fake(b, memory_format))
     return module

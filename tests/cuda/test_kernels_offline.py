@@ -48,7 +48,7 @@ def test_every_kernel_compiles_and_fits_into_registers(capability, on_triton):
     with pretending(capability) as gpu:
         for recipe in RECIPES.values():
             images = pictures(5, 41, 25)
-            render.render(images, recipe, drawn(recipe, images), torch.bfloat16)
+            render.render(images, recipe, drawn(recipe, images), torch.bfloat16, backend="triton")
     assert {launch.kernel for launch in gpu.launched} == KERNELS
     assert_fit(gpu.launched)
 
@@ -59,7 +59,7 @@ def test_a_view_takes_two_to_five_launches_whatever_the_batch(on_triton):
         for batch in (2, 7):
             for name, recipe in RECIPES.items():
                 images, before = pictures(batch, 41, 25), len(gpu.launched)
-                render.render(images, recipe, drawn(recipe, images), torch.bfloat16)
+                render.render(images, recipe, drawn(recipe, images), torch.bfloat16, backend="triton")
                 counts[name, batch] = len(gpu.launched) - before
                 assert all(launch.grid[0] == batch for launch in gpu.launched[before:])
     assert [counts[name, 2] for name in RECIPES] == [counts[name, 7] for name in RECIPES] == [6, 3]
@@ -74,10 +74,10 @@ def test_every_dtype_layout_and_kind_of_source_compiles(capability, on_triton):
     photos = Photos(flat, torch.arange(4) * 3 * 32 * 32, torch.tensor([[32, 32]]).expand(4, 2).contiguous())
     with pretending(capability) as gpu:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            render.render(photos, recipe, params, dtype)
-            render.render(images, recipe, params, dtype, index=torch.tensor([3, 1, 0, 2]))
+            render.render(photos, recipe, params, dtype, backend="triton")
+            render.render(images, recipe, params, dtype, index=torch.tensor([3, 1, 0, 2]), backend="triton")
             for image in (images, images.permute(0, 2, 3, 1).contiguous(), images.float() / 255):
-                appearance(image, recipe["strong"], params["strong"], recipe, dtype)
+                appearance(image, recipe["strong"], params["strong"], recipe, dtype, backend="triton")
     assert_fit(gpu.launched)
 
 
@@ -89,12 +89,12 @@ def test_every_published_recipe_compiles_for_hopper(on_triton):
                 views = method.recipe(data, None).views
                 images = pictures(2, 64, 64)
                 params = draw(views, 0, 0, torch.arange(2), torch.full((2, 2), 64))
-                render.render(images, views, params, torch.bfloat16)
+                render.render(images, views, params, torch.bfloat16, backend="triton")
     assert_fit(gpu.launched)
 
 
 def test_an_empty_batch_launches_nothing(on_triton):
     recipe, images = RECIPES["derived and blurred"], pictures(1, 32, 32)[:0]
     with pretending(90) as gpu:
-        views = render.render(images, recipe, drawn(recipe, images))
+        views = render.render(images, recipe, drawn(recipe, images), backend="triton")
     assert not gpu.launched and all(len(view) == 0 for view in views.values())

@@ -12,7 +12,6 @@ from tests.cuda.traced_steps import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = {"adamw and a ViT"}
-UNDER_REPAIR = {"cacr", "cacr-queue", "moco-v2", "ressl"}
 CONVOLUTION_BACKWARD = "aten::convolution_backward: not channels-last"
 
 
@@ -42,9 +41,7 @@ def assert_sound(step: dict) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in SLOW])
-def test_a_step_stays_on_the_gpu_in_its_dtypes_and_layout_and_is_never_waited_for(name, traced, request):
-    if name in UNDER_REPAIR:
-        request.applymarker(pytest.mark.xfail(strict=False, reason="copies and masks that wait for the GPU"))
+def test_a_step_stays_on_the_gpu_in_its_dtypes_and_layout_and_is_never_waited_for(name, traced):
     assert_sound(traced[name])
 
 

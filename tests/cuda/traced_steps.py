@@ -1,4 +1,4 @@
-"""Run in a process that `fake_cuda.environment` was made for: prints, as JSON, what a step of each method does on a GPU."""
+"""In a process that `fake_cuda.environment` was made for: prints what a step of each method does on a GPU, as JSON."""
 
 import json
 import sys
