@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from packaging.version import Version
 
+from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
 from tests.pipelines.oracle import drawn, pictures, views_of
@@ -84,6 +86,58 @@ def test_appearance_takes_every_layout_and_leaves_it_alone():
         assert torch.equal(image, before)
     half = appearance(images.to(DEVICE), view, params.to(DEVICE), recipe, torch.float16, backend="triton")
     assert half.dtype == torch.float16 and (half.cpu() - expected).abs().max() < 4e-3  # 2^-9: values reach 4
+
+
+def at_the_edges(images, taps):
+    """24 samples, one for each order of the jitter, every other parameter at an end of its range or at identity."""
+    count = 24
+    rows, columns = images.shape[2:]
+    boxes = [[0, 0, 1, 1], [rows - 1, columns - 1, 1, 1], [3, 0, 1, columns], [0, 2, rows, 1], [0, 0, rows, columns]]
+
+    def cycled(*values, dtype=torch.float32):
+        return torch.tensor(values, dtype=dtype).repeat(
+            -(-count // len(values)), *[1] * (torch.tensor(values).ndim - 1)
+        )[:count]
+
+    return ViewParams(
+        source=torch.tensor([[rows, columns]]).expand(count, 2).contiguous(),
+        box=cycled(*boxes, dtype=torch.int64),
+        flip=cycled(False, True, True, dtype=torch.bool),
+        brightness=cycled(0.0, 1.0, 2.0, 1e-3, 1.8),
+        contrast=cycled(2.0, 0.0, 1.0, 1.8),
+        saturation=cycled(1.0, 2.0, 0.0),
+        hue=cycled(0.5, -0.5, 0.0, 0.25, -0.1),
+        jitter_order=torch.tensor(list(permutations(range(4))), dtype=torch.uint8),
+        grey=cycled(False, False, True, False, dtype=torch.bool),
+        sigma=cycled(0.0, 0.1, 2.0, 1e-2, float(taps)),
+        solarise=cycled(False, True, dtype=torch.bool),
+    )
+
+
+@runs_triton
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_every_order_and_the_ends_of_every_range(interpolation):
+    view = View("view", 6, Crop(interpolation=interpolation), **STRONG, blur=Blur(1.0, (0.1, 5.0), 5))
+    recipe, images = Views((view,)), pictures(24, 7, 8, seed=3)
+    params = {"view": at_the_edges(images, taps=5)}
+    assert_views(
+        render(images.to(DEVICE), recipe, moved(params), backend="triton"), views_of(images, recipe, params), recipe
+    )
+
+
+@runs_triton
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_never_and_always(p):
+    jitter, blur = Jitter(0.4, 0.4, 0.4, 0.5, p=p), Blur(p, (0.1, 2.0), 3)
+    recipe = Views((View("view", 9, flip=p, jitter=jitter, grey=p, blur=blur, solarise=p),))
+    images = pictures(3, 12, 15)
+    params = drawn(recipe, images)
+    assert all(
+        bool(getattr(params["view"], name).all()) == bool(p) for name in ("flip", "grey", "solarise", "jittered")
+    )
+    assert_views(
+        render(images.to(DEVICE), recipe, moved(params), backend="triton"), views_of(images, recipe, params), recipe
+    )
 
 
 @runs_triton
