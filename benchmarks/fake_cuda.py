@@ -7,25 +7,22 @@ first, which a stub of a dozen functions answers. `environment()` has it loaded 
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from benchmarks.operators import Trace
 from saccade.models.learner import Learner
-from saccade.pipelines.build import build_pipeline
-from saccade.pipelines.order import Order
+from saccade.pipelines.draw import draw
 from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import Source
 from saccade.tools.benchmark.trainer import Trainer
@@ -54,14 +51,6 @@ int cudaGetDeviceProperties(char *p, int d) {  /* cudaDeviceProp's warpSize and 
     return 0;
 }
 """
-WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select"}
-WITHOUT_KERNEL = {
-    "aten::empty",
-    "aten::empty_strided",
-    "aten::empty_like",
-    "aten::new_empty",
-    "aten::new_empty_strided",
-}
 
 
 def environment(folder: Path) -> dict[str, str] | None:
@@ -88,106 +77,6 @@ def pretend() -> None:
     torch.cuda._fakes = library  # registrations end with the object
 
 
-# ------------------------------------------------------------------ tracing
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One call: what it computes in, what it must at least read and write, and what would stop or slow a real GPU."""
-
-    name: str
-    dtype: str
-    flops: int
-    read: int  # bytes
-    written: int
-    launches: int  # kernels at least
-    faults: tuple[str, ...] = ()
-
-
-class Trace(TorchDispatchMode):
-    """Records every operator; to be entered inside FakeTensorMode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: list[Operator] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.operators.append(_operator(func, args, kwargs or {}, result))
-        return result
-
-    @property
-    def faults(self) -> list[str]:
-        return sorted({f"{o.name}: {fault}" for o in self.operators for fault in o.faults})
-
-
-def _operator(func: Any, args: tuple, kwargs: dict, result: Any) -> Operator:
-    inputs, outputs = _tensors((args, kwargs)), _tensors(result)
-    name = func._schema.name
-    free = func.is_view or name in WITHOUT_KERNEL or not any(t.is_cuda for t in (*inputs, *outputs))
-    mutated = _mutated(func, args, kwargs)
-    written = [t for t in outputs if all(t is not u for u in (*inputs, *mutated))] + mutated
-    count = flop_registry.get(func._overloadpacket)
-    return Operator(
-        name,
-        str(next((t.dtype for t in (*outputs, *inputs)), "")).removeprefix("torch."),
-        count(*args, **kwargs, out_val=result) if count else 0,
-        0 if free else sum(_bytes(t) for t in inputs),
-        0 if free else sum(_bytes(t) for t in written),
-        0 if free else _launches(name, inputs),
-        _faults(name, inputs, outputs),
-    )
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return list({id(t): t for t in tree_leaves(values) if isinstance(t, Tensor)}.values())
-
-
-def _mutated(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
-    arguments = [a for a in func._schema.arguments if not a.kwarg_only]
-    given = [
-        *zip(arguments, args, strict=False),
-        *((a, kwargs[a.name]) for a in func._schema.arguments if a.name in kwargs),
-    ]
-    return _tensors([value for a, value in given if a.alias_info is not None and a.alias_info.is_write])
-
-
-def _bytes(t: Tensor) -> int:
-    """Of the memory a tensor's elements take, an expanded one's once; 0 on the CPU."""
-    return (
-        t.element_size() * math.prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride)
-        if t.is_cuda
-        else 0
-    )
-
-
-def _launches(name: str, inputs: list[Tensor]) -> int:
-    """At least; torch's fused updates take so many tensors, and chunks of 65,536 elements, at once."""
-    if not name.startswith(("aten::_foreach", "aten::_fused")):
-        return 1
-    chunks = sum(-(-t.numel() // 65536) for t in inputs)
-    return max(1, -(-len(inputs) // 110), -(-chunks // 960))
-
-
-def _faults(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[str, ...]:
-    """What makes the host wait, or a tensor that lies where or as it should not."""
-    found = []
-    on_gpu, on_cpu = [t for t in inputs if t.is_cuda], [t for t in inputs if not t.is_cuda and t.ndim]
-    if on_gpu and on_cpu:
-        found.append("a tensor of the CPU among tensors of the GPU")
-    elif on_cpu and any(t.is_cuda for t in outputs):
-        found.append("a copy from pageable memory")
-    elif on_gpu and outputs and not any(t.is_cuda for t in outputs):
-        found.append("a copy to the CPU")
-    if name in WAITING or (name.startswith("aten::index") and any(t.dtype is torch.bool for t in inputs)):
-        found.append("its result's shape or value is asked for by the host")
-    if name in ("aten::convolution", "aten::convolution_backward"):
-        maps = [t for t in inputs if t.ndim == 4]
-        if not all(t.is_contiguous(memory_format=torch.channels_last) for t in maps):
-            found.append("not channels-last")
-    return tuple(found)
-
-
 # ------------------------------------------------------------------- a step
 
 
@@ -197,27 +86,56 @@ def fake_trainer(argv: list[str], source: Source) -> tuple[Trainer, Batch, FakeT
     move = lambda learner, *_, **to: _put_on_gpu(learner, mode, to.get("memory_format"))  # noqa: E731
     with patch.object(Learner, "to", move):
         trainer = Trainer([*argv, "--device", "cuda", "--pipeline", "reference", "--workers", "0"], source)
-    recipe = trainer.config.recipe
-    pipeline = build_pipeline(source, recipe.views, Order(len(source), recipe.batch_size), "resident", "cpu")
-    batch = next(iter(pipeline))
-    dtype = torch.bfloat16 if trainer.precision == "bf16" else torch.float32
+    views, count = trainer.config.recipe.views, trainer.config.recipe.batch_size
+    index, size = torch.arange(count), torch.tensor(source.size(0)).expand(count, 2)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.precision, torch.float32)
     with mode:
-        views = {name: _fake(view.to(dtype)) for name, view in batch.views.items()}
-        params = {
-            name: replace(p, **{f.name: _fake(getattr(p, f.name)) for f in fields(p)})
-            for name, p in batch.params.items()
-        }
-        label = None if batch.label is None else _fake(batch.label)
-    return trainer, Batch(views, params, batch.index, label), mode
+        shapes = {view.name: (count, 3, view.size, view.size) for view in views}
+        pixels = {name: torch.empty(shape, dtype=dtype, device="cuda") for name, shape in shapes.items()}
+        pixels = {name: view.contiguous(memory_format=torch.channels_last) for name, view in pixels.items()}
+    drawn = draw(views, 0, 0, index, size)
+    with mode:
+        params = {n: replace(p, **{f.name: _fake(getattr(p, f.name)) for f in fields(p)}) for n, p in drawn.items()}
+        label = None if source.labels is None else torch.zeros(count, dtype=torch.int64, device="cuda")
+    return trainer, Batch(pixels, params, index, label), mode
 
 
 def trace_step(trainer: Trainer, batch: Batch, mode: FakeTensorMode) -> Trace:
     """The second step's operators: the first makes the optimizer's state."""
     with mode:
         trainer.step(batch)
-        with Trace() as trace:
+        with Trace() as trace, regions(trace, trainer):
             trainer.step(batch)
     return trace
+
+
+@contextmanager
+def regions(trace: Trace, trainer: Trainer) -> Iterator[None]:
+    """Tell the networks' operators, forward and backward, from the loss's and the updates'.
+
+    Backward: autograd takes the loss's nodes first, made last; from the first gradient that reaches an output of a
+    network, it is in the networks.
+    """
+
+    def enter(region: str) -> None:
+        trace.region = region
+
+    def outputs(module: nn.Module, inputs: tuple, branch: object) -> None:
+        enter("loss")
+        for t in vars(branch).values():
+            if t is not None and t.requires_grad:
+                t.register_hook(lambda grad: enter("network"))
+
+    networks = [n for n in (trainer.learner.student, trainer.learner.teacher) if n is not None]
+    hooks = [n.register_forward_pre_hook(lambda module, inputs: enter("network")) for n in networks]
+    hooks += [n.register_forward_hook(outputs) for n in networks]
+    optimizer = trainer.session.optimizer
+    with patch.object(optimizer, "step", lambda *a, step=optimizer.step, **k: (enter("update"), step(*a, **k))[1]):
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _fake(t: Tensor, memory_format: torch.memory_format | None = None) -> Tensor:
