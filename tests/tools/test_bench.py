@@ -1,6 +1,5 @@
 """tools.bench: the arithmetic of its rows, its gate, its baseline, and every job of it in miniature."""
 
-import json
 import mmap
 import statistics
 import time
@@ -10,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu, growth
+from benchmarks import growth
 from benchmarks.profile_step import by_kind, profile_step
 from saccade.base.errors import UserError
-from saccade.losses.registry import find_method, methods
+from saccade.losses.registry import find_method
 from saccade.tools import bench
 from saccade.tools.benchmark.baseline import FLAVOURS, ManyCrops
 from saccade.tools.benchmark.compare import compare
@@ -253,36 +252,6 @@ def test_own_method_and_data(tmp_path, capsys):
     assert all(r["views_per_second"] > 0 for r in rows)
     assert Image.open(tmp_path / "bars.png").size[0] > 500
     assert "torchvision-pil" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_gpu_report_in_miniature_writes_every_part(tmp_path, monkeypatch):
-    """The real script on a CPU: every part in, marked, none failed."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gpu.report(tmp_path / "gpu.json")
-    rows = read_rows(tmp_path / "gpu.json")
-    assert not [r for r in rows if "error" in r], [r.get("error") for r in rows]
-    assert {r["part"] for r in rows} == {part.__name__ for part in gpu.PARTS} and all(r["miniature"] for r in rows)
-    projected = {r["part"]: r["minutes_projected"] for r in rows if "minutes_projected" in r}
-    assert set(projected) == {"simclr_cifar10", "rsa_cifar100"}
-    assert {r["recipe"] for r in rows if r["part"] == "host_waits"} == set(methods())
-
-
-def test_gpu_report_keeps_the_parts_before_one_that_fails(tmp_path, monkeypatch):
-    def good(size, device, scratch, rows):
-        return [Row("loader", "a", "r", "d", "cpu", 1, 1, 1, images_per_second=1.0, views_per_second=1.0)]
-
-    def broken(size, device, scratch, rows):
-        raise RuntimeError("out of memory")
-
-    def killed(size, device, scratch, rows):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(gpu, "PARTS", (good, broken, killed))
-    with pytest.raises(KeyboardInterrupt):
-        gpu.report(tmp_path / "gpu.json")
-    first, second = json.loads((tmp_path / "gpu.json").read_text())
-    assert first["kind"] == "loader" and second["kind"] == "failed" and "out of memory" in second["error"]
 
 
 def test_growth_sweeps_run(tmp_path):
