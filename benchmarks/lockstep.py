@@ -82,7 +82,9 @@ def compare(config: Config, sources: dict[str, Source], steps: int, workers: int
             own = replace(config, pipeline=executor.removesuffix("-raw"), workers=workers, steps=steps)
             lanes[name] = stack.enter_context(Session(own, accelerator, sources[executor]))
             lanes[name].prepare()
-        found = {name: Agreement(name, tolerance(name, f"{recipe.method}/{recipe.name}")) for name in lanes}
+        found = {
+            name: Agreement(name, tolerance(name, f"{recipe.method}/{recipe.name}", recipe.views)) for name in lanes
+        }
         streams = {name: stack.enter_context(contextlib.closing(epochs(lanes[name].pipeline))) for name in sources}
         shared = copy.deepcopy(lanes["reference"].learner)
         for step in tqdm(range(steps), desc=f"{recipe.method} {recipe.name}", unit=" steps", smoothing=0.1):
@@ -114,9 +116,9 @@ def _noisy(batch: Batch, recipe: Views, step: int) -> Batch:
 def _compare_batches(found: Agreement, judge: Batch, batch: Batch, recipe: Views, steps: int) -> None:
     found.same_samples += torch.equal(batch.index, judge.index)
     found.same_params += all(
-        torch.equal(getattr(batch.params[view], name), value)
+        torch.equal(batch.params[view].columns()[name], value)
         for view in recipe.names
-        for name, value in vars(judge.params[view]).items()
+        for name, value in judge.params[view].columns().items()
     )
     scale = 255 * torch.tensor(recipe.std)[:, None, None]
     for view in recipe.names:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from saccade.base.errors import UserError
 from saccade.base.progress import progress_bar
 from saccade.pipelines.build import build_pipeline
-from saccade.pipelines.draw import mix64, uniform
 from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.sources import Source
+from saccade.pipelines.stream import mix64, uniform
 from saccade.pipelines.views import Views, evaluation_views
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -20,7 +20,8 @@ from saccade.models.backbone import BackboneSpec
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
+from saccade.pipelines.views import Crop, View, Views
 
 CODE = "deepmind-research/byol, configs/byol.py"
 RSA_CODE = "tmllab/2022_NeurIPS_RSA @f4fa807, its BYOL baseline (mode aa)"
@@ -96,7 +97,8 @@ def _rsa_baseline(
     precision: str,
     result: str,
 ) -> TrainingRecipe[BYOLOptions]:
-    view = View("view_1", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5))
+    operations = (Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Blur(0.5))
+    view = View("view_1", size, Crop((0.2, 1.0)), operations=operations)
     return TrainingRecipe(
         method="byol",
         data=data,
@@ -137,15 +139,9 @@ def _small(data: str, size: int, result: str) -> TrainingRecipe[BYOLOptions]:
 def _imagenet(
     variant: str, epochs: int, lr: float, weight_decay: float, momentum: float
 ) -> TrainingRecipe[BYOLOptions]:
-    first = View(
-        "view_1",
-        224,
-        Crop((0.08, 1.0), interpolation="bicubic"),
-        jitter=Jitter(0.4, 0.4, 0.2, 0.1),
-        grey=0.2,
-        blur=Blur(1.0, kernel_size=23),
-    )
-    second = replace(first, name="view_2", blur=Blur(0.1, kernel_size=23), solarise=0.2)
+    crop, colour = Crop((0.08, 1.0), interpolation="bicubic"), (Jitter(0.4, 0.4, 0.2, 0.1), Grey(0.2))
+    first = View("view_1", 224, crop, operations=(*colour, Blur(1.0, kernel_size=23)))
+    second = replace(first, name="view_2", operations=(*colour, Blur(0.1, kernel_size=23), Solarise(0.2)))
     return TrainingRecipe(
         method="byol",
         data="imagenet",

@@ -32,7 +32,8 @@ from saccade.models.gather import all_gather
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.views import Crop, Jitter, View, Views
+from saccade.pipelines.operations import Grey, Jitter
+from saccade.pipelines.views import Crop, View, Views
 
 ABLATIONS = ("full", "without_w1", "without_w2", "none")
 REPULSIONS = ("mean", "rbf")
@@ -172,7 +173,7 @@ NORMALISE = {  # the authors' own numbers
 
 
 def _views(data: str, size: int, scale: float, count: int = 5) -> Views:
-    view = View("view", size, Crop((scale, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.4, p=1.0), grey=0.2)
+    view = View("view", size, Crop((scale, 1.0)), operations=(Jitter(0.4, 0.4, 0.4, 0.4, p=1.0), Grey(0.2)))
     return Views(view.times(count), *NORMALISE.get(data, NORMALISATION.get(data, NO_NORMALISATION)))
 
 
@@ -230,7 +231,7 @@ def _proposal(data: str, backbone: str, size: int) -> TrainingRecipe[CACROptions
 def _textures() -> TrainingRecipe[CACROptions]:
     """The proposal for the embedded set: K = 1, a jitter that leaves the hue near what it is."""
     recipe = _with_resnet(_recipe("textures", 32, 0.2, 2.0, "as CIFAR-100"), "test_resnet")
-    view = View("view", 32, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2)
+    view = View("view", 32, Crop((0.2, 1.0)), operations=(Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2)))
     return embedded_recipe(replace(recipe, views=Views(view.times(2))), recipe.options)
 
 

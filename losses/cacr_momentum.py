@@ -28,6 +28,7 @@ from saccade.losses.recipe import TrainingRecipe, choose_recipe, derive_recipe
 from saccade.models.gather import all_gather_no_grad
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.operations import Blur
 from saccade.pipelines.views import Crop, Views
 
 COSTS = ("rbf", "euclidean")
@@ -150,13 +151,9 @@ def cacr_momentum_recipe(data: str, image_size: int | None = None) -> TrainingRe
 
 def _with_local_crops(views: Views, size: int, count: int = 8) -> Views:
     first, second = views
-    local = replace(
-        first,
-        name="local",
-        size=size,
-        crop=Crop((0.05, 0.4), interpolation="bicubic"),
-        blur=replace(first.blur, p=0.5) if first.blur else None,
-    )
+    blur, crop = first.get(Blur), Crop((0.05, 0.4), interpolation="bicubic")
+    often = first.replaced("blur", blur and replace(blur, p=0.5))
+    local = replace(often, name="local", size=size, crop=crop)
     return replace(views, views=(first, second, *local.times(count)))
 
 

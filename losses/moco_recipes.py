@@ -20,7 +20,8 @@ from saccade.losses.recipe import (
     embedded_recipe,
 )
 from saccade.models.backbone import BackboneSpec
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
+from saccade.pipelines.views import Crop, View, Views
 
 SMALL = {"cifar10": 32, "cifar100": 32, "stl10": 64, "tiny-imagenet": 64}  # pixels of our small recipes
 VIT_OPTIONS = {"dynamic_img_size": True, "weight_init": "moco"}
@@ -29,21 +30,21 @@ VIT = BackboneSpec("vit_base_patch16_224", "plain", options=VIT_OPTIONS, positio
 
 def v2_views(data: str, size: int, names: tuple[str, ...]) -> Views:
     """MoCo v2's --aug-plus, the same for every view."""
-    view = View("", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=_blur(size, 0.5))
+    view = View("", size, Crop((0.2, 1.0)), operations=(Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), _blur(size, 0.5)))
     return Views(tuple(replace(view, name=name) for name in names), *NORMALISATION.get(data, NO_NORMALISATION))
 
 
 def v3_views(data: str, size: int, smallest: float) -> Views:
     """BYOL's asymmetric pair: view_1 always blurred; view_2 seldom, but solarised with p = 0.2."""
-    jitter = Jitter(0.4, 0.4, 0.2, 0.1)
-    first = View("view_1", size, Crop((smallest, 1.0)), jitter=jitter, grey=0.2, blur=_blur(size, 1.0))
-    second = replace(first, name="view_2", blur=_blur(size, 0.1), solarise=0.2)
+    colour = Jitter(0.4, 0.4, 0.2, 0.1), Grey(0.2)
+    first = View("view_1", size, Crop((smallest, 1.0)), operations=(*colour, _blur(size, 1.0)))
+    second = replace(first, name="view_2", operations=(*colour, _blur(size, 0.1), Solarise(0.2)))
     return Views((first, second), *NORMALISATION.get(data, NO_NORMALISATION))
 
 
 def without_blur(views: Views) -> Views:
     """For images of 32 pixels, as SimCLR does on CIFAR."""
-    return replace(views, views=tuple(replace(view, blur=None) for view in views))
+    return replace(views, views=tuple(view.replaced("blur", None) for view in views))
 
 
 def _blur(size: int, p: float) -> Blur:
@@ -173,7 +174,7 @@ def small_v3(
 def on_textures(recipe: TrainingRecipe[OptionsT], **options: Any) -> TrainingRecipe[OptionsT]:
     """The proposal for the embedded set: without blur and normalisation."""
     size = IMAGE_SIZE["textures"]
-    views = Views(tuple(replace(view, size=size, blur=None) for view in recipe.views))
+    views = Views(tuple(replace(view.replaced("blur", None), size=size) for view in recipe.views))
     recipe = replace(recipe, variant="", image_size=size, views=views, batch_norm="sync")
     return embedded_recipe(recipe, replace(recipe.options, **options))
 

@@ -126,7 +126,7 @@ def embedded_recipe(recipe: TrainingRecipe[OptionsT], options: OptionsT) -> Trai
     Its classes differ in fine detail, which a blur at 32 pixels wipes out: the views are without.
     """
     why = "ours, to be seen working in two minutes on two CPU cores; the loss and, but for blur, the views are theirs"
-    views = tuple(replace(view, blur=None) for view in recipe.views)
+    views = tuple(view.replaced("blur", None) for view in recipe.views)
     return replace(
         recipe,
         data="textures",

@@ -15,7 +15,8 @@ from saccade.losses.recipe import (
 )
 from saccade.losses.resa import ReSA, ReSAOptions
 from saccade.models.backbone import BackboneSpec
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
+from saccade.pipelines.views import Crop, View, Views
 
 IMAGENET_CODE = "winci-ai/resa @e7869d1"
 CIFAR_CODE = "winci-ai/resa_cifar @bc5d70a"
@@ -23,15 +24,8 @@ CIFAR_CODE = "winci-ai/resa_cifar @bc5d70a"
 
 def _views(data: str, size: int, blur: float) -> Views:
     weak = View("weak", size, Crop((0.2, 1.0)))
-    strong = View(
-        "strong",
-        size,
-        Crop((0.2, 1.0), interpolation="bicubic"),
-        jitter=Jitter(0.4, 0.4, 0.2, 0.1),
-        grey=0.2,
-        blur=Blur(blur) if blur else None,
-        solarise=0.2,
-    )
+    operations = Jitter(0.4, 0.4, 0.2, 0.1), Grey(0.2), *((Blur(blur),) if blur else ()), Solarise(0.2)
+    strong = View("strong", size, Crop((0.2, 1.0), interpolation="bicubic"), operations=operations)
     return Views((weak, strong), *NORMALISATION[data])
 
 
@@ -39,7 +33,8 @@ def _multicrop(data: str) -> Views:
     """One weak and one strong view of 224 pixels from 0.32 of the image or more, ten strong ones of 96 from less."""
     base = _views(data, 224, blur=0.5)
     weak, strong = base
-    small = replace(strong, name="small", size=96, crop=replace(strong.crop, scale=(0.05, 0.32)), solarise=0.0)
+    small = replace(strong, name="small", size=96, crop=replace(strong.crop, scale=(0.05, 0.32)))
+    small = small.replaced("solarise", None)
     large = (replace(view, crop=replace(view.crop, scale=(0.32, 1.0))) for view in (weak, strong))
     return replace(base, views=(*large, *small.times(10)))
 

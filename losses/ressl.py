@@ -30,7 +30,8 @@ from saccade.models.backbone import BackboneSpec
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.operations import Blur, Grey, Jitter
+from saccade.pipelines.views import Crop, View, Views
 
 CODE = "KyleZheng1997/ReSSL @4d67daa"
 SMALL_CODE = "re-upload of the authors' small-data code (cywinski/ressl_audio), unverified"
@@ -101,7 +102,7 @@ class ReSSL(QueueObjective[ReSSLOptions]):
 
 def _views(size: int, normalisation: tuple) -> Views:
     crop = Crop((0.2, 1.0))
-    contrastive = View("contrastive", size, crop, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5))
+    contrastive = View("contrastive", size, crop, operations=(Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Blur(0.5)))
     return Views((View("weak", size, crop), contrastive), *normalisation)
 
 

@@ -20,7 +20,8 @@ from saccade.losses.recipe import (
 )
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.operations import Blur, Grey, Jitter
+from saccade.pipelines.views import Crop, View, Views
 
 CODE = "tmllab/2022_NeurIPS_RSA @f4fa807"
 
@@ -78,11 +79,9 @@ class RSA(BYOL):
 
 def _views(base: Views, size: int) -> Views:
     weak = [View(f"weak_{i}", size, Crop((0.2, 1.0))) for i in (1, 2)]
+    operations = (Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Blur(0.5))
     aggressive = [
-        replace(
-            view, name=f"aggressive_{i}", parent=view.name, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5)
-        )
-        for i, view in enumerate(weak, 1)
+        replace(view, name=f"aggressive_{i}", parent=view.name, operations=operations) for i, view in enumerate(weak, 1)
     ]
     return replace(base, views=(*weak, *aggressive))
 

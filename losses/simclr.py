@@ -20,7 +20,9 @@ from saccade.models.backbone import BackboneSpec
 from saccade.models.heads import linear_classifier, mlp
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.views import Crop, Jitter, View, Views, stec_blur
+from saccade.pipelines.operations import Grey, Jitter, Solarise
+from saccade.pipelines.operations.blur import stec_blur
+from saccade.pipelines.views import Crop, View, Views
 
 CODE = "NeuromorphicComputing/S-TEC @ee2acfc"
 
@@ -81,28 +83,23 @@ def simclr_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[Si
     recipe = choose_recipe(_RECIPES, data, image_size)
     if recipe is _RECIPES.get(data):
         return recipe
-    views = replace(recipe.views, views=tuple(replace(v, blur=v.blur and stec_blur(v.size)) for v in recipe.views))
+    views = replace(recipe.views, views=tuple(v.replaced("blur", stec_blur(v.size)) for v in recipe.views))
     return replace(recipe, views=views, companion=_labelled(views))
 
 
 def _views(base: str, size: int) -> Views:
     strength = 0.5 if base.startswith("cifar") else 1.0
     on_device = not base.startswith("cifar")  # blur and solarise: STL-10 and ImageNet
-    view = View(
-        "view",
-        size,
-        Crop((0.08, 1.0)),
-        jitter=Jitter(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength),
-        grey=0.2,
-        blur=stec_blur(size) if on_device else None,
-        solarise=0.2 if on_device else 0.0,
-    )
+    jitter = Jitter(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
+    operations = (jitter, Grey(0.2), *((stec_blur(size), Solarise(0.2)) if on_device else ()))
+    view = View("view", size, Crop((0.08, 1.0)), operations=operations)
     return Views((replace(view, name="view_1"), replace(view, name="view_2")))
 
 
 def _labelled(views: Views) -> Views:
     """View i of a labelled image, without what the original adds on the device: blur and solarise."""
-    return replace(views, views=(replace(views["view_1"], name="labelled", blur=None, solarise=0.0),))
+    first = views["view_1"].replaced("blur", None).replaced("solarise", None)
+    return replace(views, views=(replace(first, name="labelled"),))
 
 
 def _published(

@@ -88,7 +88,7 @@ def efference_copy(a: ViewParams, b: ViewParams, true_translation: bool = False)
     """The inverse model's targets: (B, 2, 3) float32 relative transforms of view a -> view b, and (B,) bool, pairs that
     count (neither view solarised)."""
     from_a, from_b = (_placed(p) for p in (a, b))
-    return relative_transform(from_a, from_b, true_translation), ~(a.solarise | b.solarise)
+    return relative_transform(from_a, from_b, true_translation), ~(a.chosen("solarise") | b.chosen("solarise"))
 
 
 def _placed(p: ViewParams) -> Tensor:

@@ -1,70 +1,78 @@
 """What was decided: every random choice of the project, as a pure function of (seed, epoch, sample index, view).
 
-A SplitMix64 stream (Steele, Lea and Flood, OOPSLA 2014) is opened for each (seed, epoch, view, sample) and every choice
-has a fixed position in it. No state, so batch size, workers, processes, backend and restarts cannot change a view.
+A stream (pipelines/stream.py) is opened for each (seed, epoch, view, sample), and each operation on the view has one of
+its own besides, keyed by its name and occurrence: adding one moves no other's draws. No state, so batch size, workers,
+processes, backend and restarts cannot change a view.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from itertools import permutations
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from saccade.pipelines.operations import Operation
+from saccade.pipelines.stream import stream_key, streams, uniform
 from saccade.pipelines.views import CentreCrop, Crop, View, Views
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-# Position of each choice in a sample's stream. Append only: a changed position changes every published run.
-_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _BLUR, _SIGMA, _SOLARISE, _TOP, _LEFT = range(
-    13
-)
+# Positions in a view's own stream; 1 to 10 are those of the operations that were there first (Operation.position).
+# Append only: a changed position changes every published run.
+_FLIP, _TOP, _LEFT, _SHARED = 0, 11, 12, 13
 _AREA, _RATIO, _TRIES = 16, 26, 10  # one position for each of the ten tries of a crop
-_ORDERS = torch.tensor(list(permutations(range(4))), dtype=torch.uint8)  # 24 x 4
-JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")  # what a jitter_order entry stands for
 
 
 @dataclass(frozen=True)
 class ViewParams:
     """The drawn parameters of one view for N samples: a struct of arrays, all on one device.
 
-    A choice that was not taken holds its identity value, so the parameters alone say what happened.
+    Where an operation was not chosen, its columns hold the values that change nothing, so the parameters alone say what
+    happened.
     """
 
     source: Tensor  # (N, 2) int64: height, width of the source image, pixels
     box: Tensor  # (N, 4) int64: top, left, height, width of the crop, source pixels
     flip: Tensor  # (N,) bool: mirrored left-right after the crop
-    brightness: Tensor  # (N,) float32 factor, 1 = unchanged
-    contrast: Tensor  # (N,) float32 factor, 1 = unchanged
-    saturation: Tensor  # (N,) float32 factor, 1 = unchanged
-    hue: Tensor  # (N,) float32 shift, fraction of the colour circle, 0 = unchanged
-    jitter_order: Tensor  # (N, 4) uint8: indices into JITTER_OPERATIONS, first applied first
-    grey: Tensor  # (N,) bool: luminance in all three channels
-    sigma: Tensor  # (N,) float32: Gaussian blur in pixels of the view, 0 = no blur
-    solarise: Tensor  # (N,) bool: x -> 1 - x where x >= 0.5
+    drawn: Mapping[str, Mapping[str, Tensor]]  # View.keyed's keys -> column -> (N, ...); "chosen", (N,) bool, in each
 
     def __len__(self) -> int:
         return self.flip.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> ViewParams:
-        return ViewParams(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return self._each(lambda column: column[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewParams:
-        return ViewParams(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
+        return self._each(lambda column: column.to(device, non_blocking=non_blocking))
 
     @staticmethod
     def cat(parts: Iterable[ViewParams]) -> ViewParams:
         parts = list(parts)
-        return ViewParams(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(ViewParams)})
+        drawn = {
+            key: {name: torch.cat([p.drawn[key][name] for p in parts]) for name in columns}
+            for key, columns in parts[0].drawn.items()
+        }
+        return ViewParams(*(torch.cat([getattr(p, name) for p in parts]) for name in ("source", "box", "flip")), drawn)
 
-    @property
-    def jittered(self) -> Tensor:
-        """(N,) bool: any of the four colour factors differs from its identity."""
-        return (self.brightness != 1) | (self.contrast != 1) | (self.saturation != 1) | (self.hue != 0)
+    def chosen(self, key: str) -> Tensor:
+        """(N,) bool: whether the operation of that key was applied; nowhere if the view has none."""
+        return self.drawn[key]["chosen"] if key in self.drawn else torch.zeros_like(self.flip)
+
+    def values(self, key: str, i: int) -> dict[str, Any]:
+        """What was drawn for sample i, as plain numbers and lists."""
+        return {name: column[i].tolist() for name, column in self.drawn[key].items()}
+
+    def columns(self) -> dict[str, Tensor]:
+        """Every array by its name, those of operations as "blur.sigma"."""
+        own = {"source": self.source, "box": self.box, "flip": self.flip}
+        return own | {f"{key}.{name}": c for key, columns in self.drawn.items() for name, c in columns.items()}
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ViewParams:
+        drawn = {key: {name: change(column) for name, column in c.items()} for key, c in self.drawn.items()}
+        return ViewParams(change(self.source), change(self.box), change(self.flip), drawn)
 
 
 def draw(recipe: Views, seed: int, epoch: int, index: Tensor, source: Tensor) -> dict[str, ViewParams]:
@@ -92,37 +100,37 @@ def draw(recipe: Views, seed: int, epoch: int, index: Tensor, source: Tensor) ->
 def _draw_view(
     view: View, seed: int, epoch: int, index: Tensor, source: Tensor, parent: ViewParams | None
 ) -> ViewParams:
-    stream = mix64(index * _signed(_GOLDEN) + _signed(stream_key(seed, epoch, zlib.crc32(view.name.encode()))))
-    u = uniform(stream[:, None], torch.arange(_LEFT + 1, device=index.device))  # (N, 13) float64 in [0, 1)
-    ones = torch.ones(len(index), device=index.device)
+    name = zlib.crc32(view.name.encode())
+    stream = streams(index, stream_key(seed, epoch, name))
+    u = uniform(stream[:, None], torch.arange(_SHARED, device=index.device))  # (N, 13) float64 in [0, 1)
     if parent is None:
         box = _draw_box(view.crop, stream, source, u[:, _TOP], u[:, _LEFT])
         flip = u[:, _FLIP] < view.flip
     else:
         box, flip = parent.box, parent.flip
-    jitter = view.jitter
-    jittered = u[:, _JITTER] < (jitter.p if jitter else 0.0)
+    drawn, seen = {}, dict.fromkeys(view.keyed, 0)
+    for key, operation in view.keyed.items():
+        occurrence = seen[operation.name]
+        seen[operation.name] += 1
+        needed = 1 + operation.numbers
+        if operation.position is not None and occurrence == 0:
+            own = u[:, operation.position : operation.position + needed]
+        else:
+            apart = stream_key(seed, epoch, name, zlib.crc32(operation.name.encode()), occurrence)
+            own = uniform(streams(index, apart)[:, None], torch.arange(needed, device=index.device))
+        drawn[key] = _draw_operation(operation, own)
+    return ViewParams(source, box, flip, drawn)
 
-    def factor(position: int, amount: float) -> Tensor:  # uniform in [max(0, 1 - amount), 1 + amount]
-        low = max(0.0, 1.0 - amount)
-        return torch.where(jittered, (low + (1.0 + amount - low) * u[:, position]).float(), ones)
 
-    blurred = u[:, _BLUR] < (view.blur.p if view.blur else 0.0)
-    low, high = view.blur.sigma if view.blur else (0.0, 0.0)
-    order = _ORDERS.to(index.device)[(u[:, _ORDER] * 24).long()]
-    return ViewParams(
-        source=source,
-        box=box,
-        flip=flip,
-        brightness=factor(_BRIGHTNESS, jitter.brightness if jitter else 0.0),
-        contrast=factor(_CONTRAST, jitter.contrast if jitter else 0.0),
-        saturation=factor(_SATURATION, jitter.saturation if jitter else 0.0),
-        hue=torch.where(jittered, ((2 * u[:, _HUE] - 1) * (jitter.hue if jitter else 0.0)).float(), 0 * ones),
-        jitter_order=order,
-        grey=u[:, _GREY] < view.grey,
-        sigma=torch.where(blurred, (low + (high - low) * u[:, _SIGMA]).float(), 0 * ones),
-        solarise=u[:, _SOLARISE] < view.solarise,
-    )
+def _draw_operation(operation: Operation, u: Tensor) -> dict[str, Tensor]:
+    """u: (N, 1 + numbers); the first says whether it is chosen."""
+    chosen = u[:, 0] < operation.p
+    columns = operation.draw(u[:, 1:])
+    identity = operation.identity
+    return {
+        "chosen": chosen,
+        **{name: torch.where(chosen, c, identity[name]) if name in identity else c for name, c in columns.items()},
+    }
 
 
 def _draw_box(crop: Crop | CentreCrop, stream: Tensor, source: Tensor, u_top: Tensor, u_left: Tensor) -> Tensor:
@@ -159,37 +167,3 @@ def _fallback_box(crop: Crop, source: Tensor) -> tuple[Tensor, Tensor]:
         torch.where(thin, (width.double() / crop.ratio[0]).round().long(), height).clamp(min=1),
         torch.where(wide, (height.double() * crop.ratio[1]).round().long(), width).clamp(min=1),
     )
-
-
-def stream_key(*parts: int) -> int:
-    """A 64-bit key that depends on every part and on their order; negative and large integers are welcome."""
-    key = 0
-    for part in parts:
-        key = _mix_int((key + part * _GOLDEN + 1) & _MASK)
-    return key
-
-
-def uniform(stream: Tensor, position: Tensor | int) -> Tensor:
-    """Position-th number of a stream, float64 in [0, 1) with 53 bits. Broadcasts stream against position."""
-    offset = _signed((position + 1) * _GOLDEN) if isinstance(position, int) else (position + 1) * _signed(_GOLDEN)
-    bits = mix64(stream + offset)
-    return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
-
-
-def mix64(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64 tensors (two's complement stands for the unsigned 64 bits)."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-def _mix_int(x: int) -> int:
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
-
-
-def _signed(x: int) -> int:
-    """The int64 with the low 64 bits of x."""
-    x &= _MASK
-    return x - (1 << 64) if x >> 63 else x

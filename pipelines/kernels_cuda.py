@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.fusion import Look
 from saccade.pipelines.render_cpu import Sources
-from saccade.pipelines.views import View, Views
+from saccade.pipelines.views import View
 
 BLOCK = 1024  # pixels of one program
 
@@ -45,25 +46,27 @@ def cut(sources: Sources, view: View, params: ViewParams) -> Tensor:
     return out
 
 
-def finish(image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: torch.dtype) -> Tensor:
+def finish(image: Tensor, look: Look, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """Colour, grey, blur, solarise, normalise.
 
     image: (N, 3, S, S) uint8 or float32 in any memory layout -> (N, 3, S, S) of dtype, channels-last.
     """
-    count, size = len(params), view.size
+    count, size = image.shape[0], image.shape[2]
     out = torch.empty(count, 3, size, size, dtype=dtype, device=image.device, memory_format=torch.channels_last)
     if count == 0:
         return out
     grid, shape = _grid(count, size), {"SIZE": size, "BLOCK": BLOCK}
-    look = (params.solarise & (view.solarise > 0)).to(torch.int8), *recipe.mean, *(1 / s for s in recipe.std)
-    factors = torch.stack([params.brightness, params.contrast, params.saturation, params.hue], dim=1)
-    order, grey = params.jitter_order.contiguous(), (params.grey & (view.grey > 0)).to(torch.int8)
+    none = torch.zeros(count, dtype=torch.int8, device=image.device)  # and what a kernel without jitter does not read
+    grey, solarise = (none if chosen is None else chosen.to(torch.int8) for chosen in (look.grey, look.solarise))
+    finishing = solarise, *mean, *(1 / s for s in std)
     sums = torch.empty(grid, device=image.device)
-    if view.jitter:
+    factors, order = sums, none
+    if look.factors is not None and look.order is not None:
+        factors, order = look.factors, look.order.contiguous()
         toned = torch.empty(count, 3, size, size, device=image.device)
         _before_contrast[grid](image, *image.stride(), _unit(image), factors, order, toned, sums, **shape)
         image = toned
-    planar = torch.empty(count, 3, size, size, device=image.device) if view.blur else out
+    planar = out if look.sigma is None else torch.empty(count, 3, size, size, device=image.device)
     _after_contrast[grid](
         image,
         *image.stride(),
@@ -72,17 +75,17 @@ def finish(image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: 
         order,
         sums,
         grey,
-        *look,
+        *finishing,
         planar,
         **shape,
         BLOCKS=triton.next_power_of_2(grid[1]),
-        JITTER=view.jitter is not None,
-        LAST=view.blur is None,
+        JITTER=look.factors is not None,
+        LAST=look.sigma is None,
     )
-    if view.blur:
-        smooth, sigma, reach = torch.empty_like(planar), params.sigma.contiguous(), view.blur.kernel_size // 2
-        _blur[grid](planar, sigma, reach, *look, smooth, **shape, VERTICAL=False)
-        _blur[grid](smooth, sigma, reach, *look, out, **shape, VERTICAL=True)
+    if look.sigma is not None:
+        smooth, sigma, reach = torch.empty_like(planar), look.sigma.contiguous(), look.taps // 2
+        _blur[grid](planar, sigma, reach, *finishing, smooth, **shape, VERTICAL=False)
+        _blur[grid](smooth, sigma, reach, *finishing, out, **shape, VERTICAL=True)
     return out
 
 

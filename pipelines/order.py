@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saccade.base.errors import UserError
-from saccade.pipelines.draw import mix64, stream_key
+from saccade.pipelines.stream import mix64, stream_key
 
 
 class Order:

@@ -85,9 +85,8 @@ class UntilRead:
 
 def tensors(batch: object) -> Iterator[Tensor]:
     """Every tensor of a batch, its parameters' and its companion's included."""
-    for value in vars(batch).values():
-        for part in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(part, Tensor):
-                yield part
-            elif is_dataclass(part):
-                yield from tensors(part)
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict) or is_dataclass(batch):
+        for value in (batch if isinstance(batch, dict) else vars(batch)).values():
+            yield from tensors(value)

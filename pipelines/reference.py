@@ -13,17 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from saccade.base.errors import UserError
-from saccade.pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
-
-_ADJUST = {
-    "brightness": F.adjust_brightness,
-    "contrast": F.adjust_contrast,
-    "saturation": F.adjust_saturation,
-    "hue": F.adjust_hue,
-}
 
 
 def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
@@ -39,16 +32,10 @@ def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) ->
     ).clamp(0, 1)
     if params.flip:
         image = F.hflip(image)
-    if params.jittered:
-        for operation in params.jitter_order[0].tolist():
-            name = JITTER_OPERATIONS[operation]
-            image = _ADJUST[name](image, getattr(params, name).item())
-    if params.grey:
-        image = F.rgb_to_grayscale(image, num_output_channels=3)
-    if view.blur and params.sigma > 0:
-        image = F.gaussian_blur(image, [view.blur.kernel_size] * 2, [params.sigma.item()] * 2)
-    if params.solarise:
-        image = F.solarize(image, 0.5)
+    for key, operation in view.keyed.items():
+        if params.drawn[key]["chosen"]:
+            judged = operation.reference(image, params.values(key, 0))
+            image = operation.apply(image[None], params.drawn[key])[0] if judged is None else judged
     return F.normalize(image, list(recipe.mean), list(recipe.std))
 
 

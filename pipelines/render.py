@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -15,9 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saccade.base.errors import UserError
-from saccade.pipelines import ops, render_cpu
+from saccade.pipelines import render_cpu
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.views import View, Views
+from saccade.pipelines.fusion import Run, look_of, runs_of
+from saccade.pipelines.operations.operation import on_chosen
+from saccade.pipelines.resize import crop_resize
+from saccade.pipelines.views import PLAIN, Normalisation, View, Views
 
 BACKENDS = ("auto", "torch", "numba", "triton")
 Rendered = TypeVar("Rendered")
@@ -76,8 +79,7 @@ def _render(
     for family in _families(recipe):
         drawn = [params[view.name] for view in family]
         if chosen == "numba":
-            out = render_cpu.render_family(_sources(pixels, index), family, drawn, recipe, threads=threads)
-            views.update({view.name: _finish(image, dtype) for view, image in zip(family, out, strict=True)})
+            views.update(_by_numba(_sources(pixels, index), family, drawn, recipe, dtype, threads))
         else:
             image = (
                 _triton().cut(_sources(pixels, index), family[0], drawn[0])
@@ -89,6 +91,31 @@ def _render(
     return {view.name: views[view.name] for view in recipe}
 
 
+def _by_numba(
+    sources: render_cpu.Sources,
+    family: list[View],
+    drawn: list[ViewParams],
+    recipe: Views,
+    dtype: torch.dtype,
+    threads: int | None,
+) -> dict[str, Tensor]:
+    """One pass of the kernel for the whole family, and what it does not know after that."""
+    runs = [runs_of(view) for view in family]
+    whole = all(len(r) == 1 for r in runs)
+    looks = [look_of(r[0], p) for r, p in zip(runs, drawn, strict=True)]
+    out = render_cpu.render_family(
+        sources, family[0], looks, drawn[0], recipe.normalisation if whole else PLAIN, threads=threads
+    )
+    if whole:
+        return {view.name: _finish(image, dtype) for view, image in zip(family, out, strict=True)}
+    images = (image.permute(0, 3, 1, 2) for image in out)
+    rest = (r[1:] or (Run(True),) for r in runs)
+    return {
+        view.name: _paint(image, left, view, p, recipe.normalisation, dtype, "numba")
+        for view, image, left, p in zip(family, images, rest, drawn, strict=True)
+    }
+
+
 def appearance(
     image: Tensor,
     view: View,
@@ -97,7 +124,7 @@ def appearance(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> Tensor:
-    """Colour, grey, blur, solarise and normalise views already cut, for executors that cut their own.
+    """Apply the operations and normalise views already cut, for executors that cut their own.
 
     image: float (N, 3, S, S) in [0, 1], or uint8 (N, 3, S, S) or (N, S, S, 3), in any memory layout; it is not changed.
     Returns (N, 3, S, S) of `dtype`, channels-last. float64 stays float64 inside, and is torch's.
@@ -112,37 +139,59 @@ def appearance(
 def _appearance(
     image: Tensor, view: View, params: ViewParams, recipe: Views, dtype: torch.dtype, chosen: str
 ) -> Tensor:
-    if chosen == "triton":
-        return _triton().finish(image, view, params, recipe, dtype)
-    if chosen == "numba":
-        sources = render_cpu.Sources.of_batch(image)
-        return _finish(render_cpu.render_family(sources, [view], [params], recipe, resized=False)[0], dtype)
-    image = image / 255 if image.dtype == torch.uint8 else image
-    if view.jitter:
-        image = _on_chosen(
-            image,
-            params.jittered,
-            lambda x, p: ops.jitter(x, p.brightness, p.contrast, p.saturation, p.hue, p.jitter_order),
-            params,
-        )
-    if view.grey:
-        image = ops.grey(image, params.grey)
-    if view.blur:
-        taps = view.blur.kernel_size
-        image = _on_chosen(image, params.sigma > 0, lambda x, p: ops.blur(x, p.sigma, taps), params)
-    if view.solarise:
-        image = ops.solarise(image, params.solarise)
-    image = ops.normalise(image, recipe.mean, recipe.std)
+    if chosen == "torch":
+        image = image / 255 if image.dtype == torch.uint8 else image
+        runs = [Run(False, (item,)) for item in view.keyed.items()]
+    else:
+        runs = runs_of(view)
+        runs = runs if runs[0].operations or len(runs) == 1 or image.dtype == torch.uint8 else runs[1:]
+    return _paint(image, runs, view, params, recipe.normalisation, dtype, chosen)
+
+
+def _paint(
+    image: Tensor,
+    runs: Sequence[Run],
+    view: View,
+    params: ViewParams,
+    normalisation: Normalisation,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """The runs in order: fused ones by the kernels of the backend, which normalise as they end; others by torch."""
+    for k, run in enumerate(runs):
+        if not run.fused:
+            [(key, operation)] = run.operations
+            image = on_chosen(operation, image if backend == "torch" else image.contiguous(), params.drawn[key])
+            continue
+        last = k + 1 == len(runs)
+        look, (mean, std) = look_of(run, params), normalisation if last else PLAIN
+        if backend == "triton":
+            image = _triton().finish(image, look, mean, std, dtype if last else torch.float32)
+        else:
+            sources = render_cpu.Sources.of_batch(image)
+            out = render_cpu.render_family(sources, view, [look], params, (mean, std), resized=False)[0]
+            image = _finish(out, dtype if last else torch.float32)
+        if last:
+            return image
+    image = normalise(image, *normalisation)
     return image.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def normalise(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(image - mean) / std per channel."""
+    if (mean, std) == PLAIN:
+        return image
+    # Plain numbers, channel by channel: a tensor of them would be a copy to the device, for which the host waits.
+    return torch.stack([(image[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
 
 
 def geometry(pixels: Tensor | Photos, view: View, params: ViewParams) -> Tensor:
     """(N, 3, S, S) float in [0, 1]: the crops of one view, resized and mirrored, in plain torch."""
     interpolation = view.crop.interpolation
     if not isinstance(pixels, Photos):
-        return ops.crop_resize(pixels, params.box, params.flip, view.size, interpolation)
+        return crop_resize(pixels, params.box, params.flip, view.size, interpolation)
     cuts = [
-        ops.crop_resize(photo, params.box[n : n + 1], params.flip[n : n + 1], view.size, interpolation)
+        crop_resize(photo, params.box[n : n + 1], params.flip[n : n + 1], view.size, interpolation)
         for n, photo in enumerate(pixels)
     ]
     return torch.cat(cuts) if cuts else torch.empty(0, 3, view.size, view.size)
@@ -220,18 +269,3 @@ def _families(recipe: Views) -> list[list[View]]:
 
 def _finish(image: Tensor, dtype: torch.dtype) -> Tensor:
     return image.permute(0, 3, 1, 2).to(dtype)  # (N, S, S, 3) in memory is channels-last
-
-
-def _on_chosen(image: Tensor, chosen: Tensor, operation, params: ViewParams) -> Tensor:
-    """operation(image, params) where chosen; a CPU computes only those rows, a GPU all of them (parameters of the
-    others are identities) because counting them would make it wait."""
-    if image.device.type != "cpu":
-        return operation(image, params)
-    rows = chosen.nonzero().squeeze(1)
-    if len(rows) == len(image):
-        return operation(image, params)
-    if len(rows) == 0:
-        return image
-    image = image.clone()  # the parent's pixels are shared with derived views
-    image[rows] = operation(image[rows], params[rows])
-    return image

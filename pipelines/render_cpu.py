@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.views import View, Views
+from saccade.pipelines.fusion import Look
+from saccade.pipelines.views import Normalisation, View
 
 _SHARES = 4  # pieces of work for each thread: samples differ in cost, and a thread may lose its core for a while
-_IDENTITY = (1.0, 1.0, 1.0, 0.0)
+_IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0)  # brightness, contrast, saturation, hue, sigma
 
 
 @dataclass(frozen=True)
@@ -64,47 +65,54 @@ class Sources:
 
 def render_family(
     sources: Sources,
-    views: Sequence[View],
-    params: Sequence[ViewParams],
-    recipe: Views,
+    view: View,
+    looks: Sequence[Look],
+    params: ViewParams,
+    normalisation: Normalisation,
     resized: bool = True,
     threads: int | None = None,
 ) -> Tensor:
-    """(F, N, S, S, 3) float32, normalised: F views that show one crop and flip, those of the first.
+    """(F, N, S, S, 3) float32, normalised: F looks of the one crop and flip that `view` and `params` give.
 
     resized: False where the sources are S x S views already, which get colour and blur only.
     threads: None for as many as torch uses.
     """
-    arguments, out = _arguments(sources, views, params, recipe, resized)
-    count = len(params[0])
+    arguments, out = _arguments(sources, view, looks, params, normalisation, resized)
+    count = len(params)
     if count:
         _in_threads(_kernel(arguments), count, threads or torch.get_num_threads(), arguments)
     return out
 
 
 def _arguments(
-    sources: Sources, views: Sequence[View], params: Sequence[ViewParams], recipe: Views, resized: bool
+    sources: Sources,
+    view: View,
+    looks: Sequence[Look],
+    params: ViewParams,
+    normalisation: Normalisation,
+    resized: bool,
 ) -> tuple[tuple, Tensor]:
-    size, count = views[0].size, len(params[0])
+    size, count = view.size, len(params)
     if resized:
-        _check_boxes(params[0].box, sources.size)
+        _check_boxes(params.box, sources.size)
     elif count and not bool((sources.size == size).all()):
-        raise ValueError(f"view {views[0].name!r} is {size} px, the image given is {tuple(sources.size[0].tolist())}")
-    factors = torch.stack([torch.stack([*_jitter(v, p), p.sigma], dim=1) for v, p in zip(views, params, strict=True)])
-    out = torch.empty(len(views), count, size, size, 3)
+        raise ValueError(f"view {view.name!r} is {size} px, the image given is {tuple(sources.size[0].tolist())}")
+    factors, order, grey, solarise = _stacked(looks, count)
+    mean, std = normalisation
+    out = torch.empty(len(looks), count, size, size, 3)
     empty = torch.empty(0, dtype=torch.uint8 if sources.buffer.is_floating_point() else torch.float32)
     pixels, floats = (empty, sources.buffer) if sources.buffer.is_floating_point() else (sources.buffer, empty)
     tensors = (
         factors,
-        torch.stack([p.jitter_order for p in params]),
-        torch.stack([p.grey & (v.grey > 0) for v, p in zip(views, params, strict=True)]),
-        torch.stack([p.solarise & (v.solarise > 0) for v, p in zip(views, params, strict=True)]),
-        torch.tensor([v.blur.kernel_size if v.blur else 0 for v in views]),
-        torch.tensor(recipe.mean, dtype=torch.float32),
-        1 / torch.tensor(recipe.std, dtype=torch.float32),
+        order,
+        grey,
+        solarise,
+        torch.tensor([look.taps for look in looks]),
+        torch.tensor(mean, dtype=torch.float32),
+        1 / torch.tensor(std, dtype=torch.float32),
         out.view(-1),
     )
-    crop = (params[0].box.contiguous(), params[0].flip.contiguous())
+    crop = (params.box.contiguous(), params.flip.contiguous())
     return (
         pixels.numpy(),
         floats.numpy(),
@@ -114,15 +122,28 @@ def _arguments(
         sources.channel_stride,
         *(t.numpy() for t in crop),
         size,
-        views[0].crop.interpolation == "bicubic",
+        view.crop.interpolation == "bicubic",
         resized,
         *(t.numpy() for t in tensors),
     ), out
 
 
-def _jitter(view: View, params: ViewParams) -> tuple[Tensor, ...]:
-    drawn = params.brightness, params.contrast, params.saturation, params.hue
-    return drawn if view.jitter else tuple(torch.full_like(d, i) for d, i in zip(drawn, _IDENTITY, strict=True))
+def _stacked(looks: Sequence[Look], count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(F, N, 5) factors and sigma, (F, N, 4) order, (F, N) grey and solarise, identities where a look has none."""
+    factors = torch.tensor(_IDENTITY).repeat(len(looks), count, 1)
+    order = torch.zeros(len(looks), count, 4, dtype=torch.uint8)
+    grey, solarise = torch.zeros(2, len(looks), count, dtype=torch.bool)
+    for f, look in enumerate(looks):
+        for given, place in (
+            (look.factors, factors[f, :, :4]),
+            (look.sigma, factors[f, :, 4]),
+            (look.order, order[f]),
+            (look.grey, grey[f]),
+            (look.solarise, solarise[f]),
+        ):
+            if given is not None:
+                place.copy_(given)
+    return factors, order, grey, solarise
 
 
 def _check_boxes(box: Tensor, size: Tensor) -> None:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
 
 from saccade.base.errors import UserError
+from saccade.pipelines.operations import USUAL, Operation
+
+Kind = TypeVar("Kind", bound=Operation)
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std of the channels
+PLAIN: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # changes nothing
 
 
 @dataclass(frozen=True)
@@ -26,32 +33,16 @@ class CentreCrop:
 
 
 @dataclass(frozen=True)
-class Jitter:
-    """Colour jitter with the meaning of torchvision's ColorJitter, applied with probability `p`, in drawn order."""
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float  # fraction of the colour circle, at most 0.5
-    p: float = 0.8
-
-
-@dataclass(frozen=True)
-class Blur:
-    """Gaussian blur; sigma in pixels of the view, uniform in `sigma`; the kernel is cut at `kernel_size` (odd) taps."""
-
-    p: float = 0.5
-    sigma: tuple[float, float] = (0.1, 2.0)
-    kernel_size: int = 13  # 3 sigma at sigma 2; S-TEC's own rule is stec_blur(size)
-
-
-@dataclass(frozen=True)
 class View:
-    """One view of an image. A view with a `parent` shares the parent's crop and flip and only adds colour and blur.
+    """One view of an image: a cut, and what is done to it, in order. A view with a `parent` shares the parent's crop
+    and flip and has operations of its own.
 
     Examples:
         >>> [view.name for view in View("local", 96, crop=Crop(scale=(0.05, 0.4))).times(2)]
         ['local_0', 'local_1']
+        >>> from saccade.pipelines.operations import Blur, Grey
+        >>> View("strong", 96, operations=(Grey(0.2), Blur(0.5)))["blur"].p
+        0.5
         >>> View("weak", 224, flip=1.5)
         Traceback (most recent call last):
         saccade.base.errors.UserError: view 'weak': flip = 1.5 is no probability; give a value from 0 to 1.
@@ -61,22 +52,12 @@ class View:
     size: int  # pixels, square
     crop: Crop | CentreCrop = Crop()
     flip: float = 0.5
-    jitter: Jitter | None = None
-    grey: float = 0.0
-    blur: Blur | None = None
-    solarise: float = 0.0
+    operations: tuple[Operation, ...] = ()
     parent: str | None = None
 
     def __post_init__(self) -> None:
-        for what, p in (
-            ("flip", self.flip),
-            ("grey", self.grey),
-            ("solarise", self.solarise),
-            ("jitter.p", self.jitter.p if self.jitter else 0.0),
-            ("blur.p", self.blur.p if self.blur else 0.0),
-        ):
-            if not 0.0 <= p <= 1.0:
-                raise UserError(f"view {self.name!r}: {what} = {p} is no probability; give a value from 0 to 1.")
+        if not 0.0 <= self.flip <= 1.0:
+            raise UserError(f"view {self.name!r}: flip = {self.flip} is no probability; give a value from 0 to 1.")
         if self.size < 1:
             raise UserError(f"view {self.name!r}: size = {self.size}; a view is at least 1 pixel wide.")
         if isinstance(self.crop, Crop):
@@ -91,15 +72,41 @@ class View:
                 f"view {self.name!r}: interpolation {self.crop.interpolation!r} is unknown; "
                 "use 'bilinear' or 'bicubic'."
             )
-        if self.jitter and not 0.0 <= self.jitter.hue <= 0.5:
-            raise UserError(f"view {self.name!r}: hue = {self.jitter.hue}; give a value from 0 to 0.5.")
-        if self.blur:
-            (low, high), taps = self.blur.sigma, self.blur.kernel_size
-            if not 0.0 < low <= high or taps % 2 == 0 or not 0 < taps // 2 < self.size:
-                raise UserError(
-                    f"view {self.name!r}: blur sigma {self.blur.sigma} with {taps} taps does not fit a "
-                    f"{self.size}-pixel view; sigma must be positive, the taps odd and under twice the size."
-                )
+        for key, operation in self.keyed.items():
+            p = operation.p
+            wrong = "" if 0.0 <= p <= 1.0 else f"p = {p} is no probability; give a value from 0 to 1."
+            if wrong := wrong or operation.fault(self.size):
+                raise UserError(f"view {self.name!r}: {key} {wrong}")
+
+    @cached_property
+    def keyed(self) -> dict[str, Operation]:
+        """The operations in order, each under its name; a second one of that name is name_2."""
+        keyed: dict[str, Operation] = {}
+        for operation in self.operations:
+            occurrence = 1 + sum(other.name == operation.name for other in keyed.values())
+            keyed[operation.name if occurrence == 1 else f"{operation.name}_{occurrence}"] = operation
+        return keyed
+
+    def __getitem__(self, key: str) -> Operation:
+        return self.keyed[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keyed
+
+    def get(self, kind: type[Kind]) -> Kind | None:
+        """The first operation of this class, None where the view has none."""
+        return next((o for o in self.operations if isinstance(o, kind)), None)
+
+    def replaced(self, key: str, operation: Operation | None) -> View:
+        """With another operation in the place of `key`, or without it; the same view where it has none of that key."""
+        changed = [operation if k == key else o for k, o in self.keyed.items()]
+        return replace(self, operations=tuple(o for o in changed if o is not None))
+
+    def added(self, operation: Operation) -> View:
+        """With one more operation: a usual one at its place in the papers' order, any other at the end."""
+        rank = [USUAL.index(type(o)) if type(o) in USUAL else len(USUAL) for o in (operation, *self.operations)]
+        place = next((k for k, r in enumerate(rank[1:]) if r > rank[0]), len(self.operations))
+        return replace(self, operations=(*self.operations[:place], operation, *self.operations[place:]))
 
     def times(self, count: int) -> tuple[View, ...]:
         """`count` copies, drawn independently, named name_0 .. name_{count-1}."""
@@ -157,15 +164,13 @@ class Views:
     def names(self) -> tuple[str, ...]:
         return tuple(view.name for view in self.views)
 
+    @property
+    def normalisation(self) -> Normalisation:
+        return self.mean, self.std
+
     def geometry_of(self, view: View) -> View:
         """The view whose crop and flip this one shows: its parent, or itself."""
         return self[view.parent] if view.parent else view
-
-
-def stec_blur(size: int) -> Blur:
-    """S-TEC's blur for a view of `size` pixels: kernel side int(size/10) made odd (>= 3), sigma scaled from 224."""
-    taps = int(0.1 * size)
-    return Blur(p=0.5, sigma=(0.1 * size / 224, 2.0 * size / 224), kernel_size=max(3, taps + 1 - taps % 2))
 
 
 def evaluation_views(

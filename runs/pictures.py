@@ -10,40 +10,26 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from saccade.base.files import write_atomically
-from saccade.pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.order import Order
 from saccade.pipelines.reference import render_one
 from saccade.pipelines.sources import Source
-from saccade.pipelines.views import Views
+from saccade.pipelines.views import View, Views
 
-_CELL, _LINE, _GAP, _LEFT = 168, 13, 10, 8
+_CELL, _LINE, _GAP, _LEFT, _LETTERS = 168, 13, 10, 8, 28
 
 
-def describe(params: ViewParams, i: int) -> list[str]:
+def describe(view: View, params: ViewParams, i: int) -> list[str]:
     """What was drawn for sample i, in a few short lines."""
     top, left, height, width = params.box[i].tolist()
     lines = [f"crop {width}x{height} at {left},{top}" + ("  flip" if params.flip[i] else "")]
-    if params.jittered[i]:
-        symbol = {"brightness": "b", "contrast": "c", "saturation": "s", "hue": "h"}
-        names = [JITTER_OPERATIONS[k] for k in params.jitter_order[i].tolist()]
-        lines.append(
-            " ".join(
-                f"{symbol[n]}{getattr(params, n)[i].item():+.2f}"
-                if n == "hue"
-                else f"{symbol[n]}{getattr(params, n)[i].item():.2f}"
-                for n in names
-            )
-        )
-    rest = [
-        word
-        for word, on in (
-            ("grey", params.grey[i]),
-            (f"blur {params.sigma[i].item():.2f}", params.sigma[i] > 0),
-            ("solarise", params.solarise[i]),
-        )
-        if on
-    ]
-    return lines + ([", ".join(rest)] if rest else [])
+    words = [o.caption(params.values(key, i)) for key, o in view.keyed.items() if params.drawn[key]["chosen"][i]]
+    for word in words:
+        if len(lines) > 1 and len(lines[-1]) + 2 + len(word) <= _LETTERS:
+            lines[-1] += f", {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows: int = 4) -> Image.Image:
@@ -53,7 +39,9 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
     params = draw(recipe, seed, epoch, torch.tensor(numbers), torch.tensor([p.shape[1:] for p in pixels]))
     font = ImageFont.load_default(size=11)
     width = _LEFT + (len(recipe.views) + 1) * (_CELL + _GAP)
-    row_height = _CELL + 3 * _LINE + _GAP
+    described = {v.name: [describe(v, params[v.name], row) for row in range(len(numbers))] for v in recipe}
+    lines = max(3, *(len(words) for column in described.values() for words in column))
+    row_height = _CELL + lines * _LINE + _GAP
     grid = Image.new("RGB", (width, 22 + len(numbers) * row_height), "white")
     pen = ImageDraw.Draw(grid)
     plain = Views(recipe.views)  # shown without normalisation
@@ -64,7 +52,7 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
         cells = [(_to_image(image), [source.name_of(number)[-26:], f"{image.shape[2]}x{image.shape[1]}"])]
         for view in recipe:
             rendered = render_one(image, view, params[view.name][row : row + 1], plain)
-            cells.append((_to_image((rendered * 255).round().to(torch.uint8)), describe(params[view.name], row)))
+            cells.append((_to_image((rendered * 255).round().to(torch.uint8)), described[view.name][row]))
         for column, (cell, lines) in enumerate(cells):
             x = _LEFT + column * (_CELL + _GAP)
             scale = _CELL / max(cell.size)

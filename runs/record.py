@@ -17,6 +17,7 @@ from saccade.base.files import write_atomically
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.own import names_code
 from saccade.pipelines.sources.remote import is_remote
+from saccade.runs import settings
 
 NAME = "config.json"
 PERMISSIONS = ("allow_pipe",)
@@ -58,6 +59,11 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
     for name in ("data", "val_data", "labelled_data"):
         if name not in given:
             check_local(kept.get(name), f"--{name.replace('_', '-')}", folder)
+    if "set" not in given and (own := [setting for setting in kept["set"] if settings.names_code(str(setting))]):
+        raise UserError(
+            f"{folder}: its record has --set {own[0]}, which runs code; if you trust it, say so: give every --set of "
+            f"the run again ({' '.join(f'--set {setting}' for setting in kept['set'])})."
+        )
     if "track" not in given and any(name in kept["track"].split(",") for name in REPORTING):
         print(
             f"note: the run reported to {kept['track']}; to go on with that, give --track {kept['track']}",

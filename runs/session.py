@@ -29,9 +29,9 @@ from saccade.models.optimizers import LARS, parameter_groups
 from saccade.models.schedules import schedule
 from saccade.pipelines.build import build_pipeline, create_order
 from saccade.pipelines.companion import CompanionPipeline
-from saccade.pipelines.draw import stream_key
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
+from saccade.pipelines.stream import stream_key
 from saccade.pipelines.views import Views
 from saccade.runs.config import Config
 from saccade.runs.precision import on_gpu

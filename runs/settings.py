@@ -11,7 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from saccade.base.errors import UserError
 from saccade.losses.recipe import TrainingRecipe
-from saccade.pipelines.views import Views
+from saccade.pipelines.operations.registry import find_operation, known_operations
+from saccade.pipelines.views import View, Views
 
 
 def with_settings(recipe: TrainingRecipe, settings: Sequence[str]) -> TrainingRecipe:
@@ -31,12 +32,20 @@ def with_settings(recipe: TrainingRecipe, settings: Sequence[str]) -> TrainingRe
     return recipe
 
 
+def names_code(setting: str) -> bool:
+    """Whether it brings in an operation of somebody's own, which is code that runs."""
+    key, _, text = setting.partition("=")
+    return key.endswith("operations+") and ":" in text
+
+
 def _set(node: Any, path: list[str], text: str, key: str) -> Any:
     name = path[0]
     if isinstance(node, Mapping):
         return {**node, name: _read(text, type(node.get(name)) if name in node else Any, key)}
     if isinstance(node, Views) and name in (*node.names, "views"):
         return _set_views(node, path, text, key)
+    if isinstance(node, View) and (name == "operations" or name not in _field_names(node)):
+        return _set_operation(node, path, text, key)
     names = _field_names(node)
     if name not in names:
         raise UserError(f"--set {key}: the recipe has no {name!r} there; use one of {', '.join(names) or 'none'}.")
@@ -50,7 +59,7 @@ def _set(node: Any, path: list[str], text: str, key: str) -> Any:
 
 
 def _field_names(value: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    return [field.name for field in dataclasses.fields(value) if field.init] if dataclasses.is_dataclass(value) else []
 
 
 def _set_views(node: Views, path: list[str], text: str, key: str) -> Views:
@@ -64,6 +73,25 @@ def _set_views(node: Views, path: list[str], text: str, key: str) -> Views:
         raise UserError(f"--set {key}: name a field of the view, e.g. {key}.crop.scale=0.2,1.0.")
     changed = _set(node[path[0]], path[1:], text, key)
     return replace(node, views=tuple(changed if view.name == path[0] else view for view in node))
+
+
+def _set_operation(view: View, path: list[str], text: str, key: str) -> View:
+    """views.NAME.OPERATION.FIELD changes a number, of an operation with usual numbers where the view had none of that
+    name; views.NAME.OPERATION=none takes it away, =P changes its probability. views.NAME.operations+=OPERATION adds
+    one, which may be of the user's own: path/to/file.py:Class or package.module:Class."""
+    name, *fields = path
+    if path == ["operations+"]:
+        return view.added(find_operation(text)())
+    if name not in view and name not in known_operations():
+        own = [field for field in _field_names(view) if field != "operations"]
+        raise UserError(
+            f"--set {key}: the recipe has no {name!r} there; use one of {', '.join((*own, *known_operations()))}, or "
+            "operations+=path/to/file.py:Class for an operation of your own."
+        )
+    if not fields and text.lower() == "none":
+        return view.replaced(name, None)
+    view = view if name in view else view.added(find_operation(name)())
+    return view.replaced(name, _set(view[name], fields or ["p"], text, key))
 
 
 def _read(text: str, hint: Any, key: str) -> Any:

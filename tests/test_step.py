@@ -74,8 +74,8 @@ def test_parameters_drawn_for_many_batches_are_those_of_one():
     for batch in pipeline:
         alone = draw(recipe, 3, 0, batch.index, torch.tensor([32, 32]).expand(len(batch.index), 2))
         for name, params in alone.items():
-            for field, value in vars(params).items():
-                assert torch.equal(value, getattr(batch.params[name], field)), (name, field)
+            for column, value in params.columns().items():
+                assert torch.equal(value, batch.params[name].columns()[column]), (name, column)
 
 
 def test_prefetching_changes_no_batch():
@@ -86,7 +86,7 @@ def test_prefetching_changes_no_batch():
     made = list(plain._batches(0, plain.order.batches(0)))
     for a, b in zip(prefetched(ahead._batches(0, ahead.order.batches(0)), device), made, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
-    assert len(list(tensors(made[0]))) == 2 + 2 * 11 + 2  # views, parameters, index and label
+    assert len(list(tensors(made[0]))) == 2 + 2 * (3 + 6 + 1) + 2  # views, parameters, index and label
 
 
 FAULTS = """

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms.functional as F
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from saccade.base.command import run_command
@@ -24,14 +24,14 @@ from saccade.base.machine import git_commit, versions
 from saccade.base.program import command_parser
 from saccade.pipelines.build import build_pipeline, dali_installed
 from saccade.pipelines.data import open_data
-from saccade.pipelines.draw import JITTER_OPERATIONS, ViewParams, draw
+from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.embedded import textures
 from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import ArraySource, FolderSource, Source
 from saccade.pipelines.views import View, Views
 from saccade.runs.pictures import save_png
-from saccade.tools.parity_cases import method_recipes, operations, tolerance
+from saccade.tools.parity_cases import method_recipes, operations, pil_has, tolerance
 from saccade.tools.parity_draws import SIGNIFICANT, DrawTest, compare_draws
 
 _SMALL, _PHOTO = 32, 224  # pixels of the views of single operations, for resident and for photos
@@ -212,6 +212,8 @@ def compare(
     for executor, (kind, render) in executors().items():
         source = sources[kind]
         for operation, recipe in (small if kind == "small" else photos).items():
+            if executor == "pil" and not all(pil_has(o) for view in recipe for o in view.operations):
+                continue
             if (kind, operation) not in expected:
                 expected[kind, operation] = _first(
                     build_pipeline(source, recipe, _order(source), "reference", workers=0)
@@ -230,8 +232,8 @@ def _compare(executor: str, operation: str, recipe: Views, judge: Batch, batch: 
     for view in recipe:
         ours, theirs = (b.views[view.name].float().cpu() * std + mean for b in (batch, judge))
         same = all(
-            torch.equal(getattr(batch.params[view.name], name).cpu(), value)
-            for name, value in vars(judge.params[view.name]).items()
+            torch.equal(batch.params[view.name].columns()[name].cpu(), value)
+            for name, value in judge.params[view.name].columns().items()
         )
         if not same:
             raise UserError(f"{executor} drew other parameters than reference for {operation}; please report it.")
@@ -241,7 +243,7 @@ def _compare(executor: str, operation: str, recipe: Views, judge: Batch, batch: 
         if float(per_image.max()) > largest:
             largest, n = float(per_image.max()), int(per_image.argmax())
             worst = Worst(f"{executor}, {operation}, view {view.name}, image {n}", theirs[n], ours[n])
-    allowed = tolerance(executor, operation)
+    allowed = tolerance(executor, operation, recipe)
     return Row(executor, operation, total / count, largest, allowed.mean, allowed.largest, allowed.reason), worst
 
 
@@ -264,14 +266,8 @@ def _with_pil(image: Image.Image, view: View, params: ViewParams, recipe: Views)
     interpolation = F.InterpolationMode(recipe.geometry_of(view).crop.interpolation)
     image = F.resized_crop(image, *params.box[0].tolist(), [view.size, view.size], interpolation)
     image = F.hflip(image) if params.flip else image
-    if params.jittered:
-        for operation in params.jitter_order[0].tolist():
-            name = JITTER_OPERATIONS[operation]
-            image = getattr(F, f"adjust_{name}")(image, getattr(params, name).item())
-    image = F.to_grayscale(image, 3) if params.grey else image
-    if view.blur and params.sigma > 0:
-        image = image.filter(ImageFilter.GaussianBlur(params.sigma.item()))
-    image = F.solarize(image, 128) if params.solarise else image
+    for key, operation in view.keyed.items():
+        image = operation.with_pil(image, params.values(key, 0)) if params.chosen(key) else image
     return F.normalize(F.to_tensor(image), list(recipe.mean), list(recipe.std))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from saccade.losses.registry import methods
-from saccade.pipelines.views import Blur, CentreCrop, Crop, Jitter, View, Views
+from saccade.pipelines.operations import Jitter, Operation
+from saccade.pipelines.operations.registry import known_operations
+from saccade.pipelines.views import CentreCrop, Crop, View, Views
 
 _CROP = Crop((0.2, 1.0))
-_JITTER = Jitter(0.4, 0.4, 0.4, 0.1, p=1.0)
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,11 @@ def operations(size: int) -> dict[str, Views]:
         "small crop enlarged": replace(plain, crop=Crop((0.02, 0.05))),
         "centre crop": replace(plain, crop=CentreCrop(0.875)),
         "flip": replace(plain, flip=1.0),
-        "brightness": replace(plain, jitter=Jitter(0.4, 0, 0, 0, p=1.0)),
-        "contrast": replace(plain, jitter=Jitter(0, 0.4, 0, 0, p=1.0)),
-        "saturation": replace(plain, jitter=Jitter(0, 0, 0.4, 0, p=1.0)),
-        "hue": replace(plain, jitter=Jitter(0, 0, 0, 0.1, p=1.0)),
-        "jitter, any order": replace(plain, jitter=_JITTER),
-        "grey": replace(plain, grey=1.0),
-        "blur": replace(plain, blur=Blur(p=1.0, sigma=(0.1, 2.0), kernel_size=2 * max(1, size // 20) + 1)),
-        "solarise": replace(plain, solarise=1.0),
     }
-    derived = replace(plain, name="derived", parent="view", jitter=_JITTER)
+    for operation in known_operations().values():
+        cases = operation().cases(size).items()
+        views |= {name: replace(plain, operations=(changed,)) for name, changed in cases}
+    derived = replace(plain, name="derived", parent="view", operations=(Jitter(p=1.0),))
     return {**{name: Views((view,)) for name, view in views.items()}, "derived view": Views((plain, derived))}
 
 
@@ -56,28 +53,39 @@ def method_recipes(smallest: int, largest: int) -> dict[str, Views]:
 _FLOAT = "the same operations in float32, summed in another order"
 _BYTES = "views are cut to whole numbers (at most 0.5, 0.25 on average), and DALI weighs a crop's edge differently"
 _PIL = "PIL rounds to whole numbers after every operation"
-_COLOUR = {"jitter, any order", "derived view", "brightness", "contrast", "saturation", "hue", "solarise"}
 
 
-def tolerance(executor: str, operation: str) -> Tolerance:
-    """How far `executor` may be from `reference` in `operation`; a method's recipe is called method/data set."""
-    colour = operation in _COLOUR or "/" in operation
+def pil_has(operation: Operation) -> bool:
+    """Whether PIL has a meaning of its own for it."""
+    return type(operation).with_pil is not Operation.with_pil
+
+
+def tolerance(executor: str, case: str, recipe: Iterable[View] = ()) -> Tolerance:
+    """How far `executor` may be from `reference` in a case of `operations`, or in a recipe called method/data set."""
+    used = [operation for view in recipe for operation in view.operations]
+    colour = "/" in case or any(operation.gain > 1 for operation in used)
+    jump = max((operation.jump() for operation in used), default=0.0)
     if executor == "pil":
-        if operation == "blur" or "/" in operation:
-            return Tolerance(2.5, 120, _PIL + "; its Gaussian blur is three box filters and has no kernel size")
-        if operation in ("hue", "jitter, any order", "derived view"):
-            return Tolerance(2.0, 40, _PIL + "; its HSV has 256 hues")
-        if operation == "crop bicubic":
-            return Tolerance(1.0, 60, _PIL + " and between the two directions of a resize, where overshoot is cut off")
-        return Tolerance(1.0, 8, _PIL)
+        return _pil_tolerance(case, used)
     if executor.endswith("cuda"):
         if "dali" in executor:
             return Tolerance(
-                1.5 if colour else 1.2, 90, _BYTES + "; nvJPEG's inverse DCT and upsampling are not libjpeg's"
+                1.5 if colour else 1.2, 90 + jump, _BYTES + "; nvJPEG's inverse DCT and upsampling are not libjpeg's"
             )
-        return Tolerance(0.02, 1.0, _FLOAT)
+        return Tolerance(0.02, 1.0 + jump, _FLOAT)
     if executor == "dali cuts":
         return Tolerance(
-            0.8 if colour else 0.4, 40 if colour else 25, _BYTES + ("; colours multiply that" if colour else "")
+            0.8 if colour else 0.4,
+            (40 if colour else 25) + jump,
+            _BYTES + ("; colours multiply that" if colour else ""),
         )
-    return Tolerance(0.005, 0.5 if colour else 0.05, _FLOAT)
+    return Tolerance(0.005, (0.5 if colour else 0.05) + jump, _FLOAT)
+
+
+def _pil_tolerance(case: str, used: list[Operation]) -> Tolerance:
+    if case == "crop bicubic":
+        return Tolerance(1.0, 60, _PIL + " and between the two directions of a resize, where overshoot is cut off")
+    if "/" in case:
+        return Tolerance(2.5, 120, _PIL + "; its Gaussian blur is three box filters and has no kernel size")
+    worst = max((operation.pil_differs() for operation in used), default=(1.0, 8.0, ""))
+    return Tolerance(worst[0], worst[1], _PIL + (f"; {worst[2]}" if worst[2] else ""))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from saccade.pipelines.draw import JITTER_OPERATIONS, draw
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.draw import draw
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
+from saccade.pipelines.operations.jitter import ADJUSTMENTS
+from saccade.pipelines.views import Crop, View, Views
 
 _CROP, _JITTER, _SIGMA = Crop((0.2, 1.0)), Jitter(0.4, 0.4, 0.2, 0.1, p=0.8), (0.1, 2.0)
 SIGNIFICANT = 1e-3  # seeds are fixed, so a p-value below this is a difference and not an accident
@@ -28,7 +30,8 @@ class DrawTest:
 
 def compare_draws(samples: int = 4000, seed: int = 0) -> list[DrawTest]:
     """Ours and torchvision's `samples` draws for a 375 x 500 image, compared parameter by parameter."""
-    view = View("view", 224, crop=_CROP, flip=0.5, jitter=_JITTER, grey=0.2, blur=Blur(0.5, _SIGMA), solarise=0.1)
+    operations = (_JITTER, Grey(0.2), Blur(0.5, _SIGMA), Solarise(0.1))
+    view = View("view", 224, crop=_CROP, flip=0.5, operations=operations)
     size = torch.tensor([375, 500])
     ours = draw(Views((view,)), seed, 0, torch.arange(samples), size.expand(samples, 2))["view"]
     with torch.random.fork_rng(devices=[]):
@@ -44,24 +47,19 @@ def compare_draws(samples: int = 4000, seed: int = 0) -> list[DrawTest]:
         DrawTest(f"crop {name}", "Kolmogorov-Smirnov", *kolmogorov_smirnov(mine, theirs))
         for (name, mine), (_, theirs) in zip(_of_boxes(ours.box, size), _of_boxes(boxes, size), strict=True)
     ]
-    jittered = ours[ours.jittered]
-    for k, name in enumerate(JITTER_OPERATIONS):
+    jittered = ours[ours.chosen("jitter")].drawn["jitter"]
+    for k, name in enumerate(ADJUSTMENTS):
         theirs = torch.tensor([params[1 + k] for params in drawn])
-        tests.append(DrawTest(name, "Kolmogorov-Smirnov", *kolmogorov_smirnov(getattr(jittered, name), theirs)))
+        tests.append(DrawTest(name, "Kolmogorov-Smirnov", *kolmogorov_smirnov(jittered[name], theirs)))
     orders = torch.stack([params[0] for params in drawn])
     tests.append(
-        DrawTest("order of the jitter", "chi-squared", *chi_squared(_codes(jittered.jitter_order), _codes(orders), 256))
+        DrawTest("order of the jitter", "chi-squared", *chi_squared(_codes(jittered["order"]), _codes(orders), 256))
     )
-    sigma = ours.sigma[ours.sigma > 0]
+    sigma = ours[ours.chosen("blur")].drawn["blur"]["sigma"]
     uniform = torch.rand(samples, generator=torch.Generator().manual_seed(seed)) * (_SIGMA[1] - _SIGMA[0]) + _SIGMA[0]
     tests.append(DrawTest("blur sigma", "Kolmogorov-Smirnov", *kolmogorov_smirnov(sigma, uniform)))
-    for name, chosen, p in (
-        ("flip", ours.flip, view.flip),
-        ("jitter", ours.jittered, _JITTER.p),
-        ("grey", ours.grey, view.grey),
-        ("blur", ours.sigma > 0, view.blur.p),
-        ("solarise", ours.solarise, view.solarise),
-    ):
+    often = [("flip", ours.flip, view.flip)] + [(o.name, ours.chosen(o.name), o.p) for o in operations]
+    for name, chosen, p in often:
         tests.append(DrawTest(f"how often {name}", "binomial", *binomial(int(chosen.sum()), samples, p)))
     return tests
 

@@ -15,6 +15,7 @@ from saccade.base.program import command_parser
 from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
+from saccade.pipelines.views import View
 
 COLUMNS = (
     "method",
@@ -126,7 +127,7 @@ def in_full(method: Method, recipe: TrainingRecipe) -> str:
     values["views"] = {
         "mean": recipe.views.mean,
         "std": recipe.views.std,
-        **{view["name"]: view for view in values["views"]["views"]},
+        **{view.name: _spread(view) for view in recipe.views},
     }
     lines = [f"{method.name} on {recipe.name}: {method.summary}", f"from: {origin(method, recipe)}", ""]
     pairs = list(_flat(values))
@@ -136,6 +137,13 @@ def in_full(method: Method, recipe: TrainingRecipe) -> str:
         if notes:
             lines += ["", f"{title}:", *(f"  {name}: {note}" for name, note in notes.items())]
     return "\n".join(lines)
+
+
+def _spread(view: View) -> dict[str, Any]:
+    """The view's values with each operation under its name, as --set has it."""
+    values = asdict(view)
+    del values["operations"]
+    return values | {key: asdict(operation) for key, operation in view.keyed.items()}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,9 @@ pytest.importorskip("triton")
 from saccade.losses.registry import methods
 from saccade.pipelines import render
 from saccade.pipelines.draw import draw
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
 from saccade.pipelines.render import Photos, appearance
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.views import Crop, View, Views
 from tests.cuda.offline import pretending
 from tests.pipelines.oracle import drawn, pictures
 
@@ -23,10 +24,12 @@ pytestmark = [
 ]
 CAPABILITIES = {"A100": 80, "H100": 90, "B200": 100}
 REGISTERS = 128  # of a thread: two programs of 256 threads share a multiprocessor
-STRONG = {"jitter": Jitter(0.8, 0.8, 0.8, 0.2), "grey": 0.3, "solarise": 0.3}
+STRONG = (Jitter(0.8, 0.8, 0.8, 0.2), Grey(0.3))
 RECIPES = {
-    "derived and blurred": Views((View("weak", 224), View("strong", 224, **STRONG, blur=Blur(), parent="weak"))),
-    "cubic": Views((View("view", 96, Crop(interpolation="bicubic"), **STRONG),)),
+    "derived and blurred": Views(
+        (View("weak", 224), View("strong", 224, operations=(*STRONG, Blur(), Solarise(0.3)), parent="weak"))
+    ),
+    "cubic": Views((View("view", 96, Crop(interpolation="bicubic"), operations=(*STRONG, Solarise(0.3))),)),
 }
 KERNELS = {"_cut", "_before_contrast", "_after_contrast", "_blur"}
 

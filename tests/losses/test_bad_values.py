@@ -52,5 +52,5 @@ def test_one_view_can_be_changed_by_name():
     recipe = with_settings(
         find_method("resa").recipe("cifar10", None), ["views.strong.crop.scale=0.1,0.9", "views.strong.jitter.hue=0.2"]
     )
-    assert recipe.views["strong"].crop.scale == (0.1, 0.9) and recipe.views["strong"].jitter.hue == 0.2
+    assert recipe.views["strong"].crop.scale == (0.1, 0.9) and recipe.views["strong"]["jitter"].hue == 0.2
     assert recipe.views["weak"].crop.scale == (0.2, 1.0)

@@ -156,5 +156,5 @@ def test_authors_recipes():
         assert (
             len(locals_) == 8 and {v.size for v in locals_} == {96} and {v.crop.scale for v in locals_} == {(0.05, 0.4)}
         )
-        assert recipe.views["view_1"].blur.p == 1.0 and recipe.views["view_2"].solarise == 0.2
+        assert recipe.views["view_1"]["blur"].p == 1.0 and recipe.views["view_2"]["solarise"].p == 0.2
         assert recipe.views["view_1"].crop.scale[0] == (0.2 if recipe is r50 else 0.08)

@@ -149,6 +149,6 @@ def test_authors_recipes(name, projector, weight):
     assert name in PUBLISHED and not recipe.proposals
     assert (recipe.options.projector_hidden, recipe.options.projector_dim) == projector
     assert recipe.options.manipulation_weight == weight and recipe.options.contrast_weight == 2.0
-    assert bool(recipe.views["view_1"].blur) == (recipe.data in ("stl10", "imagenet"))
+    assert ("blur" in recipe.views["view_1"]) == (recipe.data in ("stl10", "imagenet"))
     labelled = recipe.companion["labelled"]
-    assert labelled.blur is None and labelled.solarise == 0 and labelled.jitter == recipe.views["view_1"].jitter
+    assert list(labelled.keyed) == ["jitter", "grey"] and labelled["jitter"] == recipe.views["view_1"]["jitter"]

@@ -1,5 +1,7 @@
 """What torchvision makes of drawn parameters, one image at a time, in float64: the judge of every renderer."""
 
+from dataclasses import replace
+
 import torch
 import torchvision.transforms.functional as F
 from torch import Tensor
@@ -26,17 +28,17 @@ def cut(pixels: Tensor, view: View, params: ViewParams) -> Tensor:
 
 
 def colour(image: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
-    """image (3, S, S) float64, one sample's params -> the finished view."""
+    """image (3, S, S) float64, one sample's params -> the finished view. Knows jitter, grey, blur and solarise."""
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    factors = (params.brightness, params.contrast, params.saturation, params.hue)
-    for operation in params.jitter_order[0].tolist():
-        image = adjust[operation](image, factors[operation].item())
-    if params.grey:
-        image = F.rgb_to_grayscale(image, 3)
-    if params.sigma > 0:
-        image = F.gaussian_blur(image, [view.blur.kernel_size] * 2, [params.sigma.item()] * 2)
-    if params.solarise:
-        image = F.solarize(image, 0.5)
+    for name, drawn in ((name, params.values(name, 0)) for name in view.keyed):
+        if name == "jitter":
+            factors = [drawn[factor] for factor in ("brightness", "contrast", "saturation", "hue")]
+            for k in drawn["order"]:
+                image = adjust[k](image, factors[k])
+        elif name == "blur" and drawn["sigma"] > 0:
+            image = F.gaussian_blur(image, [view["blur"].kernel_size] * 2, [drawn["sigma"]] * 2)
+        elif drawn["chosen"]:
+            image = F.rgb_to_grayscale(image, 3) if name == "grey" else F.solarize(image, 0.5)
     return F.normalize(image, list(recipe.mean), list(recipe.std))
 
 
@@ -54,6 +56,15 @@ def views_of(images: list[Tensor] | Tensor, recipe: Views, params: dict[str, Vie
 def drawn(recipe: Views, images: list[Tensor] | Tensor, seed: int = 0) -> dict[str, ViewParams]:
     size = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).view(-1, 2)
     return draw(recipe, seed, 0, torch.arange(len(images)), size)
+
+
+def changed(params: ViewParams, columns: dict[str, Tensor]) -> ViewParams:
+    """With other values in the columns named, e.g. "blur.sigma"."""
+    drawn = {key: dict(old) for key, old in params.drawn.items()}
+    for name, value in columns.items():
+        key, column = name.split(".")
+        drawn[key][column] = value
+    return replace(params, drawn=drawn)
 
 
 def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -11,9 +11,10 @@ from PIL import Image
 from saccade.base.errors import UserError
 from saccade.pipelines.build import build_pipeline, dali_installed
 from saccade.pipelines.header import jpeg_header
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import ArraySource, FolderSource, image_size
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.views import Crop, View, Views
 from tests.pipelines.files import picture, stored
 from tests.present import present
 
@@ -21,8 +22,8 @@ JITTER = Jitter(0.4, 0.4, 0.4, 0.1)
 RECIPE = Views(
     (
         View("weak", 64, crop=Crop((0.2, 1.0))),
-        View("strong", 64, jitter=JITTER, grey=0.2, blur=Blur(), parent="weak"),
-        View("small", 24, crop=Crop((0.05, 0.2), interpolation="bicubic"), jitter=JITTER, solarise=0.5),
+        View("strong", 64, operations=(JITTER, Grey(0.2), Blur()), parent="weak"),
+        View("small", 24, crop=Crop((0.05, 0.2), interpolation="bicubic"), operations=(JITTER, Solarise(0.5))),
     ),
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
@@ -73,8 +74,8 @@ def test_same_samples_parameters_and_pixels_as_reference(photos, cuts):
         for ours, theirs in zip(pipeline, expected, strict=True):
             assert torch.equal(ours.index, theirs.index) and torch.equal(present(ours.label), present(theirs.label))
             for name in RECIPE.names:
-                for field, value in vars(theirs.params[name]).items():
-                    assert torch.equal(getattr(ours.params[name], field), value)
+                for column, value in theirs.params[name].columns().items():
+                    assert torch.equal(ours.params[name].columns()[column], value)
                 difference = ((ours.views[name] - theirs.views[name]) * std).abs()
                 assert difference.mean() < MEAN[cuts] and difference.max() < LARGEST[cuts], name
                 assert ours.views[name].is_contiguous(memory_format=torch.channels_last)

@@ -2,21 +2,28 @@
 
 import math
 import random
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from saccade.pipelines.draw import ViewParams, draw, mix64, stream_key, uniform
+from saccade.pipelines.draw import ViewParams, draw
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
+from saccade.pipelines.operations.blur import stec_blur
 from saccade.pipelines.order import Order
-from saccade.pipelines.views import Blur, CentreCrop, Crop, Jitter, View, Views
+from saccade.pipelines.stream import mix64, stream_key, uniform
+from saccade.pipelines.views import CentreCrop, Crop, View, Views
 from tests.distributed import run_ranks
 from tests.present import present
 
-FULL = View("weak", 32, Crop((0.08, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(), solarise=0.2)
-RECIPE = Views((FULL, View("other", 32, Crop((0.2, 1.0)), jitter=Jitter(0.8, 0.8, 0.8, 0.2))))
+OPERATIONS = (Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Blur(), Solarise(0.2))
+FULL = View("weak", 32, Crop((0.08, 1.0)), operations=OPERATIONS)
+RECIPE = Views((FULL, View("other", 32, Crop((0.2, 1.0)), operations=(Jitter(0.8, 0.8, 0.8, 0.2),))))
 P_MIN = 1e-4  # a fixed seed: these tests either always pass or always fail
 
 
@@ -25,7 +32,7 @@ def sizes(n: int, height: int = 96, width: int = 128) -> torch.Tensor:
 
 
 def same(a: ViewParams, b: ViewParams) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+    return all(torch.equal(x, b.columns()[name]) for name, x in a.columns().items())
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,7 @@ def test_parameters_do_not_depend_on_batch_size_or_order(batch, backwards):
 def _drawn_on_rank(rank: int, world_size: int) -> list[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
     order = Order(64, 16, seed=9, rank=rank, world_size=world_size)
     shards = order.batches(epoch=4)
-    return [(s, tuple(vars(draw(RECIPE, 9, 4, s, sizes(len(s)))["weak"]).values())) for s in shards]
+    return [(s, tuple(draw(RECIPE, 9, 4, s, sizes(len(s)))["weak"].columns().values())) for s in shards]
 
 
 def test_parameters_do_not_depend_on_the_number_of_processes():
@@ -87,11 +94,13 @@ def test_adding_a_view_leaves_the_others_as_they_were():
 
 
 def test_derived_view_shares_crop_and_flip_and_draws_its_own_colours():
-    recipe = Views((View("weak", 32), View("aggressive", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1, p=1.0), parent="weak")))
+    recipe = Views(
+        (View("weak", 32), View("aggressive", 32, operations=(Jitter(0.4, 0.4, 0.4, 0.1, p=1.0),), parent="weak"))
+    )
     drawn = draw(recipe, 0, 0, torch.arange(100), sizes(100))
     assert torch.equal(drawn["weak"].box, drawn["aggressive"].box)
     assert torch.equal(drawn["weak"].flip, drawn["aggressive"].flip)
-    assert not drawn["weak"].jittered.any() and drawn["aggressive"].jittered.all()
+    assert not drawn["weak"].chosen("jitter").any() and drawn["aggressive"].chosen("jitter").all()
 
 
 def test_known_values_never_change():
@@ -104,7 +113,7 @@ def test_known_values_never_change():
         assert got.item() % 2**64 == value
     assert stream_key(0, 0, 0) != stream_key(0, 0, 1) != stream_key(1, 0, 0)
     one = draw(RECIPE, 0, 0, torch.tensor([7]), sizes(1))["weak"]
-    assert (one.box.tolist(), one.flip.tolist(), one.jitter_order.tolist()) == KNOWN
+    assert (one.box.tolist(), one.flip.tolist(), one.drawn["jitter"]["order"].tolist()) == KNOWN
 
 
 KNOWN = ([[2, 22, 93, 90]], [False], [[2, 1, 0, 3]])
@@ -130,35 +139,40 @@ def test_colour_factors_are_distributed_as_torchvisions(many):
     jitter: Any = ColorJitter(0.4, 0.4, 0.4, 0.1)
     torch.manual_seed(0)
     theirs = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(5000)]
-    chosen = many[many.jittered]
+    chosen = many[many.chosen("jitter")].drawn["jitter"]
     for k, name in enumerate(("brightness", "contrast", "saturation", "hue")):
-        assert ks_2samp(getattr(chosen, name).numpy(), [t[k + 1] for t in theirs]).pvalue > P_MIN
-    ours = torch.unique(chosen.jitter_order, dim=0, return_counts=True)[1]
+        assert ks_2samp(chosen[name].numpy(), [t[k + 1] for t in theirs]).pvalue > P_MIN
+    ours = torch.unique(chosen["order"], dim=0, return_counts=True)[1]
     assert len(ours) == 24 and chisquare(ours.numpy()).pvalue > P_MIN
 
 
 def test_strong_jitter_stops_at_zero_as_torchvisions():
-    view = View("v", 32, jitter=Jitter(1.5, 0.0, 0.0, 0.0, p=1.0))
-    drawn = draw(Views((view,)), 0, 0, torch.arange(4000), sizes(4000))["v"]
+    view = View("v", 32, operations=(Jitter(1.5, 0.0, 0.0, 0.0, p=1.0),))
+    drawn = draw(Views((view,)), 0, 0, torch.arange(4000), sizes(4000))["v"].drawn["jitter"]
     low, high = present(ColorJitter(1.5).brightness)
-    assert kstest(drawn.brightness.numpy(), "uniform", (low, high - low)).pvalue > P_MIN
-    assert (drawn.contrast == 1).all() and (drawn.hue == 0).all()
+    assert kstest(drawn["brightness"].numpy(), "uniform", (low, high - low)).pvalue > P_MIN
+    assert (drawn["contrast"] == 1).all() and (drawn["hue"] == 0).all()
 
 
-@pytest.mark.parametrize(("name", "p"), [("flip", 0.5), ("grey", 0.2), ("solarise", 0.2), ("jittered", 0.8)])
+@pytest.mark.parametrize(
+    ("name", "p"), [("flip", 0.5), ("grey.chosen", 0.2), ("solarise.chosen", 0.2), ("jitter.chosen", 0.8)]
+)
 def test_choices_have_their_probability(many, name, p):
-    share = getattr(many, name).float().mean().item()
+    share = many.columns()[name].float().mean().item()
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / len(many))
 
 
 def test_blur_sigma_is_uniform_where_blurred_and_zero_elsewhere(many):
-    blurred = many.sigma[many.sigma > 0]
+    sigma = many.drawn["blur"]["sigma"]
+    blurred = sigma[sigma > 0]
+    assert torch.equal(sigma > 0, many.chosen("blur"))
     assert abs(len(blurred) / len(many) - 0.5) < 4 * math.sqrt(0.25 / len(many))
     assert kstest(blurred.numpy(), "uniform", (0.1, 1.9)).pvalue > P_MIN
 
 
 def test_choices_are_independent(many):
-    columns = [getattr(many, n).float() for n in ("flip", "grey", "solarise", "brightness", "hue", "sigma")]
+    names = ("flip", "grey.chosen", "solarise.chosen", "jitter.brightness", "jitter.hue", "blur.sigma")
+    columns = [many.columns()[name].float() for name in names]
     columns += [many.box[:, k].float() for k in range(4)]
     correlation = torch.corrcoef(torch.stack(columns))[:6]  # the crop's own four numbers do depend on each other
     off = correlation - torch.eye(len(columns))[:6]
@@ -185,3 +199,53 @@ def test_drawing_leaves_global_generators_alone():
     before = torch.get_rng_state(), random.getstate()
     draw(RECIPE, 0, 0, torch.arange(10), sizes(10))
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+
+
+def test_draws_of_before_there_were_operations_never_change():
+    """Every column, to the bit, as it was drawn on 2026-11-25: published runs are made of these numbers."""
+    full = View("view_1", 224, operations=(Jitter(0.8, 0.8, 0.8, 0.2), Grey(0.2), stec_blur(224), Solarise(0.2)))
+    weak, pair = View("weak", 32, Crop((0.2, 1.0))), (Jitter(0.4, 0.4, 0.2, 0.1), Grey(0.2))
+    strong = View("strong", 32, Crop((0.2, 1.0), interpolation="bicubic"), operations=(*pair, Blur(0.5), Solarise(0.2)))
+    small = (*pair, Blur(1.0, (0.1, 2.0), 5), Solarise(0.2))
+    colour = (Jitter(0.4, 0.4, 0.4, 0.1, p=1.0), Grey(0.2), Blur(0.5))
+    recipes = {
+        "stec": Views((full, replace(full.replaced("blur", None), name="view_2", flip=0.3))),
+        "resa": Views((weak, strong, *View("small", 16, Crop((0.05, 0.14)), operations=small).times(2))),
+        "rsa": Views((weak, View("aggressive", 32, parent="weak", operations=colour))),
+        "odd": Views(
+            (
+                View("centre", 28, crop=CentreCrop(0.875), flip=0.0, operations=(Solarise(1.0),)),
+                View(
+                    "wild", 9, Crop((0.01, 1.0), (0.2, 5.0)), operations=(Jitter(1.5, 1.0, 0.0, 0.5, p=0.5), Grey(0.5))
+                ),
+            )
+        ),
+    }
+    old_names = {"jitter.order": "jitter_order", "grey.chosen": "grey", "solarise.chosen": "solarise"}
+    with np.load(Path(__file__).parent / "draws_2026_11_25.npz", allow_pickle=False) as file:
+        old = {name: torch.from_numpy(file[name]) for name in file.files}
+    compared = set()
+    for key in old:
+        if key.count("/") != 4:
+            continue
+        recipe, seed, epoch, view, _ = key.split("/")
+        drawn = draw(recipes[recipe], int(seed), int(epoch), old["index"], old["source"])[view]
+        for name, column in drawn.columns().items():
+            before = f"{recipe}/{seed}/{epoch}/{view}/{old_names.get(name, name.rpartition('.')[2])}"
+            if before in old:
+                assert torch.equal(column, old[before]) and column.dtype == old[before].dtype, (before, name)
+                compared.add(before)
+    assert len(compared) == 3 * 73 and {name.rpartition("/")[2] for name in compared} == {
+        *("box", "flip", "brightness", "contrast", "saturation", "hue", "jitter_order", "grey", "sigma", "solarise")
+    }
+
+
+def test_a_second_operation_of_a_name_draws_its_own_and_moves_no_other():
+    twice = replace(FULL, operations=(Blur(), *OPERATIONS, Grey(0.5)))
+    before, after = (draw(Views((v,)), 0, 0, torch.arange(4000), sizes(4000))["weak"] for v in (FULL, twice))
+    assert list(after.drawn) == ["blur", "jitter", "grey", "blur_2", "solarise", "grey_2"]
+    for column in ("jitter.hue", "jitter.order", "grey.chosen", "blur.sigma", "solarise.chosen"):
+        assert torch.equal(before.columns()[column], after.columns()[column]), column
+    sigmas = torch.stack([after.drawn["blur"]["sigma"], after.drawn["blur_2"]["sigma"]])
+    assert abs(torch.corrcoef(sigmas)[0, 1]) < 5 / math.sqrt(4000)
+    assert abs(after.chosen("grey_2").float().mean() - 0.5) < 4 * math.sqrt(0.25 / 4000)

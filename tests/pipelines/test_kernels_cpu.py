@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
 from saccade.pipelines.render import Photos, appearance, render
-from saccade.pipelines.views import Blur, Jitter, View, Views
-from tests.pipelines.oracle import drawn, pictures
+from saccade.pipelines.views import View, Views
+from tests.pipelines.oracle import changed, drawn, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = Views(View("view", 32, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=Blur(), solarise=0.2).times(2))
+OPERATIONS = (Jitter(0.8, 0.8, 0.8, 0.2), Grey(0.2), Blur(), Solarise(0.2))
+RECIPE = Views(View("view", 32, operations=OPERATIONS).times(2))
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_renderer_works_where_nothing_can_be_cached(tmp_path):
 def test_a_nan_in_one_image_stays_there():
     image = pictures(6, 32, 32).float() / 255
     view, params = RECIPE["view_0"], drawn(RECIPE, image)["view_0"]
-    params = replace(params, sigma=torch.full((6,), 1.5))
+    params = changed(params, {"blur.sigma": torch.full((6,), 1.5)})
     clean = appearance(image, view, params, RECIPE, backend="numba")
     image[2] = float("nan")
     out = appearance(image, view, params, RECIPE, backend="numba")

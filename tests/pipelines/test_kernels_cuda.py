@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import torch
 from packaging.version import Version
 
 from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
 from saccade.pipelines.render import Photos, appearance, render
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
-from tests.pipelines.oracle import drawn, pictures, views_of
+from saccade.pipelines.views import Crop, View, Views
+from tests.pipelines.oracle import changed, drawn, pictures, views_of
 from tests.reference_values import load_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,13 +24,18 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU; see the interpreter's test below")
 TOLERANCE = 1e-5  # in [0, 1], as in test_render.py
 
-STRONG = {"jitter": Jitter(0.8, 0.8, 0.8, 0.2), "grey": 0.3, "solarise": 0.3}
+JITTER, GREY, SOLARISE = Jitter(0.8, 0.8, 0.8, 0.2), Grey(0.3), Solarise(0.3)
+STRONG = (JITTER, GREY, SOLARISE)
 RECIPES = {
     "derived views": Views(
-        (View("weak", 32), View("strong", 32, **STRONG, blur=Blur(), parent="weak")), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+        (View("weak", 32), View("strong", 32, operations=(JITTER, GREY, Blur(), SOLARISE), parent="weak")),
+        (0.4, 0.5, 0.6),
+        (0.2, 0.3, 0.25),
     ),
-    "no blur, several blocks, cubic": Views((View("view", 37, Crop((0.05, 1.0), interpolation="bicubic"), **STRONG),)),
-    "blur without jitter": Views((View("view", 9, blur=Blur(1.0, (0.1, 3.0), 5), solarise=0.5),)),
+    "no blur, several blocks, cubic": Views(
+        (View("view", 37, Crop((0.05, 1.0), interpolation="bicubic"), operations=STRONG),)
+    ),
+    "blur without jitter": Views((View("view", 9, operations=(Blur(1.0, (0.1, 3.0), 5), Solarise(0.5))),)),
     "geometry alone": Views((View("view", 21, Crop((0.01, 1.0), (0.2, 5.0))),)),
 }
 
@@ -99,25 +104,32 @@ def at_the_edges(images, taps):
             -(-count // len(values)), *[1] * (torch.tensor(values).ndim - 1)
         )[:count]
 
+    sigma = cycled(0.0, 0.1, 2.0, 1e-2, float(taps))
     return ViewParams(
         source=torch.tensor([[rows, columns]]).expand(count, 2).contiguous(),
         box=cycled(*boxes, dtype=torch.int64),
         flip=cycled(False, True, True, dtype=torch.bool),
-        brightness=cycled(0.0, 1.0, 2.0, 1e-3, 1.8),
-        contrast=cycled(2.0, 0.0, 1.0, 1.8),
-        saturation=cycled(1.0, 2.0, 0.0),
-        hue=cycled(0.5, -0.5, 0.0, 0.25, -0.1),
-        jitter_order=torch.tensor(list(permutations(range(4))), dtype=torch.uint8),
-        grey=cycled(False, False, True, False, dtype=torch.bool),
-        sigma=cycled(0.0, 0.1, 2.0, 1e-2, float(taps)),
-        solarise=cycled(False, True, dtype=torch.bool),
+        drawn={
+            "jitter": {
+                "chosen": cycled(True, dtype=torch.bool),
+                "brightness": cycled(0.0, 1.0, 2.0, 1e-3, 1.8),
+                "contrast": cycled(2.0, 0.0, 1.0, 1.8),
+                "saturation": cycled(1.0, 2.0, 0.0),
+                "hue": cycled(0.5, -0.5, 0.0, 0.25, -0.1),
+                "order": torch.tensor(list(permutations(range(4))), dtype=torch.uint8),
+            },
+            "grey": {"chosen": cycled(False, False, True, False, dtype=torch.bool)},
+            "blur": {"chosen": sigma > 0, "sigma": sigma},
+            "solarise": {"chosen": cycled(False, True, dtype=torch.bool)},
+        },
     )
 
 
 @runs_triton
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_every_order_and_the_ends_of_every_range(interpolation):
-    view = View("view", 6, Crop(interpolation=interpolation), **STRONG, blur=Blur(1.0, (0.1, 5.0), 5))
+    operations = (JITTER, GREY, Blur(1.0, (0.1, 5.0), 5), SOLARISE)
+    view = View("view", 6, Crop(interpolation=interpolation), operations=operations)
     recipe, images = Views((view,)), pictures(24, 7, 8, seed=3)
     params = {"view": at_the_edges(images, taps=5)}
     assert_views(
@@ -128,13 +140,12 @@ def test_every_order_and_the_ends_of_every_range(interpolation):
 @runs_triton
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_never_and_always(p):
-    jitter, blur = Jitter(0.4, 0.4, 0.4, 0.5, p=p), Blur(p, (0.1, 2.0), 3)
-    recipe = Views((View("view", 9, flip=p, jitter=jitter, grey=p, blur=blur, solarise=p),))
+    operations = Jitter(0.4, 0.4, 0.4, 0.5, p=p), Grey(p), Blur(p, (0.1, 2.0), 3), Solarise(p)
+    recipe = Views((View("view", 9, flip=p, operations=operations),))
     images = pictures(3, 12, 15)
     params = drawn(recipe, images)
-    assert all(
-        bool(getattr(params["view"], name).all()) == bool(p) for name in ("flip", "grey", "solarise", "jittered")
-    )
+    happened = [params["view"].flip, *(params["view"].chosen(key) for key in recipe["view"].keyed)]
+    assert len(happened) == 5 and all(bool(column.all()) == bool(p) == bool(column.any()) for column in happened)
     assert_views(
         render(images.to(DEVICE), recipe, moved(params), backend="triton"), views_of(images, recipe, params), recipe
     )
@@ -152,9 +163,10 @@ def test_empty_batch():
 def test_blur_and_solarise_equal_the_stec_reference(case):
     ref = load_reference(case)
     images, none = ref["images"], torch.zeros(len(ref["images"]), dtype=torch.bool)
-    view = View("view", images.shape[-1], blur=Blur(kernel_size=int(ref["kernel_size"])), solarise=0.5)
+    view = View("view", images.shape[-1], operations=(Blur(kernel_size=int(ref["kernel_size"])), Solarise(0.5)))
     params = drawn(Views((view,)), images)["view"]
-    blurred = replace(params, sigma=torch.where(ref["applied"], ref["sigma"], torch.zeros(len(images))), solarise=none)
+    sigma = torch.where(ref["applied"], ref["sigma"], torch.zeros(len(images)))
+    blurred = changed(params, {"blur.sigma": sigma, "solarise.chosen": none})
     out = appearance(images.to(DEVICE), view, blurred.to(DEVICE), Views((view,)), backend="triton")
     # The fixtures' README: an independent convolution in float32 matched them to 5e-7.
     torch.testing.assert_close(out.cpu(), ref["blurred"], rtol=0, atol=5e-7)

@@ -10,9 +10,11 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageOps
 
 from saccade.base.errors import UserError
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
+from saccade.pipelines.operations.blur import stec_blur
 from saccade.pipelines.render import Photos, appearance, render
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views, evaluation_views, stec_blur
-from tests.pipelines.oracle import drawn, pictures, views_of
+from saccade.pipelines.views import Crop, View, Views, evaluation_views
+from tests.pipelines.oracle import changed, drawn, pictures, views_of
 from tests.reference_values import load_reference
 
 # In [0, 1]: about 80 units in the last place of float32 at 1.0. Four colour operations round 2-6 units each, and gains
@@ -29,10 +31,7 @@ RECIPES = {
                 "strong",
                 32,
                 Crop((0.2, 1.0), interpolation="bicubic"),
-                jitter=Jitter(0.4, 0.4, 0.2, 0.1),
-                grey=0.2,
-                blur=Blur(0.5),
-                solarise=0.2,
+                operations=(Jitter(0.4, 0.4, 0.2, 0.1), Grey(0.2), Blur(0.5), Solarise(0.2)),
             ),
         ),
         **IMAGENET,
@@ -44,9 +43,7 @@ RECIPES = {
                 "strong",
                 24,
                 Crop((0.2, 1.0)),
-                jitter=Jitter(0.4, 0.4, 0.4, 0.1),
-                grey=0.2,
-                blur=Blur(0.5, (0.1, 2.0), 5),
+                operations=(Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Blur(0.5, (0.1, 2.0), 5)),
             ),
         )
     ),
@@ -54,29 +51,31 @@ RECIPES = {
         (
             *View("weak", 32, Crop((0.2, 1.0))).times(2),
             *(
-                View(f"strong_{i}", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5), parent=f"weak_{i}")
+                View(
+                    f"strong_{i}", 32, operations=(Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Blur(0.5)), parent=f"weak_{i}"
+                )
                 for i in range(2)
             ),
         ),
         **IMAGENET,
     ),
     "stec": Views(
-        View("view", 96, jitter=Jitter(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=stec_blur(96), solarise=0.2).times(2)
+        View("view", 96, operations=(Jitter(0.8, 0.8, 0.8, 0.2), Grey(0.2), stec_blur(96), Solarise(0.2))).times(2)
     ),
     "evaluation": evaluation_views(28, **IMAGENET, fraction=0.875),
     "odd": Views(
         (
             View("tiny", 1),
-            View("odd", 17, jitter=Jitter(1.0, 1.0, 1.0, 0.5, p=1.0), blur=Blur(1.0, (0.1, 9.0), 33)),
-            View("cubic", 45, Crop((0.01, 1.0), interpolation="bicubic"), grey=1.0),
+            View("odd", 17, operations=(Jitter(1.0, 1.0, 1.0, 0.5, p=1.0), Blur(1.0, (0.1, 9.0), 33))),
+            View("cubic", 45, Crop((0.01, 1.0), interpolation="bicubic"), operations=(Grey(1.0),)),
         )
     ),
 }
-COLOUR = {"jitter": Jitter(0.4, 0.4, 0.2, 0.1), "grey": 0.2, "blur": Blur()}
+COLOUR = (Jitter(0.4, 0.4, 0.2, 0.1), Grey(0.2), Blur())
 MULTI_CROP = Views(
     (
-        *View("global", 224, Crop((0.32, 1.0)), **COLOUR).times(2),
-        *View("local", 96, Crop((0.05, 0.32), interpolation="bicubic"), **COLOUR, solarise=0.2).times(2),
+        *View("global", 224, Crop((0.32, 1.0)), operations=COLOUR).times(2),
+        *View("local", 96, Crop((0.05, 0.32), interpolation="bicubic"), operations=(*COLOUR, Solarise(0.2))).times(2),
     ),
     **IMAGENET,
 )
@@ -156,10 +155,7 @@ def test_random_cases_are_torchvisions(backend):
             "view",
             size,
             Crop((0.01, 1.0), (0.2, 5.0), ("bilinear", "bicubic")[case % 2]),
-            jitter=Jitter(1, 1, 1, 0.5),
-            grey=0.3,
-            blur=Blur(0.7, (0.01, 4.0), taps),
-            solarise=0.5,
+            operations=(Jitter(1, 1, 1, 0.5), Grey(0.3), Blur(0.7, (0.01, 4.0), taps), Solarise(0.5)),
         )
         recipe, images = Views((view,)), pictures(3, height, width, seed=case)
         params = drawn(recipe, images, seed=case)
@@ -274,14 +270,17 @@ def test_a_choice_the_recipe_does_not_have_is_not_executed(backend):
 def test_blur_and_solarise_equal_the_stec_reference(case, backend):
     ref = load_reference(case)
     images, count = ref["images"], len(ref["images"])
-    view = View("view", images.shape[-1], blur=Blur(kernel_size=int(ref["kernel_size"])), solarise=0.5)
+    view = View("view", images.shape[-1], operations=(Blur(kernel_size=int(ref["kernel_size"])), Solarise(0.5)))
     recipe, none = Views((view,)), torch.zeros(count, dtype=torch.bool)
     params = drawn(recipe, images)["view"]
-    blurred = replace(params, sigma=torch.where(ref["applied"], ref["sigma"], torch.zeros(count)), solarise=none)
+    sigma = torch.where(ref["applied"], ref["sigma"], torch.zeros(count))
+    columns = {"blur.sigma": sigma, "blur.chosen": ref["applied"], "solarise.chosen": none}
+    blurred = changed(params, columns)
     # float32 sums in another order: two units in the last place at 1.0
     out = appearance(images, view, blurred, recipe, backend=backend)
     torch.testing.assert_close(out, ref["blurred"], rtol=0, atol=2.5e-7)
-    solarised = replace(params, sigma=torch.zeros(count), solarise=ref["solarize_selected"])
+    columns = {"blur.sigma": torch.zeros(count), "blur.chosen": none, "solarise.chosen": ref["solarize_selected"]}
+    solarised = changed(params, columns)
     out = appearance(images, view, solarised, recipe, backend=backend)
     torch.testing.assert_close(out, ref["solarized"], rtol=0, atol=1e-7)
 
@@ -294,11 +293,12 @@ def pil_view(pixels, view, params):
     image = image.crop((left, top, left + width, top + height)).resize((view.size, view.size), filter_)
     image = ImageOps.mirror(image) if params.flip else image
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for operation in params.jitter_order[0].tolist() if params.jittered else ():
-        factor = (params.brightness, params.contrast, params.saturation, params.hue)[operation].item()
-        image = adjust[operation](image, factor)
-    image = F.to_grayscale(image, 3) if params.grey else image
-    image = ImageOps.solarize(image, 128) if params.solarise else image
+    if params.chosen("jitter"):
+        drawn = params.values("jitter", 0)
+        for k in drawn["order"]:
+            image = adjust[k](image, (drawn["brightness"], drawn["contrast"], drawn["saturation"], drawn["hue"])[k])
+    image = F.to_grayscale(image, 3) if params.chosen("grey") else image
+    image = ImageOps.solarize(image, 128) if params.chosen("solarise") else image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).double() / 255
 
 
@@ -315,7 +315,7 @@ def test_geometry_is_pils_to_one_rounding(interpolation):
 
 
 def test_colour_differs_from_pils_only_by_its_uint8_rounding():
-    view = View("view", 32, jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, solarise=0.2)
+    view = View("view", 32, operations=(Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Solarise(0.2)))
     recipe, images = Views((view,)), pictures(60, 48, 40)
     params = drawn(recipe, images)
     out = render(images, recipe, params)["view"].double()

@@ -7,16 +7,17 @@ from saccade.base.errors import UserError
 from saccade.pipelines import render as renderer
 from saccade.pipelines import render_cpu
 from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.operations import Blur, Jitter, Solarise
 from saccade.pipelines.order import Order
 from saccade.pipelines.render import appearance, choose_backend, render
 from saccade.pipelines.sources import ArraySource
-from saccade.pipelines.views import Blur, Jitter, View, Views
+from saccade.pipelines.views import View, Views
 from tests.pipelines.oracle import drawn, pictures
 
 RECIPE = Views(
     (
         View("weak", 16),
-        View("strong", 16, jitter=Jitter(0.4, 0.4, 0.4, 0.1), blur=Blur(kernel_size=5), solarise=0.5, parent="weak"),
+        View("strong", 16, operations=(Jitter(0.4, 0.4, 0.4, 0.1), Blur(kernel_size=5), Solarise(0.5)), parent="weak"),
     )
 )
 

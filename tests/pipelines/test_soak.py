@@ -13,11 +13,12 @@ import torch
 
 from saccade.pipelines.build import build_pipeline, dali_installed
 from saccade.pipelines.data import open_data
+from saccade.pipelines.operations import Blur, Jitter
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import FolderSource
 from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.sources.shards import ShardSource
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.views import Crop, View, Views
 from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with
 
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
@@ -27,7 +28,7 @@ JITTER = Jitter(0.4, 0.4, 0.4, 0.1)
 RECIPE = Views(
     (
         View("weak", 24, crop=Crop((0.2, 1.0))),
-        View("strong", 24, jitter=JITTER, blur=Blur(kernel_size=5), parent="weak"),
+        View("strong", 24, operations=(JITTER, Blur(kernel_size=5)), parent="weak"),
     )
 )
 

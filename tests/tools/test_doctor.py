@@ -84,7 +84,7 @@ def test_a_set_that_fits_into_memory_is_decoded_once_for_all():
 def test_without_colour_keeps_the_crops():
     recipe = photo_recipe(64, crops=2)
     bare = without_colour(recipe)
-    assert [v.crop for v in bare] == [v.crop for v in recipe] and not any(v.jitter or v.blur or v.grey for v in bare)
+    assert [v.crop for v in bare] == [v.crop for v in recipe] and not any(v.operations for v in bare)
 
 
 def test_estimates_of_arrays_are_exact():

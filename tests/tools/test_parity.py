@@ -9,7 +9,8 @@ from PIL import Image
 
 from saccade.base.errors import UserError
 from saccade.pipelines.draw import draw
-from saccade.pipelines.views import Crop, Jitter, Views
+from saccade.pipelines.operations import Jitter
+from saccade.pipelines.views import Crop, Views
 from saccade.tools import parity
 from saccade.tools.parity_cases import method_recipes, operations, tolerance
 from saccade.tools.parity_draws import SIGNIFICANT, binomial, chi_squared, compare_draws, kolmogorov_smirnov
@@ -108,16 +109,16 @@ def test_draws_are_torchvisions():
     assert not [test for test in compare_draws(samples=2000) if test.p < SIGNIFICANT]
 
 
-@pytest.mark.parametrize(
-    "changed", [{"crop": Crop((0.25, 1.0))}, {"jitter": Jitter(0.5, 0.4, 0.2, 0.1)}, {"flip": 0.6}]
-)
+@pytest.mark.parametrize("changed", [{"crop": Crop((0.25, 1.0))}, Jitter(0.5, 0.4, 0.2, 0.1), {"flip": 0.6}])
 def test_draws_that_differ_are_noticed(monkeypatch, changed):
     from dataclasses import replace
 
     from saccade.tools import parity_draws
 
     def other(recipe, *args):
-        return draw(Views((replace(recipe["view"], **changed),)), *args)
+        view = recipe["view"]
+        view = replace(view, **changed) if isinstance(changed, dict) else view.replaced("jitter", changed)
+        return draw(Views((view,)), *args)
 
     monkeypatch.setattr(parity_draws, "draw", other)
     assert [test for test in compare_draws(samples=4000) if test.p < SIGNIFICANT]

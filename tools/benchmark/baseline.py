@@ -13,6 +13,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from saccade.base.errors import UserError
+from saccade.pipelines.operations import Blur, Grey, Jitter, Operation, Solarise
 from saccade.pipelines.sources import FolderSource, Source
 from saccade.pipelines.views import Crop, View, Views
 
@@ -65,30 +66,38 @@ def _cut_v2(view: View) -> Callable:
 
 def _paint_pil(view: View, recipe: Views) -> Callable:
     steps = []
-    if view.jitter:
-        j = view.jitter
-        steps.append(v1.RandomApply([v1.ColorJitter(j.brightness, j.contrast, j.saturation, j.hue)], p=j.p))
-    if view.grey:
-        steps.append(v1.RandomGrayscale(view.grey))
-    if view.blur:
-        steps.append(v1.RandomApply([GaussianBlur(view.blur.sigma)], p=view.blur.p))
-    if view.solarise:
-        steps.append(v1.RandomSolarize(128, p=view.solarise))
+    for o in view.operations:
+        if isinstance(o, Jitter):
+            steps.append(v1.RandomApply([v1.ColorJitter(o.brightness, o.contrast, o.saturation, o.hue)], p=o.p))
+        elif isinstance(o, Grey):
+            steps.append(v1.RandomGrayscale(o.p))
+        elif isinstance(o, Blur):
+            steps.append(v1.RandomApply([GaussianBlur(o.sigma)], p=o.p))
+        elif isinstance(o, Solarise):
+            steps.append(v1.RandomSolarize(128, p=o.p))
+        else:
+            raise _unknown(view, o)
     return v1.Compose([*steps, v1.ToTensor(), v1.Normalize(recipe.mean, recipe.std)])
 
 
 def _paint_v2(view: View, recipe: Views) -> Callable:
     steps = []
-    if view.jitter:
-        j = view.jitter
-        steps.append(v2.RandomApply([v2.ColorJitter(j.brightness, j.contrast, j.saturation, j.hue)], p=j.p))
-    if view.grey:
-        steps.append(v2.RandomGrayscale(view.grey))
-    if view.blur:
-        steps.append(v2.RandomApply([v2.GaussianBlur(view.blur.kernel_size, view.blur.sigma)], p=view.blur.p))
-    if view.solarise:
-        steps.append(v2.RandomSolarize(128, p=view.solarise))
+    for o in view.operations:
+        if isinstance(o, Jitter):
+            steps.append(v2.RandomApply([v2.ColorJitter(o.brightness, o.contrast, o.saturation, o.hue)], p=o.p))
+        elif isinstance(o, Grey):
+            steps.append(v2.RandomGrayscale(o.p))
+        elif isinstance(o, Blur):
+            steps.append(v2.RandomApply([v2.GaussianBlur(o.kernel_size, o.sigma)], p=o.p))
+        elif isinstance(o, Solarise):
+            steps.append(v2.RandomSolarize(128, p=o.p))
+        else:
+            raise _unknown(view, o)
     return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(recipe.mean, recipe.std)])
+
+
+def _unknown(view: View, operation: Operation) -> UserError:
+    return UserError(f"view {view.name!r}: the torchvision baseline has no {operation.name}; leave the baseline out.")
 
 
 def _random_crop(view: View) -> Crop:

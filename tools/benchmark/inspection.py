@@ -97,7 +97,7 @@ def batch_dtype(batch) -> torch.dtype:
 
 def without_colour(recipe: Views) -> Views:
     """The same crops only: what is left of the cost is colour and blur."""
-    return replace(recipe, views=tuple(replace(v, jitter=None, grey=0.0, blur=None, solarise=0.0) for v in recipe))
+    return replace(recipe, views=tuple(replace(v, operations=()) for v in recipe))
 
 
 def _sample(source: Source) -> list[int]:

@@ -14,8 +14,9 @@ from saccade.base.errors import UserError
 from saccade.losses.recipe import NORMALISATION
 from saccade.losses.registry import find_method
 from saccade.pipelines.data import open_data
+from saccade.pipelines.operations import Blur, Grey, Jitter
 from saccade.pipelines.sources import ArraySource, FolderSource, Source
-from saccade.pipelines.views import Blur, Crop, Jitter, View, Views
+from saccade.pipelines.views import Crop, View, Views
 
 SUITES = ("cifar", "photos", "multicrop")
 
@@ -68,7 +69,8 @@ def build_suite(
 
 def photo_recipe(size: int, crops: int = 0) -> Views:
     """MoCo v2's two views (crop 0.2-1, jitter, grey, blur), and SwAV's small ones where `crops` are wanted."""
-    base = View("view", size, Crop((0.2, 1.0)), jitter=Jitter(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=Blur(0.5, (0.1, 2.0)))
+    operations = (Jitter(0.4, 0.4, 0.4, 0.1), Grey(0.2), Blur(0.5, (0.1, 2.0)))
+    base = View("view", size, Crop((0.2, 1.0)), operations=operations)
     small = replace(base, name="small", size=round(size * 96 / 224), crop=Crop((0.05, 0.2)))
     return Views(base.times(2) + (small.times(crops) if crops else ()), *NORMALISATION["imagenet"])
 

@@ -1,0 +1,101 @@
+"""Finds operations: every file of this folder, entry points, and files and modules of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from saccade.base.errors import UserError
+from saccade.pipelines import operations
+from saccade.pipelines.operations.operation import Operation
+
+ENTRY_POINTS = "saccade.operations"
+
+
+@cache
+def known_operations() -> dict[str, type[Operation]]:
+    """name -> class, in alphabetical order: those of this folder and those that installed packages offer."""
+    found = {}
+    for info in pkgutil.iter_modules(operations.__path__):
+        module = importlib.import_module(f"{operations.__name__}.{info.name}")
+        for value in vars(module).values():
+            if _is_operation(value) and value.__module__ == module.__name__:
+                found[value.name] = value
+    for entry in entry_points(group=ENTRY_POINTS):
+        found[entry.name] = _checked(entry.load(), f"the entry point {entry.name} = {entry.value}")
+    return dict(sorted(found.items()))
+
+
+def find_operation(name: str) -> type[Operation]:
+    """The class called `name`, or at path/to/file.py:Class or package.module:Class; a UserError where there is none.
+
+    A file or module given so is executed: take it from the user alone, never from something received.
+    """
+    place, colon, wanted = name.rpartition(":")
+    if colon:
+        return _from_file(Path(place), wanted) if place.endswith(".py") else _from_module(place, wanted)
+    known = known_operations()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UserError(
+            f"the operation {name} is unknown; use one of {', '.join(known)}"
+            + (f" (did you mean {near[0]}?)" if near else "")
+            + ", or one of your own as path/to/file.py:Class or package.module:Class."
+        )
+    return known[name]
+
+
+def _from_file(path: Path, wanted: str) -> type[Operation]:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"the operation {path}:{wanted}: there is no such file.")
+    # One module for each file, however often it is named: its classes stay the same objects.
+    name = f"saccade_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec and spec.loader
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return _of(module, wanted, str(path))
+
+
+def _from_module(place: str, wanted: str) -> type[Operation]:
+    try:
+        module = importlib.import_module(place)
+    except Exception as error:
+        raise UserError(
+            f"the operation {place}:{wanted}: {place} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
+    return _of(module, wanted, place)
+
+
+def _of(module: object, wanted: str, place: str) -> type[Operation]:
+    classes = [name for name, value in vars(module).items() if _is_operation(value)]
+    if not hasattr(module, wanted):
+        raise UserError(f"{place} has no {wanted}; it has the operations {', '.join(classes) or 'none'}.")
+    return _checked(getattr(module, wanted), f"{place}:{wanted}")
+
+
+def _checked(value: object, place: str) -> type[Operation]:
+    if not _is_operation(value):
+        raise UserError(
+            f"{place} is no operation; derive a frozen dataclass from saccade.pipelines.operations.Operation."
+        )
+    return value  # type: ignore[return-value]
+
+
+def _is_operation(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Operation) and not inspect.isabstract(value)
