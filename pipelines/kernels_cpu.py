@@ -1,4 +1,5 @@
-"""The whole renderer as one compiled pass per sample, for CPUs: the meaning is `pipelines/ops.py`, to float32 rounding.
+"""The renderer of the usual operations as one compiled pass per sample, for CPUs; `pipelines/resize.py` and the
+operations' `apply` are its meaning, to float32 rounding.
 
 A sample stays in the cache from its source bytes to its normalised channels-last output, and work it does not need is
 skipped. Written for LLVM's vectoriser: flat float32 planes, inner loops without branches over neighbouring elements,
@@ -159,7 +160,7 @@ def _taps_bound(length, size, cubic):
 
 @compiled
 def _filter(length, size, cubic, begin, weight, count):
-    """First source position, number of taps and weights for each output position: `ops._filter_matrix` without the
+    """First source position, number of taps and weights for each output position: `resize._filter_matrix` without the
     zeros around them. Weights beyond the number are zero. In float64, so that crops of large photos are placed exactly.
     """
     bound = len(weight) // size
@@ -349,7 +350,7 @@ def _blend(image, plane, operation, factor):
 
 @compiled
 def _shift_hue(image, plane, shift):
-    """`ops.shift_hue`; the sextant's remainder by 6 is taken with floor."""
+    """`jitter.shift_hue`; the sextant's remainder by 6 is taken with floor."""
     red, green, blue = image[:plane], image[plane : 2 * plane], image[2 * plane :]
     turn = _SIX * shift
     for i in range(_u(plane)):
