@@ -1,9 +1,9 @@
 """The renderer in Triton, for CUDA: two to five launches a view, without any host synchronisation.
 
 The meaning is `pipelines/resize.py` and the operations' `apply`. A program works on BLOCK pixels of one sample, all
-three channels in registers. The one thing a sample's blocks must share is the mean luminance for contrast: the launch before it leaves a sum for each
-block, so nothing is added atomically and a view has the same bits every time. Its programs skip work a sample does not
-need. Sources may be any batch, set or photos that `Sources` describes.
+three channels in registers. The one thing a sample's blocks must share is the mean luminance for contrast: the launch
+before it leaves a sum for each block, so nothing is added atomically and a view has the same bits every time. Its
+programs skip work a sample does not need. Sources may be any batch, set or photos that `Sources` describes.
 """
 
 # Triton compiles these functions: its launches and static ranges are none to a checker of Python.
