@@ -126,11 +126,10 @@ def _draw_operation(operation: Operation, u: Tensor) -> dict[str, Tensor]:
     """u: (N, 1 + numbers); the first says whether it is chosen."""
     chosen = u[:, 0] < operation.p
     columns = operation.draw(u[:, 1:])
-    identity = operation.identity
-    return {
-        "chosen": chosen,
-        **{name: torch.where(chosen, c, identity[name]) if name in identity else c for name, c in columns.items()},
-    }
+    for name, value in operation.identity.items():
+        column = columns[name]
+        columns[name] = torch.where(chosen.view(-1, *[1] * (column.ndim - 1)), column, value)
+    return {"chosen": chosen, **columns}
 
 
 def _draw_box(crop: Crop | CentreCrop, stream: Tensor, source: Tensor, u_top: Tensor, u_left: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def _paint(
     for k, run in enumerate(runs):
         if not run.fused:
             [(key, operation)] = run.operations
-            image = on_chosen(operation, image if backend == "torch" else image.contiguous(), params.drawn[key])
+            image = on_chosen(operation.apply, image if backend == "torch" else image.contiguous(), params.drawn[key])
             continue
         last = k + 1 == len(runs)
         look, (mean, std) = look_of(run, params), normalisation if last else PLAIN

@@ -64,22 +64,20 @@ def tolerance(executor: str, case: str, recipe: Iterable[View] = ()) -> Toleranc
     """How far `executor` may be from `reference` in a case of `operations`, or in a recipe called method/data set."""
     used = [operation for view in recipe for operation in view.operations]
     colour = "/" in case or any(operation.gain > 1 for operation in used)
+    steep = max([1.0, *(operation.gain / 2 for operation in used)])
     jump = max((operation.jump() for operation in used), default=0.0)
     if executor == "pil":
         return _pil_tolerance(case, used)
     if executor.endswith("cuda"):
         if "dali" in executor:
-            return Tolerance(
-                1.5 if colour else 1.2, 90 + jump, _BYTES + "; nvJPEG's inverse DCT and upsampling are not libjpeg's"
-            )
-        return Tolerance(0.02, 1.0 + jump, _FLOAT)
+            mean, reason = 1.5 if colour else 1.2, _BYTES + "; nvJPEG's inverse DCT and upsampling are not libjpeg's"
+            return Tolerance(mean * steep, 90 * steep + jump, reason)
+        return Tolerance(0.02 * steep, steep + jump, _FLOAT)
     if executor == "dali cuts":
-        return Tolerance(
-            0.8 if colour else 0.4,
-            (40 if colour else 25) + jump,
-            _BYTES + ("; colours multiply that" if colour else ""),
-        )
-    return Tolerance(0.005, (0.5 if colour else 0.05) + jump, _FLOAT)
+        mean, largest = (0.8, 40) if colour else (0.4, 25)
+        reason = _BYTES + ("; colours multiply that" if colour else "")
+        return Tolerance(mean * steep, largest * steep + jump, reason)
+    return Tolerance(0.005 * steep, (0.5 if colour else 0.05) * steep + jump, _FLOAT)
 
 
 def _pil_tolerance(case: str, used: list[Operation]) -> Tolerance:

@@ -61,6 +61,9 @@ class Blur(Operation):
     def pil_differs(self) -> tuple[float, float, str]:
         return 2.5, 120.0, "its Gaussian blur is three box filters and has no kernel size"
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {"sigma": (0.0, self.sigma[1])}
+
     def cases(self, size: int) -> dict[str, Operation]:
         return {self.name: replace(self, p=1.0, kernel_size=2 * max(1, size // 20) + 1)}
 

@@ -76,6 +76,12 @@ class Jitter(Operation):
     def pil_differs(self) -> tuple[float, float, str]:
         return (2.0, 40.0, "its HSV has 256 hues") if self.hue else super().pil_differs()
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        factors = {name: getattr(self, name) for name in ADJUSTMENTS[:3]}
+        return {name: (max(0.0, 1 - amount), 1 + amount) for name, amount in factors.items()} | {
+            "hue": (-self.hue, self.hue)
+        }
+
     def caption(self, drawn: Mapping[str, Any]) -> str:
         names = [ADJUSTMENTS[k] for k in drawn["order"]]
         return " ".join(f"{name[0]}{drawn[name]:{'+' if name == 'hue' else ''}.2f}" for name in names)

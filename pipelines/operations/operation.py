@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from typing import Any, ClassVar
 
@@ -67,6 +67,10 @@ class Operation(ABC):
         """Mean and largest difference from PIL that tools.parity allows, on the scale of 0 to 255, and why."""
         return 1.0, 8.0 + self.jump(), ""
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Columns of one number a sample that a model may predict (S-TEC), and between what values they lie."""
+        return {}
+
     def caption(self, drawn: Mapping[str, Any]) -> str:
         """A few words for pictures, `drawn` as plain values."""
         values = [v for name, v in drawn.items() if name != "chosen" and isinstance(v, int | float)]
@@ -77,16 +81,16 @@ class Operation(ABC):
         return {self.name: replace(self, p=1.0)}  # type: ignore[type-var]
 
 
-def on_chosen(operation: Operation, image: Tensor, drawn: Columns) -> Tensor:
-    """(N, 3, H, W): the operation where it was chosen; the image given is not changed."""
+def on_chosen(apply: Callable[[Tensor, Columns], Tensor], image: Tensor, drawn: Columns) -> Tensor:
+    """(N, 3, H, W): an operation's `apply` where it was chosen; the image given is not changed."""
     chosen = drawn["chosen"]
     if image.device.type != "cpu":  # picking rows would make the host wait for the device
-        return torch.where(chosen[:, None, None, None], operation.apply(image, drawn), image)
+        return torch.where(chosen[:, None, None, None], apply(image, drawn), image)
     rows = chosen.nonzero().squeeze(1)
     if len(rows) == len(image):
-        return operation.apply(image, drawn)
+        return apply(image, drawn)
     if len(rows) == 0:
         return image
     image = image.clone()
-    image[rows] = operation.apply(image[rows], {name: column[rows] for name, column in drawn.items()})
+    image[rows] = apply(image[rows], {name: column[rows] for name, column in drawn.items()})
     return image

@@ -105,7 +105,7 @@ def test_shift_hue_turns_the_circle_of_hsv_exactly():
 
 def test_grey_is_rgb_to_grayscale_of_the_chosen(image):
     chosen = torch.arange(COUNT) % 3 == 0
-    out = on_chosen(Grey(), image, {"chosen": chosen})
+    out = on_chosen(Grey().apply, image, {"chosen": chosen})
     for n in range(COUNT):
         torch.testing.assert_close(out[n], F.rgb_to_grayscale(image[n], 3) if chosen[n] else image[n], **CLOSE)
 
@@ -125,7 +125,7 @@ def test_blur_of_sigma_zero_is_the_image(image):
 def test_solarise_is_solarize_of_the_chosen(image):
     image[0, :, 0, :3] = torch.tensor([0.5, 127 / 255, 128 / 255])
     chosen = torch.arange(COUNT) % 3 == 0
-    out = on_chosen(Solarise(), image, {"chosen": chosen})
+    out = on_chosen(Solarise().apply, image, {"chosen": chosen})
     for n in range(COUNT):
         assert torch.equal(out[n], F.solarize(image[n], 0.5) if chosen[n] else image[n])
 
@@ -143,7 +143,7 @@ def test_operations_leave_their_input_as_it_was(image):
     drawn = {"chosen": yes, **jittering(factor, factor, factor, factor - 1, order), "sigma": factor}
     for operation in (Jitter(), Grey(), Blur(), Solarise()):
         operation.apply(image, drawn)
-        on_chosen(operation, image, drawn | {"chosen": torch.arange(COUNT) % 2 == 0})
+        on_chosen(operation.apply, image, drawn | {"chosen": torch.arange(COUNT) % 2 == 0})
     normalise(image, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     assert torch.equal(image, before)
 
@@ -155,5 +155,5 @@ def test_blur_and_solarise_equal_the_stec_reference(case):
     # float32 images, float32 sums in another order: two units in the last place at 1.0.
     blurred = Blur(kernel_size=int(ref["kernel_size"])).apply(ref["images"], {"sigma": sigma})
     torch.testing.assert_close(blurred, ref["blurred"], rtol=0, atol=2.5e-7)
-    solarised = on_chosen(Solarise(), ref["images"], {"chosen": ref["solarize_selected"]})
+    solarised = on_chosen(Solarise().apply, ref["images"], {"chosen": ref["solarize_selected"]})
     assert torch.equal(solarised, ref["solarized"])
