@@ -77,8 +77,8 @@ def test_posterise_keeps_the_pixels_pil_keeps_apart(bits):
 @pytest.mark.parametrize("member", POOL)
 def test_members_of_randaugments_pool_are_pils(member):
     operation = RandAugment(count=1, each=1.0)
-    images, values, _ = applied(operation, count=96)
-    view = View("view", SIZE, operations=(operation,))
+    size = 12 if member.startswith("shear") else SIZE  # larger, and level 4 asks for points midway between two pixels
+    images, view = pictures(96, size, size), View("view", size, operations=(operation,))
     params = drawn(Views((view,)), images)["view"].drawn["randaugment"]
     params = {**params, "member": torch.full_like(params["member"], list(POOL).index(member))}
     out = operation.apply(images.double() / 255, params) * 255
@@ -87,7 +87,7 @@ def test_members_of_randaugments_pool_are_pils(member):
         pil = torch.from_numpy(np.array(operation.with_pil(as_pil(image), numbers))).permute(2, 0, 1).double()
         error = (out[n] - pil).abs()
         # half a level of rounding, contrast's mean as well; moved pixels may fall on the other side of an edge
-        assert (error <= 1.5).double().mean() > 0.995, (member, values[n], error.max())
+        assert (error <= 1.5).double().mean() > 0.995, (member, numbers, error.max())
 
 
 def test_randaugment_draws_fixmatchs_numbers():
