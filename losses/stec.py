@@ -21,6 +21,7 @@ from saccade.losses.stec_targets import BINS, manipulation_loss, relative_transf
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
+from saccade.pipelines.views import Views
 
 MANIPULATION_WEIGHT = {"cifar10": 1.0, "cifar100": 1.0, "stl10": 0.3, "imagenet": 0.6}  # --manip_lambda, README
 
@@ -32,6 +33,7 @@ class InverseModelOptions:
     manipulation_weight: float = 1.0
     manipulation_hidden: tuple[int, ...] = (512,)  # one width for each hidden layer; () is a linear head
     true_translation: bool = False  # the exact relative translation in place of the original's product
+    predicts: tuple[str, ...] = ("crop", "flip")  # the published choice; more as OPERATION.COLUMN, e.g. jitter.hue
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class InverseModel(Objective[Any]):
                 f"manipulation_hidden={self.options.manipulation_hidden}: a hidden layer has 1 unit or more; () is a "
                 "linear head."
             )
-        self.manipulation = mlp(2 * self.features, self.options.manipulation_hidden, BINS * 6)
+        self.changes = _changes(self.recipe.views, self.student_views, self.options.predicts)
+        entries = 6 + len(self.changes)
+        self.manipulation = mlp(2 * self.features, self.options.manipulation_hidden, BINS * entries)
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
         parts = super().forward(outputs, params, label)
@@ -66,8 +70,9 @@ class InverseModel(Objective[Any]):
         logits = self.manipulation(
             torch.cat([outputs.student[first].features, outputs.student[second].features], dim=1)
         )
-        values, valid = efference_copy(params[first], params[second], self.options.true_translation)
-        parts["manipulation"], metrics = manipulation_loss(logits, values, valid)
+        a, b, predicts = params[first], params[second], self.options.predicts
+        values, valid = efference_copy(a, b, self.options.true_translation, "crop" in predicts, "flip" in predicts)
+        parts["manipulation"], metrics = manipulation_loss(logits, values, valid, _changed(a, b, self.changes))
         parts["manipulation_top1"] = metrics["manipulation_accuracy"]
         return parts | {"loss": parts["loss"] + self.options.manipulation_weight * parts["manipulation"]}
 
@@ -84,17 +89,49 @@ class STECBYOL(InverseModel, BYOL):
     options: STECBYOLOptions
 
 
-def efference_copy(a: ViewParams, b: ViewParams, true_translation: bool = False) -> tuple[Tensor, Tensor]:
+def efference_copy(
+    a: ViewParams, b: ViewParams, true_translation: bool = False, crop: bool = True, flip: bool = True
+) -> tuple[Tensor, Tensor]:
     """The inverse model's targets: (B, 2, 3) float32 relative transforms of view a -> view b, and (B,) bool, pairs that
-    count (neither view solarised)."""
-    from_a, from_b = (_placed(p) for p in (a, b))
+    count (neither view solarised). crop, flip: whether these are in the transforms, or as if the view had none."""
+    from_a, from_b = (_placed(p, crop, flip) for p in (a, b))
     return relative_transform(from_a, from_b, true_translation), ~(a.chosen("solarise") | b.chosen("solarise"))
 
 
-def _placed(p: ViewParams) -> Tensor:
-    top, left, height, width = p.box.unbind(1)
+def _placed(p: ViewParams, crop: bool, flip: bool) -> Tensor:
     source_height, source_width = p.source.unbind(1)
-    return view_to_source(top, left, height, width, p.flip, source_height, source_width)
+    nothing = torch.zeros_like(source_width)
+    top, left, height, width = p.box.unbind(1) if crop else (nothing, nothing, source_height, source_width)
+    mirrored = p.flip if flip else torch.zeros_like(p.flip)
+    return view_to_source(top, left, height, width, mirrored, source_height, source_width)
+
+
+def _changes(views: Views, names: tuple[str, ...], predicts: tuple[str, ...]) -> dict[tuple[str, str], float]:
+    """(operation, column) -> how far apart its two values can be, of what is predicted beside crop and flip."""
+    known: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name in names:
+        for key, operation in views[name].keyed.items():
+            for column, lowest_and_highest in operation.ranges().items():
+                known.setdefault((key, column), []).append(lowest_and_highest)
+    both = {f"{key}.{column}": (key, column) for (key, column), found in known.items() if len(found) == len(names)}
+    if not predicts:
+        raise UserError("options.predicts is empty; the inverse model predicts crop, flip or something else.")
+    chosen = {}
+    for what in dict.fromkeys(predicts):
+        if what in ("crop", "flip"):
+            continue
+        if what not in both:
+            raise UserError(f"options.predicts has {what!r}; use some of {', '.join(('crop', 'flip', *both))}.")
+        lows, highs = zip(*known[both[what]], strict=True)
+        chosen[both[what]] = max(max(highs) - min(lows), 1e-6)
+    return chosen
+
+
+def _changed(a: ViewParams, b: ViewParams, changes: dict[tuple[str, str], float]) -> Tensor | None:
+    """(B, k) in [-1, 1]: what view b was given more of than view a; None where nothing is asked for."""
+    if not changes:
+        return None
+    return torch.stack([(b.drawn[k][c] - a.drawn[k][c]) / span for (k, c), span in changes.items()], dim=1)
 
 
 def stec_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[STECOptions]:

@@ -48,22 +48,35 @@ def bin_targets(values: Tensor, bins: int = BINS) -> Tensor:
     return (share * bins - 0.5).round().clamp(0, bins - 1).long()
 
 
+def bin_changes(changes: Tensor, bins: int = BINS) -> Tensor:
+    """Classes of changes given in shares of their range, the same rule over [-1, 1]: (B, k) -> int64 (B, k)."""
+    return ((changes + 1) / 2 * bins - 0.5).round().clamp(0, bins - 1).long()
+
+
 @full_precision
-def manipulation_loss(logits: Tensor, values: Tensor, valid: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def manipulation_loss(
+    logits: Tensor, values: Tensor, valid: Tensor | None = None, changes: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """L = sum_{b valid} mean_{r,c} CE(logits[b,:,r,c], bin(V[b,r,c])) / max(1, count(valid)).
 
     logits: (B, n, 2, 3), or (B, 6n) with the bin as the slowest axis; values: (B, 2, 3) targets; valid: (B,) bool,
     pairs of which neither view was solarised (None: all). The two entries that are always 0 count, as in the original.
+    changes: (B, k) in [-1, 1], what else was done differently; logits are then (B, (6 + k) n) and the mean goes over
+    6 + k entries. It is our extension.
     Returns the loss and, without gradient, "manipulation_accuracy" over the entries of all pairs. Pairs are counted
     over all processes, so that the processes' average is the loss of the whole batch, however unevenly solarised.
     """
-    if values.shape[1:] != (2, 3) or logits.shape[0] != values.shape[0] or logits[0].numel() % 6:
+    entries = 6 + (0 if changes is None else changes.shape[1])
+    if values.shape[1:] != (2, 3) or logits.shape[0] != values.shape[0] or logits[0].numel() % entries:
         raise UserError(
-            f"expected (B, 6n) logits and (B, 2, 3) targets, not {tuple(logits.shape)} and {tuple(values.shape)}"
+            f"expected (B, {entries}n) logits and (B, 2, 3) targets, not {tuple(logits.shape)} and "
+            f"{tuple(values.shape)}"
         )
-    logits = logits.reshape(len(values), -1, 2, 3)
-    targets = bin_targets(values, logits.shape[1])
-    losses = F.cross_entropy(logits, targets, reduction="none").mean((1, 2))
+    logits = logits.reshape(len(values), -1, entries)
+    targets = bin_targets(values, logits.shape[1]).flatten(1)
+    if changes is not None:
+        targets = torch.cat([targets, bin_changes(changes, logits.shape[1])], dim=1)
+    losses = F.cross_entropy(logits, targets, reduction="none").mean(1)
     accuracy = (logits.detach().argmax(1) == targets).float().mean()
     if valid is None:
         loss = losses.mean()

@@ -133,3 +133,10 @@ def test_the_stop_button_works_again_after_a_run():
         signal.raise_signal(signal.SIGTERM)
         assert interrupted
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_an_operation_in_a_record_is_not_run_unless_it_is_named_again(poisoned, capfd, tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit(99)")
+    folder = poisoned(set=[f"views.view_1.operations+={tmp_path}/mine.py:Mine"])
+    assert train.main(["--resume", str(folder)]) == 2
+    assert "which runs code; if you trust it, say so" in capfd.readouterr().err

@@ -26,12 +26,13 @@ from saccade.pipelines.build import build_pipeline, dali_installed
 from saccade.pipelines.data import open_data
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.embedded import textures
+from saccade.pipelines.operations.registry import find_operation
 from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import ArraySource, FolderSource, Source
 from saccade.pipelines.views import View, Views
 from saccade.runs.pictures import save_png
-from saccade.tools.parity_cases import method_recipes, operations, pil_has, tolerance
+from saccade.tools.parity_cases import cases_of, method_recipes, operations, pil_has, tolerance
 from saccade.tools.parity_draws import SIGNIFICANT, DrawTest, compare_draws
 
 _SMALL, _PHOTO = 32, 224  # pixels of the views of single operations, for resident and for photos
@@ -78,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--data", help="a folder of photos or tar shards (default: photos made from the embedded textures)"
     )
+    command.add_argument(
+        "--operation",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="compare this operation alone: its name, or path/to/file.py:Class of your own (may be given again)",
+    )
     command.add_argument("--images", type=int, default=8, help="how many images are compared (default: 8)")
     command.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     command.add_argument("--picture", metavar="FILE", help="also draw the worst view and its difference map")
@@ -92,10 +100,13 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--images {flags.images} compares nothing; give 1 or more.")
     with tempfile.TemporaryDirectory() as folder:
         sources = make_sources(Path(folder), flags.data, flags.images)
-        rows, worst = compare(
-            sources, {**operations(_SMALL), **method_recipes(1, 64)}, {**operations(_PHOTO), **method_recipes(65, 1024)}
-        )
-    tests = compare_draws()
+        if flags.operation:
+            small, photos = (cases_of(map(find_operation, flags.operation), size) for size in (_SMALL, _PHOTO))
+        else:
+            small = {**operations(_SMALL), **method_recipes(1, 64)}
+            photos = {**operations(_PHOTO), **method_recipes(65, 1024)}
+        rows, worst = compare(sources, small, photos)
+    tests = [] if flags.operation else compare_draws()
     show(rows, tests)
     if flags.json:
         content = {
@@ -281,7 +292,8 @@ def show(rows: list[Row], tests: list[DrawTest]) -> None:
         (row.operation, row.executor): f"{row.mean:.3f}/{row.largest:.1f}{'*' if row.excess > 1 else ' '}"
         for row in rows
     }
-    for title, kind in (("operation, alone", False), ("method/recipe, whole", True)):
+    whole = any("/" in row.operation for row in rows)
+    for title, kind in (("operation, alone", False), *((("method/recipe, whole", True),) if whole else ())):
         print(f"{title:<34}" + "".join(f"{name:>16}" for name in names))
         for operation in dict.fromkeys(row.operation for row in rows if ("/" in row.operation) == kind):
             print(f"{operation:<34}" + "".join(f"{cells.get((operation, name), '-'):>16}" for name in names))
@@ -290,6 +302,8 @@ def show(rows: list[Row], tests: list[DrawTest]) -> None:
         (row.executor, f"mean {row.allowed_mean:g}, largest {row.allowed_largest:g}: {row.reason}") for row in rows
     )
     print("allowed  " + "\n         ".join(f"{executor}: {text}" for executor, text in reasons))
+    if not tests:
+        return print()
     print(f"\n{'draws against torchvision':<34}{'test':>20}{'statistic':>12}{'p':>10}")
     for test in tests:
         print(

@@ -24,7 +24,7 @@ class Tolerance:
 
 def operations(size: int) -> dict[str, Views]:
     """Every operation alone on a view of `size` pixels; colours on a crop, as in use."""
-    plain = View("view", size, crop=_CROP, flip=0.0)
+    plain = _plain(size)
     views = {
         "crop bilinear": plain,
         "crop bicubic": replace(plain, crop=Crop((0.2, 1.0), interpolation="bicubic")),
@@ -32,11 +32,22 @@ def operations(size: int) -> dict[str, Views]:
         "centre crop": replace(plain, crop=CentreCrop(0.875)),
         "flip": replace(plain, flip=1.0),
     }
-    for operation in known_operations().values():
-        cases = operation().cases(size).items()
-        views |= {name: replace(plain, operations=(changed,)) for name, changed in cases}
     derived = replace(plain, name="derived", parent="view", operations=(Jitter(p=1.0),))
-    return {**{name: Views((view,)) for name, view in views.items()}, "derived view": Views((plain, derived))}
+    return {
+        **{name: Views((view,)) for name, view in views.items()},
+        **cases_of(known_operations().values(), size),
+        "derived view": Views((plain, derived)),
+    }
+
+
+def cases_of(kinds: Iterable[type[Operation]], size: int) -> dict[str, Views]:
+    """The cases of these operations, each alone on a view of `size` pixels."""
+    cases = {name: operation for kind in kinds for name, operation in kind().cases(size).items()}
+    return {name: Views((replace(_plain(size), operations=(o,)),)) for name, o in cases.items()}
+
+
+def _plain(size: int) -> View:
+    return View("view", size, crop=_CROP, flip=0.0)
 
 
 def method_recipes(smallest: int, largest: int) -> dict[str, Views]:

@@ -17,7 +17,7 @@ from saccade.pipelines.operations.operation import Columns, Operation
 class Equalise(Operation):
     """PIL's histogram equalisation, on the image rounded to 8 bits: its 256 levels are what is counted."""
 
-    gain: ClassVar[float] = 6.0
+    gain: ClassVar[float] = 4.0
     p: float = 0.2
 
     def apply(self, image: Tensor, drawn: Columns) -> Tensor:

@@ -19,7 +19,6 @@ class Gamma(Operation):
 
     numbers: ClassVar[int] = 1
     identity: ClassVar[Mapping[str, float]] = {"gamma": 1.0}
-    gain: ClassVar[float] = 4.0  # where black is lifted
     p: float = 0.5
     gamma: tuple[float, float] = (0.7, 1.5)
 

@@ -32,7 +32,7 @@ class RandAugment(Operation):
 
     numbers: ClassVar[int] = 4 * _MOST
     identity: ClassVar[Mapping[str, float]] = {"taken": False}
-    gain: ClassVar[float] = 12.0
+    gain: ClassVar[float] = 4.0
     p: float = 1.0
     count: int = 5
     each: float = 0.5
@@ -69,7 +69,7 @@ class RandAugment(Operation):
         return 255.0
 
     def pil_differs(self) -> tuple[float, float, str]:
-        return 8.0, 255.0, "a level more or less is then stretched"
+        return 3.0, 255.0, "a level more or less is then stretched"
 
     def caption(self, drawn: Mapping[str, Any]) -> str:
         return " ".join(f"{member}{level}" for member, level, _ in _steps(drawn)) or self.name

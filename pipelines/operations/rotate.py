@@ -46,7 +46,7 @@ class Rotate(Operation):
         return F.rotate(image, drawn["angle"], F.InterpolationMode.BILINEAR, fill=[round(255 * self.fill)] * 3)
 
     def pil_differs(self) -> tuple[float, float, str]:
-        return 2.5, 255.0, "it does not mix the outermost pixels with what lies outside"
+        return 1.5, 255.0, "it does not mix the outermost pixels with what lies outside"
 
     def caption(self, drawn: Mapping[str, Any]) -> str:
         return f"rotate {drawn['angle']:+.0f}"

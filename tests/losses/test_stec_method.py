@@ -13,7 +13,7 @@ from saccade.losses.functional import normalise
 from saccade.losses.ntxent import nt_xent
 from saccade.losses.simclr import PUBLISHED, simclr_recipe
 from saccade.losses.stec import efference_copy, stec_byol_recipe, stec_recipe
-from saccade.losses.stec_targets import manipulation_loss
+from saccade.losses.stec_targets import bin_changes, manipulation_loss
 from saccade.models.gather import rank
 from saccade.runs.flags import method_of
 from tests.distributed import run_ranks
@@ -78,6 +78,29 @@ def test_inverse_model_takes_any_number_of_layers(hidden, layers):
     objective = learner_of(small(stec_recipe("cifar10"), manipulation_hidden=hidden)).objective
     linear = [m for m in objective.manipulation if isinstance(m, torch.nn.Linear)]
     assert len(linear) == layers and linear[0].in_features == 2 * objective.features and linear[-1].out_features == 36
+
+
+def test_what_the_inverse_model_predicts_is_an_option():
+    views = stec_recipe("cifar10").views
+    predicts = ("flip", "jitter.brightness", "jitter.hue")
+    recipe = small(stec_recipe("cifar10"), predicts=predicts)
+    learner = learner_of(recipe)
+    images, params = images_of(recipe)
+    losses = learner(images, params)
+    losses["loss"].backward()
+    assert learner.objective.manipulation[-1].out_features == 6 * (6 + 2)
+    a, b = params["view_1"], params["view_2"]
+    values, _ = efference_copy(a, b, crop=False)
+    assert torch.equal(values[:, 0, 0], torch.where(a.flip ^ b.flip, -1.0, 1.0)) and (values[:, 1, 1] == 1).all()
+    # by hand: the same rule in bins over [-1, 1], for the change in shares of the range the recipe gives
+    span = 2 * views["view_1"]["jitter"].hue
+    change = (b.drawn["jitter"]["hue"] - a.drawn["jitter"]["hue"]) / span
+    expected = ((change.double() + 1) * 3 - 0.5).round().clamp(0, 5).long()
+    assert torch.equal(bin_changes(change), expected) and len(expected.unique()) > 2
+    with pytest.raises(UserError, match=r"'blur\.sigma'; use some of crop, flip, jitter\.brightness"):
+        learner_of(small(stec_recipe("cifar10"), predicts=("blur.sigma",)))
+    with pytest.raises(UserError, match="predicts is empty"):
+        learner_of(small(stec_recipe("cifar10"), predicts=()))
 
 
 def test_a_hidden_layer_without_units_is_refused():
