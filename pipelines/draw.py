@@ -55,7 +55,8 @@ class ViewParams:
             key: {name: torch.cat([p.drawn[key][name] for p in parts]) for name in columns}
             for key, columns in parts[0].drawn.items()
         }
-        return ViewParams(*(torch.cat([getattr(p, name) for p in parts]) for name in ("source", "box", "flip")), drawn)
+        source, box, flip = (torch.cat([getattr(p, name) for p in parts]) for name in ("source", "box", "flip"))
+        return ViewParams(source, box, flip, drawn)
 
     def chosen(self, key: str) -> Tensor:
         """(N,) bool: whether the operation of that key was applied; nowhere if the view has none."""

@@ -33,10 +33,14 @@ class Gamma(Operation):
         return image ** drawn["gamma"][:, None, None, None].to(image.dtype)
 
     def reference(self, image: Tensor, drawn: Mapping[str, Any]) -> Tensor:
-        return F.adjust_gamma(image, drawn["gamma"])
+        return _by_torchvision(image, drawn["gamma"])
 
     def with_pil(self, image: Image.Image, drawn: Mapping[str, Any]) -> Image.Image:
-        return F.adjust_gamma(image, drawn["gamma"])
+        return _by_torchvision(image, drawn["gamma"])
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         return {"gamma": (min(self.gamma[0], 1.0), max(self.gamma[1], 1.0))}
+
+
+def _by_torchvision(image: Any, gamma: float) -> Any:
+    return F.adjust_gamma(image, gamma)

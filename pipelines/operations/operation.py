@@ -28,6 +28,7 @@ class Operation(ABC):
     identity: ClassVar[Mapping[str, float]] = {}  # what a column holds where the operation was not chosen
     gain: ClassVar[float] = 2.0  # how many times a small difference between two images may grow
     p: float
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """The name becomes a field, so that a recipe written as plain values says which operation it means."""
@@ -78,7 +79,7 @@ class Operation(ABC):
 
     def cases(self, size: int) -> dict[str, Operation]:
         """What tools.parity compares on views of `size` pixels: name -> the operation, as a rule with p = 1."""
-        return {self.name: replace(self, p=1.0)}  # type: ignore[type-var]
+        return {self.name: replace(self, p=1.0)}
 
 
 def on_chosen(apply: Callable[[Tensor, Columns], Tensor], image: Tensor, drawn: Columns) -> Tensor:

@@ -43,7 +43,8 @@ class Rotate(Operation):
         return F.rotate(image - self.fill, drawn["angle"], F.InterpolationMode.BILINEAR) + self.fill
 
     def with_pil(self, image: Image.Image, drawn: Mapping[str, Any]) -> Image.Image:
-        return F.rotate(image, drawn["angle"], F.InterpolationMode.BILINEAR, fill=[round(255 * self.fill)] * 3)
+        grey = round(255 * self.fill)
+        return image.rotate(drawn["angle"], Image.Resampling.BILINEAR, fillcolor=(grey, grey, grey))
 
     def pil_differs(self) -> tuple[float, float, str]:
         return 1.5, 255.0, "it does not mix the outermost pixels with what lies outside"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torchvision.transforms.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from saccade.pipelines.operations.operation import Columns, Operation
@@ -28,4 +28,4 @@ class Solarise(Operation):
         return F.solarize(image, 0.5)
 
     def with_pil(self, image: Image.Image, drawn: Mapping[str, Any]) -> Image.Image:
-        return F.solarize(image, 128)
+        return ImageOps.solarize(image, 128)
