@@ -12,6 +12,7 @@ from torchvision.transforms import RandomErasing
 
 from saccade.base.errors import UserError
 from saccade.pipelines.draw import draw
+from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
 from saccade.pipelines.operations.cutout import Cutout
 from saccade.pipelines.operations.equalise import Equalise
 from saccade.pipelines.operations.erase import Erase
@@ -149,8 +150,7 @@ def test_columns_hold_what_changes_nothing_where_not_chosen():
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_kernels_and_torch_take_turns_in_the_views_order(backend):
     """Usual operations before, between, and in another order than the kernels'."""
-    usual = known_operations()
-    jitter, grey, blur, solarise = (usual[name](p=0.7) for name in ("jitter", "grey", "blur", "solarise"))
+    jitter, grey, blur, solarise = Jitter(), Grey(0.7), Blur(0.7), Solarise(0.7)
     orders = [
         (Posterise(p=0.5), jitter, grey, blur, solarise),
         (jitter, grey, Posterise(p=0.5), blur, solarise, Erase()),
