@@ -12,7 +12,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.operators import Trace
 from saccade.models.learner import Learner
-from saccade.pipelines.draw import draw
+from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import Source
 from saccade.tools.benchmark.trainer import Trainer
@@ -95,7 +94,7 @@ def fake_trainer(argv: list[str], source: Source) -> tuple[Trainer, Batch, FakeT
         pixels = {name: view.contiguous(memory_format=torch.channels_last) for name, view in pixels.items()}
     drawn = draw(views, 0, 0, index, size)
     with mode:
-        params = {n: replace(p, **{f.name: _fake(getattr(p, f.name)) for f in fields(p)}) for n, p in drawn.items()}
+        params = {name: _faked(p) for name, p in drawn.items()}
         label = None if source.labels is None else torch.zeros(count, dtype=torch.int64, device="cuda")
     return trainer, Batch(pixels, params, index, label), mode
 
@@ -136,6 +135,11 @@ def regions(trace: Trace, trainer: Trainer) -> Iterator[None]:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _faked(params: ViewParams) -> ViewParams:
+    drawn = {key: {name: _fake(column) for name, column in columns.items()} for key, columns in params.drawn.items()}
+    return ViewParams(_fake(params.source), _fake(params.box), _fake(params.flip), drawn)
 
 
 def _fake(t: Tensor, memory_format: torch.memory_format | None = None) -> Tensor:
