@@ -103,7 +103,8 @@ def train(session: Session, folder: RunFolder, val_data: Source | None) -> int:
                     break
     if session.steps < session.total_steps:
         monitor.message(
-            f"stopped at step {session.steps} of {session.total_steps}; continue with: train.py --resume {config.out}"
+            f"stopped at step {session.steps} of {session.total_steps}; "
+            f"continue with: saccade train --resume {config.out}"
         )
         return 130
     if accelerator.is_main_process:

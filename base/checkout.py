@@ -3,12 +3,15 @@
 Imported as `base.checkout`, by its place on disk, so that it works before `saccade` does.
 """
 
+from __future__ import annotations
+
 import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+OLDEST = (3, 11)
 
 
 def start(command: str) -> None:
@@ -21,6 +24,8 @@ def start(command: str) -> None:
 
 def foreign() -> str | None:
     """Why `import saccade` would not give this checkout's code, and what to do; None where it does."""
+    if sys.version_info < OLDEST:  # a checkout is started by whatever Python there is
+        return f"{sys.executable} is Python {sys.version.split()[0]}; Saccade needs {OLDEST[0]}.{OLDEST[1]} or newer."
     found = find_spec("saccade")
     if found is None or found.origin is None:
         return f"saccade is not installed in {sys.executable}; run: {sys.executable} -m pip install -e {ROOT}"

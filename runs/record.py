@@ -78,7 +78,7 @@ def check_local(place: str | None, flag: str, folder: Path) -> None:
     if any(is_remote(part) or names_code(part) for part in (place or "").split(PLUS)):
         raise UserError(
             f"{folder}: its record names {place} as its data, which is fetched from elsewhere or runs code; "
-            f"if you trust it, say so: {flag} '{place}'."
+            f"if you trust it, say so: {flag} '{place}'{' --allow-pipe' if place.startswith('pipe:') else ''}."
         )
 
 

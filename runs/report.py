@@ -118,7 +118,7 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
         f"{summary['data_wait']:.0%} of it waiting for data"
     )
     if knn is None:
-        print("kNN top-1: not measured (no labelled evaluation data; give --val-data, or --eval-every above 0)")
+        print("kNN top-1: not measured (--eval-every 0, or no labelled images to test on: give --val-data)")
     else:
         print(
             f"kNN top-1: raw pixels {scores['raw_pixel_knn_top1']:.1f} %, untrained backbone "
@@ -129,5 +129,5 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
     images = "" if knn is not None or baselines else " --data LABELLED_IMAGES"
     print(
         f"backbone: {config.out}/backbone.safetensors   "
-        f"evaluate it: python eval.py {config.out} --protocol linear{images}"
+        f"evaluate it: saccade eval {config.out} --protocol linear{images}"
     )
