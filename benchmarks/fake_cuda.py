@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.operators import Trace
@@ -70,9 +71,11 @@ def pretend() -> None:
     torch.cuda._initialized = True
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.cuda.manual_seed_all = lambda seed: None
+    fake_tensor.init_gpu_context = lambda *_: None  # an older torch would put a real tensor there
     library = torch.library.Library("aten", "IMPL")
     for name in ("_fused_sgd_", "_fused_adamw_", "_fused_adam_"):
-        library.impl(name, lambda *_, **__: None, "Meta")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):  # some torches have one
+            library.impl(name, lambda *_, **__: None, "Meta")
     torch.cuda._fakes = library  # registrations end with the object
 
 
