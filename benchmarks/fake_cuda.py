@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 from unittest.mock import patch
 
 import torch
@@ -53,6 +54,9 @@ int cudaGetDeviceProperties(char *p, int d) {  /* cudaDeviceProp's warpSize and 
 """
 
 
+_META = torch.library.Library("aten", "IMPL")  # what is registered ends with it
+
+
 def environment(folder: Path) -> dict[str, str] | None:
     """What a process needs in its environment to `pretend`; None where torch has no CUDA or no C compiler is here."""
     compiler = shutil.which("cc") or shutil.which("gcc")
@@ -72,11 +76,9 @@ def pretend() -> None:
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.cuda.manual_seed_all = lambda seed: None
     fake_tensor.init_gpu_context = lambda *_: None  # an older torch would put a real tensor there
-    library = torch.library.Library("aten", "IMPL")
     for name in ("_fused_sgd_", "_fused_adamw_", "_fused_adam_"):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):  # some torches have one
-            library.impl(name, lambda *_, **__: None, "Meta")
-    torch.cuda._fakes = library  # registrations end with the object
+            _META.impl(name, lambda *_, **__: None, "Meta")
 
 
 # ------------------------------------------------------------------- a step
@@ -162,9 +164,8 @@ def _put_on_gpu(module: nn.Module, mode: FakeTensorMode, memory_format: torch.me
         for part in module.modules():
             for name, p in part._parameters.items():
                 if p is not None and _moves(p, memory_format):
-                    part._parameters[name] = made.setdefault(
-                        id(p), nn.Parameter(_fake(p.detach(), memory_format), requires_grad=p.requires_grad)
-                    )
+                    made.setdefault(id(p), nn.Parameter(_fake(p.detach(), memory_format), p.requires_grad))
+                    part.register_parameter(name, cast(nn.Parameter, made[id(p)]))
             for name, b in part._buffers.items():
                 if b is not None and _moves(b, memory_format):
                     part._buffers[name] = made.setdefault(id(b), _fake(b, memory_format))

@@ -70,23 +70,19 @@ def dali_buffer(bench: Bench) -> Iterator[Row]:
         return
     from saccade.pipelines.dali import DaliPipeline
 
-    views, source, draw_late = photo_recipe(64), photos(bench.scratch, 1), DaliPipeline._render
+    views, source = photo_recipe(64), photos(bench.scratch, 1)
 
-    def late(pipeline: DaliPipeline, *args):
-        if pipeline.device.type == "cuda":
-            torch.cuda._sleep(100_000_000)  # some 50 ms in which DALI is done with the next chunks
-        return draw_late(pipeline, *args)
+    class Late(DaliPipeline):
+        def _render(self, *args, **options):
+            if self.device.type == "cuda":
+                torch.cuda._sleep(100_000_000)  # some 50 ms in which DALI is done with the next chunks
+            return super()._render(*args, **options)
 
-    def made(device: torch.device) -> list[dict[str, Tensor]]:
-        with DaliPipeline(source, views, Order(len(source), 4), device, threads=4, cuts=True) as pipeline:
+    def made(kind: type[DaliPipeline], device: torch.device) -> list[dict[str, Tensor]]:
+        with kind(source, views, Order(len(source), 4), device, threads=4, cuts=True) as pipeline:
             return [{name: view.float().cpu() for name, view in batch.views.items()} for batch in pipeline]
 
-    expected = made(torch.device("cpu"))
-    DaliPipeline._render = late
-    try:
-        found = made(bench.device)
-    finally:
-        DaliPipeline._render = draw_late
+    expected, found = made(DaliPipeline, torch.device("cpu")), made(Late, bench.device)
     worst = max(float((a[n] - b[n]).abs().mean()) for a, b in zip(found, expected, strict=True) for n in a)
     yield _judged(bench, "views rendered late", "dali", worst, BETWEEN_DECODERS)
 

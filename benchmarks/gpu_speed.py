@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_part import Bench, Part, small_argv, tflop_per_image
@@ -213,7 +214,7 @@ def _profiled(bench: Bench, trainer: Trainer, name: str, count: int = 3) -> Row:
         for _ in range(count):
             trainer.step(batch)
         bench.synchronise()
-    kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in profiler.events() or () if e.device_type == DeviceType.CUDA]
     busy = sum(e.time_range.elapsed_us() for e in kernels) / 1e6 / count
     trainer.pipeline.close()
     found = {
