@@ -75,10 +75,12 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
 
 def check_local(place: str | None, flag: str, folder: Path) -> None:
     """Raise UserError if a place that a run folder names is one that is fetched or run: only the user may say that."""
-    if any(is_remote(part) or names_code(part) for part in (place or "").split(PLUS)):
+    parts = (place or "").split(PLUS)
+    if any(is_remote(part) or names_code(part) for part in parts):
+        permission = " --allow-pipe" if any(part.startswith("pipe:") for part in parts) else ""
         raise UserError(
             f"{folder}: its record names {place} as its data, which is fetched from elsewhere or runs code; "
-            f"if you trust it, say so: {flag} '{place}'{' --allow-pipe' if place.startswith('pipe:') else ''}."
+            f"if you trust it, say so: {flag} '{place}'{permission}."
         )
 
 
