@@ -88,7 +88,8 @@ def packed(photos: FolderSource, folder: Path, executor: str) -> Source:
 
     beton = folder / f"{executor}.beton"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        convert([str(photos.folder), str(beton), "--store", "raw" if executor == "ffcv-raw" else "keep"])
+        store = "raw" if executor == "ffcv-raw" else "keep"
+        convert([str(photos.folder), str(beton), "--split", "train", "--store", store])
     source = open_data(str(beton))[0]
     if len(source) != len(photos):
         raise UserError(
