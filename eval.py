@@ -211,7 +211,8 @@ def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Sour
     data_dir = flags.data_dir or (run.data_dir if run else "data")
     train, test = open_data(data, val_data, data_dir, labelled=True, options=options)
     if test is None:
-        train, test = hold_out(train, alone=find_protocol(flags.protocol, subject.image_size).knn_alone)
+        train, test, how = hold_out(train, alone=find_protocol(flags.protocol, subject.image_size).knn_alone)
+        train.account.guess(how)
     for source in {id(s): s for s in (train, test)}.values():
         source.account.show()
     return train, test, data if flags.data else run.recipe_data

@@ -61,8 +61,7 @@ def pretrain(flags: argparse.Namespace) -> int:
     out = Path(flags.out) if flags.out else default_folder(flags.method, flags.data)
     config = resolve(flags, train_data, out)
     accelerator = start_accelerator(config.device, config.precision)
-    with Session(config, accelerator, train_data, labelled) as session:
-        folder = RunFolder(config.out)
+    with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
         if accelerator.is_main_process:
             folder.create(config.resume)
             announce(session, folder)

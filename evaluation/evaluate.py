@@ -14,7 +14,7 @@ from torch import nn
 from saccade.base.errors import UserError
 from saccade.evaluation.accuracy import Accuracy, accuracy
 from saccade.evaluation.features import Features, extract, forward_batches
-from saccade.evaluation.knn import knn_accuracy
+from saccade.evaluation.knn import fitting_k, knn_accuracy
 from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
 from saccade.evaluation.protocols import KNN, Protocol
 from saccade.evaluation.quality import effective_rank, feature_std
@@ -22,6 +22,7 @@ from saccade.evaluation.subject import Subject, online_classifier, with_encoder
 from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.holdout import once
 from saccade.pipelines.views import View, Views
 
 MAX_CLASSES = 100_000
@@ -60,7 +61,7 @@ class Evaluation:
     ) -> None:
         self.subject, missing = with_encoder(subject, protocol.encoder)
         self.protocol, self.settings, self.test = protocol, settings, test.labelled()
-        self.train = self.test if train is test else None if train is None else train.labelled()
+        self.train = self.test if train is test else None if train is None else once(train.labelled())
         self.accounts = {k: s.account.to_json() for k, s in (("train", train), ("test", test)) if s is not None}
         self.fraction = settings.crop_pct or protocol.fraction(data, self.subject.image_size)
         self.notes = [*([missing] if missing else []), *protocol.notes]
@@ -155,7 +156,7 @@ class Evaluation:
         ks = (self.settings.k,) if self.settings.k is not None else knn.ks
         alone = self.train is self.test
         if alone and self.settings.k is None and max(ks) >= len(train):
-            ks = (max(1, int(train.labels.unique(return_counts=True)[1].min()) - 1),)
+            ks = (fitting_k(train.labels, max(ks), True),)
             self.deviations.append(f"k = {ks[0]}, one less than the smallest class has images")
         return knn_accuracy(
             train.features,

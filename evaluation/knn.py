@@ -55,6 +55,14 @@ def knn_accuracy(
     return {k: accuracy_of_ranks(torch.cat(rank)) for k, rank in found.items()}
 
 
+def fitting_k(labels: Tensor, k: int, leave_one_out: bool = False) -> int:
+    """k, or all N neighbours where there are fewer; where each image is tested against all others, one less than the
+    smallest class has: of all the others an image's own class is always one short."""
+    if not leave_one_out:
+        return min(k, len(labels))
+    return k if k < len(labels) else max(1, int(labels.unique(return_counts=True)[1].min()) - 1)
+
+
 def _without_itself(chunks: Iterator[tuple[Tensor, Tensor]], k: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each image's k + 1 neighbours the nearest k that are not the image."""
     first = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from saccade.evaluation.features import Features, extract, raw_pixels
-from saccade.evaluation.knn import knn_accuracy
+from saccade.evaluation.knn import fitting_k, knn_accuracy
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.holdout import hold_out, may_hold_out, once
 from saccade.runs.monitor import BASELINES, Monitor
 from saccade.runs.session import Session
 
@@ -14,14 +15,20 @@ NEIGHBOURS, TEMPERATURE, MAX_IMAGES = 20, 0.07, 10_000
 class OnlineKNN:
     """Cosine-weighted kNN (k=20, T=0.07) of the evaluation set against at most 10,000 training images.
 
-    Runs on the main process; without labels or evaluation data it measures nothing and says so once. `monitor` is given
-    the result and keeps the time out of the training rate.
+    Without evaluation data the labelled training images are tested: each against all others where they are few, else a
+    fifth of each class. Runs on the main process; without labels it measures nothing and says so once. `monitor` is
+    given the result and keeps the time out of the training rate.
     """
 
     def __init__(self, session: Session, val_data: Source | None, monitor: Monitor) -> None:
         self._session, self._accelerator, self._monitor = session, session.accelerator, monitor
-        train_data = session.known_data
-        self._train, self._val = train_data.labelled(), None if val_data is None else val_data.labelled()
+        train_data, self._tested = session.known_data, ""
+        if val_data is None and may_hold_out(train_data):
+            train_data, val_data, self._tested = hold_out(train_data, alone=True)
+        self._train, self._val = once(train_data.labelled()), None if val_data is None else val_data.labelled()
+        self._alone = val_data is train_data
+        if self._alone:
+            self._val = self._train
         self._why_not = (
             "there is no evaluation data (--val-data)"
             if val_data is None
@@ -37,14 +44,19 @@ class OnlineKNN:
             return {}
         if not self._accelerator.is_main_process:
             return {}
-        if len(self._train) < NEIGHBOURS:
+        if self._tested:
+            self._monitor.message(
+                f"kNN: {self._tested}; they are trained on all the same, but no label reaches the backbone"
+            )
+        elif len(self._train) < NEIGHBOURS:
             self._monitor.message(
                 f"kNN takes all {len(self._train)} training images as neighbours, fewer than {NEIGHBOURS}"
             )
         with self._monitor.paused():
-            pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in (self._train, self._val)]
+            pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in self._sets]
             found = dict(zip(BASELINES, (self._top1(*pixels), self._backbone_top1()), strict=True))
-        self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found})
+        how = {"knn_test": self._tested} if self._tested else {}
+        self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
         return found
 
     def score(self) -> None:
@@ -71,12 +83,18 @@ class OnlineKNN:
                 workers=self._session.config.workers,
                 max_images=MAX_IMAGES,
             )
-            for source in (self._train, self._val)
+            for source in self._sets
         ]
         return self._top1(*features)
 
-    def _top1(self, train: Features, val: Features) -> float:
-        k = min(NEIGHBOURS, len(train))
-        return knn_accuracy(
-            train.features, train.labels, val.features, val.labels, (k,), TEMPERATURE, device=self._accelerator.device
-        )[k].top1
+    @property
+    def _sets(self) -> tuple[Source, ...]:
+        return (self._train,) if self._alone else (self._train, self._val)
+
+    def _top1(self, train: Features, val: Features | None = None) -> float:
+        test, device = val or train, self._accelerator.device
+        k = fitting_k(train.labels, NEIGHBOURS, val is None)
+        found = knn_accuracy(
+            train.features, train.labels, test.features, test.labels, (k,), TEMPERATURE, "cosine", device, val is None
+        )
+        return found[k].top1

@@ -7,7 +7,7 @@ from dataclasses import replace
 from saccade.base.errors import UserError
 from saccade.pipelines.sources.labels import with_classes_of
 from saccade.pipelines.sources.named import NAMES as NAMES
-from saccade.pipelines.sources.open import Found, find, open_split, train_split
+from saccade.pipelines.sources.open import Found, evaluation_split, find, open_split, train_split
 from saccade.pipelines.sources.options import Options
 from saccade.pipelines.sources.source import Source
 from saccade.pipelines.sources.splits import VALIDATION
@@ -45,8 +45,8 @@ def open_data(
         other = find(val_data, beside, "--val-data")
         val = open_split(other, _evaluation_split(other), beside)
     else:
-        name = next((split for split in VALIDATION if split in found.splits), None)
-        val = open_split(found, name, options) if name and name != training else None
+        name = evaluation_split(found, training)
+        val = open_split(found, name, options) if name else None
     return train, val and with_classes_of(train, val)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from saccade.base.errors import UserError
 from saccade.base.files import lock, write_atomically
@@ -28,6 +28,15 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._written: dict[str, int] = {}
+        self._lock: IO | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the folder, so that the same program may go on with it."""
+        if self._lock is not None:
+            self._lock.close()
 
     def create(self, resume: bool) -> None:
         """Make the folder and hold it; UserError if it cannot be written, holds another run, or a process holds it."""
@@ -35,7 +44,7 @@ class RunFolder:
             raise UserError(f"--out {self.path} already holds a run; --resume it, or choose another folder.")
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the run ends, however it ends
             lock(self._lock)
             if not resume:  # what a run left that was stopped before its first checkpoint
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)

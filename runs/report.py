@@ -91,7 +91,8 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
     for name, content in export_backbone(learner.backbone, recipe.backbone, recipe.image_size, description).items():
         write_atomically(config.out / name, lambda f, content=content: f.write(content))
     knn = next((r["knn_top1"] for r in reversed(records) if r["step"] and "knn_top1" in r), None)
-    scores = {"knn_top1": knn, **{name: baselines.get(name) for name in BASELINES}}
+    tested = next((r["knn_test"] for r in records if "knn_test" in r), None)
+    scores = {"knn_top1": knn, **{name: baselines.get(name) for name in BASELINES}, "knn_test": tested}
     summary = {
         "method": recipe.method,
         "data": config.data,

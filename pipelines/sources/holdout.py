@@ -10,11 +10,12 @@ from saccade.pipelines.sources.source import Source
 
 SHARE = 0.2
 FEW = 2_000  # labelled images that are too few to lose a fifth of
+LEAST = 20  # labelled images of which an accuracy says something
 
 
-def hold_out(source: Source, share: float = SHARE, seed: int = 0, alone: bool = False) -> tuple[Source, Source]:
-    """(the others, the kept back) of the labelled images: `share` of each class, at least one. UserError without
-    labels.
+def hold_out(source: Source, share: float = SHARE, seed: int = 0, alone: bool = False) -> tuple[Source, Source, str]:
+    """(the others, the kept back, a sentence on it) of the labelled images: `share` of each class, at least one.
+    UserError without labels.
 
     A class of a single image stays with the others. alone: where labels are few, all of them twice, the same source:
     each is then tested against all others (kNN, leave one out).
@@ -22,32 +23,46 @@ def hold_out(source: Source, share: float = SHARE, seed: int = 0, alone: bool = 
     if source.labels is None:
         raise UserError(
             f"{source.name} has neither labels nor a validation split beside it; give --labels CSV, or the "
-            f"images to test "
-            "on with --val-data."
+            f"images to test on with --val-data."
         )
-    if alone and int((source.labels >= 0).sum()) <= FEW:
-        labelled = source.labelled()
-        labelled.account.guess(
+    labelled = once(source.labelled())
+    assert labelled.labels is not None
+    if alone and len(labelled) <= FEW:
+        told = (
             f"no validation split lies beside {source.name} and its labels are few ({len(labelled):,}): each image is "
             "tested against all others (leave one out); --val-data names images to test on"
         )
-        return labelled, labelled
+        return labelled, labelled, told
     rng, kept = np.random.default_rng(seed), []
-    for label in np.unique(source.labels[source.labels >= 0]):
-        rows = rng.permutation(np.flatnonzero(source.labels == label))
+    for label in np.unique(labelled.labels):
+        rows = rng.permutation(np.flatnonzero(labelled.labels == label))
         kept.append(rows[: max(1, round(share * len(rows)))] if len(rows) > 1 else rows[:0])
-    test = np.sort(np.concatenate(kept)) if kept else np.array([], dtype=np.int64)
+    test = np.sort(np.concatenate(kept))
     if not len(test):
         raise UserError(
             f"{source.name} has one labelled image a class and no validation split beside it; label more images, "
-            f"or give "
-            "the images to test on with --val-data."
+            f"or give the images to test on with --val-data."
         )
-    left = np.setdiff1d(np.flatnonzero(source.labels >= 0), test)
-    train = source.subset(left, f"{source.name}, without those held out")
-    train.account.guess(
+    train = labelled.subset(np.setdiff1d(np.arange(len(labelled)), test), f"{source.name}, without those held out")
+    told = (
         f"no validation split lies beside {source.name}: {len(test):,} of its labelled images ({share:.0%} of "
-        f"each class) "
-        "are held out to test on; --val-data names others"
+        "each class) are held out to test on; --val-data names others"
     )
-    return train, source.subset(test, f"{source.name}, held out")
+    return train, labelled.subset(test, f"{source.name}, held out"), told
+
+
+def may_hold_out(source: Source) -> bool:
+    """Whether enough images of two classes or more have labels for an accuracy to say something."""
+    if source.labels is None:
+        return False
+    counts = np.bincount(np.asarray(once(source.labelled()).labels))
+    return int((counts > 0).sum()) > 1 and int(counts.sum()) >= LEAST and int(counts.max()) > 1
+
+
+def once(source: Source) -> Source:
+    """Each image once, where a mixture holds some several times: a copy is no neighbour and no test."""
+    part, row = (source.index.columns.get(name) for name in ("part", "row"))
+    if part is None or row is None:
+        return source
+    first = np.sort(np.unique(np.stack([part, row], axis=1), axis=0, return_index=True)[1])
+    return source if len(first) == len(source) else source.subset(first)

@@ -97,7 +97,7 @@ def find(data: str, options: Options = PLAIN, flag: str = "--data") -> Found:
     if data in NAMES:
         return Found(data, dict(named_splits(data, options.data_dir)))
     if parts := parts_of(data):
-        return Found("mixed", {"train": lambda: _mixed(parts, options)})
+        return _mixture(parts, options)
     if is_own(data):
         return Found("own", {"train": lambda: open_own(data, options)})
     path = Path(data).expanduser()
@@ -112,11 +112,29 @@ def find(data: str, options: Options = PLAIN, flag: str = "--data") -> Found:
     return _folder(path, options) if path.is_dir() else _file(path, options)
 
 
-def _mixed(parts: list[tuple[str, float]], options: Options) -> Source:
-    """The training images of each part, in the proportion of their weights."""
-    found = [(part, find(part, options)) for part, _ in parts]
-    sources = [open_split(each, train_split(each, part, False), options) for part, each in found]
-    return mixed(sources, [weight for _, weight in parts])
+def _mixture(parts: list[tuple[str, float]], options: Options) -> Found:
+    """The training images of each part, in the proportion of their weights; to evaluate on, the split of each part
+    that has one."""
+    found = [(find(part, options), part, weight) for part, weight in parts]
+    chosen = [(each, train_split(each, part, False), weight) for each, part, weight in found]
+    tests = [(each, evaluation_split(each, training)) for each, training, _ in chosen]
+    beside = [(each, name) for each, name in tests if name]
+    without = [part for (_, part, _), (_, name) in zip(found, tests, strict=True) if name is None]
+    splits: dict[str, Opener] = {
+        "train": lambda: mixed([open_split(e, name, options) for e, name, _ in chosen], [w for *_, w in chosen])
+    }
+    guesses = []
+    if beside:
+        splits["val"] = lambda: mixed([open_split(e, name, options) for e, name in beside], [1] * len(beside))
+        if without:
+            guesses.append(f"{', '.join(map(printable, without))} has no validation split; the others' are tested on")
+    return Found("mixed", splits, guesses)
+
+
+def evaluation_split(found: Found, training: str) -> str | None:
+    """The split beside the training images, if there is one."""
+    name = next((name for name in VALIDATION if name in found.splits), None)
+    return None if name == training else name
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from saccade import train as training
 from saccade.base.errors import UserError
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import ArraySource, Options
-from saccade.pipelines.sources.holdout import hold_out
+from saccade.pipelines.sources.holdout import hold_out, may_hold_out
 from saccade.tools.convert import main as convert
 from tests.present import present
 
@@ -233,7 +234,7 @@ def test_an_npz_that_announces_more_than_the_memory_is_refused_unread(tmp_path):
 def test_a_hold_out_takes_the_same_share_of_each_class_every_time():
     labels = np.array([0] * 20 + [1] * 10 + [2] + [-1] * 9)
     source = ArraySource("x", np.zeros((40, 4, 4, 3), np.uint8), labels)
-    (train, test), (_, again) = hold_out(source), hold_out(source)
+    (train, test, _), (_, again, _) = hold_out(source), hold_out(source)
     assert np.bincount(present(test.labels)).tolist() == [4, 2]
     assert np.bincount(present(train.labels)).tolist() == [16, 8, 1]
     rows = [set(part.index.columns["row"].tolist()) for part in (train, test)]
@@ -242,8 +243,8 @@ def test_a_hold_out_takes_the_same_share_of_each_class_every_time():
 
 def test_few_labels_are_tested_leave_one_out_and_more_are_held_out():
     few = ArraySource("few", np.zeros((40, 4, 4, 3), np.uint8), np.arange(40) % 4 - 1)
-    train, test = hold_out(few, alone=True)
-    assert train is test and len(test) == 30 and "leave one out" in test.account.warnings()[0]
+    train, test, told = hold_out(few, alone=True)
+    assert train is test and len(test) == 30 and "leave one out" in told
     with pytest.raises(UserError, match="neither labels nor a validation split"):
         hold_out(ArraySource("none", np.zeros((4, 4, 4, 3), np.uint8)))
 
@@ -288,3 +289,24 @@ def test_what_converts_also_trains(tmp_path, executor):
     assert sorted(seen) == list(range(12)) and all(label == i % 3 for i, (label, _) in seen.items())
     order = sorted(range(12), key=lambda i: float(seen[i][1].mean()))
     assert order == list(range(12))  # image k is grey of value k
+
+
+@pytest.mark.parametrize(
+    ("labels", "may"),
+    [([0, 1] * 10, True), ([0] * 20, False), ([0, 1] * 9, False), ([-1] * 20, False), ([0, 1] * 10 + [-1] * 9, True)],
+)
+def test_a_run_holds_out_only_where_that_says_something(labels, may):
+    source = ArraySource("x", np.zeros((len(labels), 4, 4, 3), np.uint8), np.array(labels))
+    assert may_hold_out(source) == may
+
+
+def test_a_run_without_a_split_measures_on_the_labelled_images_says_and_records_it(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 99, (24, 16, 16, 3), np.uint8)
+    labels = np.arange(24) % 3 - 1
+    flags = f"--data {tmp_path / 'x.npz'} --backbone test_resnet --image-size 32 --batch-size 8 --steps 1"
+    for labelled, told in ((16, "kNN is not measured"), (24, "24): each image is tested against all others")):
+        np.savez(tmp_path / "x.npz", images=pixels, labels=labels if labelled == 16 else np.arange(24) % 2)
+        assert training.main([*flags.split(), "--device", "cpu", "--out", str(tmp_path / f"run{labelled}")]) == 0
+        assert told in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run24" / "summary.json").read_text())
+    assert "leave one out" in summary["knn_test"] and 0 <= summary["knn_top1"] <= 100

@@ -9,6 +9,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order
+from saccade.pipelines.sources.holdout import hold_out
 from saccade.pipelines.views import View, Views
 from saccade.runs.flags import parse_flags
 from saccade.runs.record import check_local
@@ -81,3 +82,18 @@ def test_a_weight_that_is_none_is_refused(places, weight):
 def test_a_record_that_hides_a_url_behind_a_folder_is_not_trusted(tmp_path):
     with pytest.raises(UserError, match="if you trust it"):
         check_local("photos + http://elsewhere/x.tar", "--data", tmp_path)
+
+
+def test_a_mixture_is_evaluated_on_its_parts_splits_and_an_image_is_no_neighbour_of_its_copy(places):
+    for k in range(3):
+        file = places / "a2" / ("val" if k else "train") / "eel" / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (200 + k, 0, 0)).save(file)
+    train, val = open_data(f"{places / 'a2'} + {places / 'b'}:3")
+    assert len(train) == 1 + 18 and present(val).classes == train.classes == ("eel", "dog")
+    assert [int(present(val).read(i)[0, 0, 0]) for i in range(2)] == [201, 202] and len(present(val)) == 2
+    assert any("b has no validation split" in line for line in train.account.warnings())
+    bank, test, _ = hold_out(train, share=0.5)
+    shown = [{int(part.read(i)[0, 0, 0]) for i in range(len(part))} for part in (bank, test)]
+    assert not shown[0] & shown[1] and len(bank) + len(test) == 7
+    assert hold_out(train, alone=True)[0].index.length == 7
