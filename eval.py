@@ -1,7 +1,8 @@
 """Measure a backbone:  python eval.py RUN_FOLDER --protocol knn
 
-A run folder, one of its checkpoints, or any timm checkpoint with --backbone. Prints a table and, as the last line, one
-JSON object. `python eval.py --help` lists the flags; evaluation/protocols.py holds the protocols.
+A run folder, one of its checkpoints, or weights that other code wrote (the papers' own, MoCo, DINO, timm ...). Prints
+a table and, as the last line, one JSON object. `python eval.py --help` lists the flags; evaluation/protocols.py holds
+the protocols.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ DEFAULT = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}  # ImageNet'
 EXAMPLES = {
     "outputs/RUN": "kNN on the run's own images",
     "outputs/RUN --protocol linear": "a linear probe",
-    "resnet50.safetensors --backbone resnet50 --data PHOTOS/train --val-data PHOTOS/val": "any timm checkpoint",
+    "resnet50.pth --data PHOTOS/train --val-data PHOTOS/val": "weights that other code wrote",
 }
 
 
@@ -84,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "path",
         metavar="RUN_FOLDER_OR_CHECKPOINT",
-        help="a run folder, a file of its checkpoints/, or a .safetensors or .pth file with --backbone",
+        help="a run folder, a file of its checkpoints/, or a file of weights that other code wrote",
     )
     what = p.add_argument_group("what to measure")
     what.add_argument("--protocol", default="knn", help="one of those above (default: knn)")
@@ -97,8 +98,8 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--data-dir", help="where cifar10, cifar100 and stl10 are kept (default: the run's, or data)")
     model = p.add_argument_group("the model")
-    model.add_argument("--backbone", help="timm name of the model in a checkpoint file")
-    model.add_argument("--stem", default="auto", help=f"stem of that model: auto, {', '.join(STEMS)} (default: auto)")
+    model.add_argument("--backbone", help="timm name of the model in a file, where its weights do not tell")
+    model.add_argument("--stem", default="auto", help=f"stem of that model: {', '.join(STEMS)} (default: its layout's)")
     model.add_argument("--image-size", type=int, help="pixels of the test images (default: the run's, or the model's)")
     model.add_argument(
         "--mean", metavar="R,G,B", help="subtracted from pixels of 0 to 1 (default: the run's, or timm's)"
@@ -237,6 +238,7 @@ def print_table(
 ) -> None:
     rows = [
         ("backbone", f"{subject.name}: {result['backbone']}, {result['network']} network"),
+        *(("read as", line) for line in subject.read),
         ("protocol", f"{result['protocol']}: {summary} ({source})"),
         (
             "train on",

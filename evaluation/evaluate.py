@@ -107,6 +107,7 @@ class Evaluation:
             "crop_fraction": round(self.fraction, 4),
             "mean": list(subject.mean),
             "std": list(subject.std),
+            "read_as": list(subject.read),
             "interpolation": self.settings.interpolation
             or (self.protocol.knn.interpolation if self.protocol.knn else "bilinear"),
             "data": self.accounts,

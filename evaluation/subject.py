@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import timm
 import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
 from saccade.losses.registry import methods
-from saccade.models.backbone import BackboneSpec, check_backbone, create_backbone, feature_size, load_backbone
+from saccade.models.backbone import BackboneSpec, create_backbone, feature_size, load_backbone
+from saccade.models.layouts import load_foreign
 from saccade.pipelines.sources.options import PLAIN, Options
 from saccade.runs.checkpoint import checkpoints
 from saccade.runs.record import read_record
@@ -59,6 +58,8 @@ class Subject:
     network: str = "given"
     run: Run | None = None
     checkpoint: Path | None = None  # of the run: the newest, or the one that was asked for
+    read: tuple[str, ...] = ()  # of a foreign file: its layout, and what was taken for granted
+    classifier: Mapping[str, Tensor] = field(default_factory=dict)  # of a foreign file that holds one
 
     def at(self, image_size: int | None) -> Subject:
         """The same for images of another size; UserError if the backbone cannot take them."""
@@ -95,19 +96,17 @@ def read_run(folder: Path) -> Run:
 
 
 def open_subject(path: Path, backbone: str | None = None, stem: str = "auto", image_size: int | None = None) -> Subject:
-    """From a run folder, a checkpoint below one, or, with a timm name `backbone`, a weights file of that model."""
+    """From a run folder, a checkpoint below one, or a file of weights that other code wrote (models/layouts.py)."""
     if not path.exists():
         raise UserError(f"{path}: no such run folder or checkpoint.")
-    if path.is_file() and backbone:
-        subject = _timm_checkpoint(path, backbone, stem, image_size)
-    elif path.is_dir():
+    if path.is_dir():
         subject = _run_folder(path)
     elif path.parent.name == "checkpoints" and (path.parent.parent / "config.json").exists():
         subject = _run_checkpoint(path.parent.parent, path)
     elif path.name == "backbone.safetensors" and (path.parent / "backbone.json").exists():
         subject = _run_folder(path.parent)
     else:
-        raise UserError(f"{path} does not say which model its weights are of; give --backbone with the timm name.")
+        subject = _foreign(path, backbone, stem, image_size)
     return subject.at(image_size)
 
 
@@ -128,7 +127,7 @@ def with_encoder(subject: Subject, wanted: str) -> tuple[Subject, str | None]:
 
 def online_classifier(subject: Subject) -> nn.Linear:
     """The classifier that was trained beside the backbone."""
-    weights = _part(_learner(subject.checkpoint), CLASSIFIER) if subject.checkpoint else {}
+    weights = subject.classifier or (_part(_learner(subject.checkpoint), CLASSIFIER) if subject.checkpoint else {})
     if not weights:
         raise UserError(
             f"{subject.name} has no online classifier in a checkpoint; S-TEC and SimCLR train one when the training "
@@ -184,28 +183,19 @@ def _run_checkpoint(folder: Path, checkpoint: Path) -> Subject:
     )
 
 
-def _timm_checkpoint(path: Path, name: str, stem: str, image_size: int | None) -> Subject:
-    """Weights saved by timm, torchvision-like ResNet training, or us; the classifier, if there is one, is left out."""
-    check_backbone(name)
-    try:
-        weights = load_state_dict(str(path), use_ema=True, weights_only=True)
-        weights = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path} cannot be read as weights (.safetensors, or .pth of tensors alone): {type(error).__name__}."
-        ) from error
-    size = image_size or _own_size(name)
-    backbone = create_backbone(BackboneSpec(name, stem), size)
-    own = backbone.pretrained_cfg
-    heads = own.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    _load(backbone, {k: v for k, v in weights.items() if not k.startswith(tuple(f"{head}." for head in heads))}, path)
-    return Subject(str(path), backbone.eval(), name, size, tuple(own["mean"]), tuple(own["std"]))
-
-
-def _own_size(name: str) -> int:
-    config = timm.get_pretrained_cfg(name)
-    return config.input_size[-1] if config else 224
+def _foreign(path: Path, backbone: str | None, stem: str, image_size: int | None) -> Subject:
+    """Weights that other code wrote, of a known layout or of timm's names."""
+    found = load_foreign(path, backbone, stem, image_size)
+    return Subject(
+        str(path),
+        found.backbone,
+        found.spec.name,
+        found.image_size,
+        found.mean,
+        found.std,
+        read=(f"{found.layout}; {found.spec.name}, stem {found.spec.stem}", *found.said),
+        classifier=found.classifier,
+    )
 
 
 def _learner(checkpoint: Path) -> Mapping[str, Tensor]:

@@ -48,7 +48,7 @@ class BackboneSpec:
         """The same with `stem` decided."""
         if self.stem != "auto":
             return self
-        small = image_size <= SMALL_IMAGE and _is_resnet(self.name)
+        small = image_size <= SMALL_IMAGE and is_resnet(self.name)
         return replace(self, stem="cifar" if small else "plain")
 
     def renamed(self, name: str) -> BackboneSpec:
@@ -132,7 +132,7 @@ def _harmless(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _creation_options(spec: BackboneSpec, image_size: int) -> dict[str, Any]:
     options = _harmless(spec.options)
-    if spec.zero_init_last is not None and _is_resnet(spec.name):
+    if spec.zero_init_last is not None and is_resnet(spec.name):
         options["zero_init_last"] = spec.zero_init_last
     if _takes_image_size(spec.name):
         options["img_size"] = image_size
@@ -186,7 +186,7 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict]:
     return model.eval(), description
 
 
-def _is_resnet(name: str) -> bool:
+def is_resnet(name: str) -> bool:
     return timm.is_model(name) and timm.models.model_entrypoint(name).__module__ == "timm.models.resnet"
 
 
