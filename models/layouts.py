@@ -273,7 +273,8 @@ def _fitted(model: nn.Module, weights: dict[str, Tensor]) -> tuple[dict[str, Ten
         return weights, ()
     tokens = model.num_prefix_tokens if model.pos_embed.shape[1] > model.patch_embed.num_patches else 0
     rows, columns = model.patch_embed.grid_size
-    new = resample_abs_pos_embed(old, [rows, columns], num_prefix_tokens=tokens)
+    resample: Any = resample_abs_pos_embed  # which torch 2.11 types as a string
+    new = resample(old, [rows, columns], num_prefix_tokens=tokens)
     patches = old.shape[1] - tokens
     line = f"position embedding resampled from {patches} to {rows * columns} patches (bicubic)"
     return {**weights, "pos_embed": new}, (line,)

@@ -90,7 +90,7 @@ def finish(image: Tensor, look: Look, mean: tuple[float, ...], std: tuple[float,
 
 
 def _grid(count: int, size: int) -> tuple[int, int]:
-    return count, triton.cdiv(size * size, BLOCK)
+    return count, -(-size * size // BLOCK)
 
 
 def _unit(image: Tensor) -> float:
