@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torchvision.transforms.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from saccade.base.errors import UserError
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
+from saccade.pipelines.workers import Workers
 
 
 def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
@@ -40,57 +40,40 @@ def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) ->
 
 
 class ReferencePipeline(Pipeline):
-    """Any source, a torch DataLoader whose workers each make whole batches."""
+    """Any source; worker processes each make whole batches."""
 
     def __init__(self, *args, workers: int = 0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._plan: list[tuple[int, Tensor]] = []
-        self._workers = workers
-        self._loader = None
+        shard = -(-self.order.batch_size // self.order.world_size)
+        room = sum(shard * 3 * view.size**2 * 4 for view in self.recipe)
+        self._workers = Workers(_RenderedBatches(self.source, self.recipe, self.order.seed), workers, room)
 
     def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
-        self._plan[:] = [(epoch, shard) for shard in shards]
-        if self._loader is None:
-            dataset = _RenderedBatches(self.source, self.recipe, self.order.seed)
-            self._loader = DataLoader(
-                dataset,
-                batch_size=None,
-                sampler=self._plan,
-                num_workers=self._workers,
-                persistent_workers=self._workers > 0,
-                worker_init_fn=_one_thread,
-                pin_memory=self.device.type == "cuda",
-            )
-        for item in self._loader:
-            if isinstance(item, UserError):
-                raise item
-            views, params, index, used, bad = item
+        items = ((epoch, shard.numpy()) for shard in shards)  # a tensor would travel by /dev/shm, with all of its order
+        for views, (params, index, used, bad) in self._workers.map(items):
             self.source.report_bad(bad)
-            views = {
-                name: view.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
-                for name, view in views.items()
-            }
+            views = {name: self._placed(view) for name, view in views.items()}
             params = {name: ViewParams(*fields).to(self.device, non_blocking=True) for name, fields in params.items()}
             label = self._labels(used)
             yield Batch(views, params, index, None if label is None else label.to(self.device, non_blocking=True))
 
+    def _placed(self, view: Tensor) -> Tensor:
+        """A copy on the device: what it was made in is used again."""
+        placed = torch.empty(view.shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
+        return placed.copy_(view.pin_memory() if self.device.type == "cuda" else view, non_blocking=True)
+
     def close(self) -> None:
-        self._loader = None  # drops the persistent workers
+        self._workers.close()
 
 
-class _RenderedBatches(Dataset):
-    """Item (epoch, indices) is a whole rendered batch, as plain tensors that travel between processes."""
+class _RenderedBatches:
+    """(epoch, indices) -> a whole rendered batch, as plain tensors that travel between processes."""
 
     def __init__(self, source: Source, recipe: Views, seed: int) -> None:
         self.source, self.recipe, self.seed = source, recipe, seed
 
-    def __getitem__(self, item: tuple[int, Tensor]):
-        try:
-            return self._render(*item)
-        except UserError as error:  # handed over as a value: the loader would wrap it in the worker's stack trace
-            return error
-
-    def _render(self, epoch: int, index: Tensor):
+    def __call__(self, item: tuple[int, np.ndarray]):
+        epoch, index = item[0], torch.from_numpy(item[1])
         before = set(self.source.known_bad)
         pixels, used = zip(*(self.source.read_or_replace(int(i)) for i in index), strict=True)
         pixels = [torch.tensor(p).permute(2, 0, 1) for p in pixels]
@@ -104,8 +87,4 @@ class _RenderedBatches(Dataset):
         }
         bad = {name: why for name, why in self.source.known_bad.items() if name not in before}
         fields = {name: tuple(vars(p).values()) for name, p in params.items()}
-        return views, fields, index, torch.tensor(used), bad
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
+        return views, (fields, index, torch.tensor(used), bad)
