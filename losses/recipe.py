@@ -53,6 +53,7 @@ class OptimizerSpec:
     lars_norm: str = "separate"  # LARS, the denominator: models.optimizers.LARS
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW
     clip_norm: float | None = None  # clip the gradient's global norm
+    layer_decay: float = 1.0  # the rate of a backbone's layer is this much lower for every layer above it
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class BackboneSpec:
     conv_init: str = "default"  # "fan_in_half": normal, variance 1/fan_in (S-TEC)
     options: Mapping[str, object] = field(default_factory=dict)  # more arguments of timm.create_model
     position: str = "default"  # "sincos": a ViT's position embedding is the fixed 2-D sine-cosine one (MoCo v3)
+    freeze: int = 0  # of the layers from the input on, a ResNet's stages or a ViT's blocks, stay as they start
     freeze_patches: bool = False  # a ViT's patch projection stays as initialised (MoCo v3's --stop-grad-conv1)
 
     def resolved(self, image_size: int) -> BackboneSpec:
@@ -68,7 +69,7 @@ def create_backbone(spec: BackboneSpec, image_size: int) -> nn.Module:
     """
     check_backbone(spec.name)
     spec = spec.resolved(image_size)
-    options = _creation_options(spec, image_size)
+    options = creation_options(spec, image_size)
     try:
         model = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
@@ -130,7 +131,7 @@ def _harmless(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def _creation_options(spec: BackboneSpec, image_size: int) -> dict[str, Any]:
+def creation_options(spec: BackboneSpec, image_size: int) -> dict[str, Any]:
     options = _harmless(spec.options)
     if spec.zero_init_last is not None and is_resnet(spec.name):
         options["zero_init_last"] = spec.zero_init_last
@@ -241,7 +242,7 @@ def export_backbone(
     described = {
         "architecture": spec.name,
         "stem": spec.stem,
-        "options": _creation_options(spec, image_size),
+        "options": creation_options(spec, image_size),
         "image_size": image_size,
         **description,
     }

@@ -13,12 +13,13 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
-from saccade.models.backbone import STEMS, BackboneSpec, check_backbone, create_backbone, is_resnet
+from saccade.models.backbone import STEMS, BackboneSpec, check_backbone, create_backbone, is_resnet, load_backbone
 from saccade.models.weights import read_weights, tensors
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -122,6 +123,8 @@ def load_foreign(path: Path, backbone: str | None = None, stem: str = "auto", im
 
     Sources: the authors' training scripts; MoCo, DINO, SimSiam, solo-learn, lightly and VISSL as they save.
     """
+    if path.is_dir():
+        return _exported(path, image_size)
     if backbone:
         check_backbone(backbone)
     found = read_weights(path)
@@ -136,12 +139,21 @@ def load_foreign(path: Path, backbone: str | None = None, stem: str = "auto", im
     size = image_size or _image_size(name, weights, small)
     spec = BackboneSpec(name, _stem(layout, stem, small, found, name, path))
     model = create_backbone(spec, size)
-    weights, said = _fitted(model, weights)
-    _fill(model, weights, path)
+    said = _fill(model, weights, path)
     mean, std = _statistics(layout, small, model)
     source = layout.name if layout else f"plain names behind {prefix!r}" if prefix else "timm's or torchvision's names"
     classifier = _part(_unwrapped(found)[0], layout.classifier) if layout and layout.classifier else {}
     return Foreign(model.eval(), spec, size, mean, std, source, classifier, said)
+
+
+def _exported(folder: Path, image_size: int | None) -> Foreign:
+    """What a run of ours left in its folder, for images of another size if need be."""
+    _, said = load_backbone(folder)
+    spec = BackboneSpec(said["architecture"], said["stem"], options=said["options"])
+    size = image_size or said["image_size"]
+    model = create_backbone(spec, size)
+    lines = _fill(model, load_file(folder / "backbone.safetensors"), folder)
+    return Foreign(model.eval(), spec, size, tuple(said["mean"]), tuple(said["std"]), "a run of ours", said=lines)
 
 
 def _find(found: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], Layout | None, str, tuple[str, ...]]:
@@ -280,7 +292,9 @@ def _fitted(model: nn.Module, weights: dict[str, Tensor]) -> tuple[dict[str, Ten
     return {**weights, "pos_embed": new}, (line,)
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> tuple[str, ...]:
+    """Load all of them, or a UserError that counts what is missing or unknown; returns what must be said."""
+    weights, said = _fitted(model, weights)
     own = model.state_dict()
     weights = {**{n: v for n, v in own.items() if n.endswith("num_batches_tracked")}, **weights}  # old files lack them
     missing, more = [n for n in own if n not in weights], [n for n in weights if n not in own]
@@ -290,3 +304,4 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
                  ((missing, "missing"), (more, "unknown"), (wrong, "of another shape")) if what]  # fmt: skip
         raise UserError(f"{path}: the weights are not those of the model: {'; '.join(facts)}; check --backbone.")
     model.load_state_dict(weights)
+    return said

@@ -14,12 +14,14 @@ from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.losses.recipe import TrainingRecipe
+from saccade.models.backbone import BackboneSpec
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS
 from saccade.pipelines.sources.own import is_own
 from saccade.runs.flags import DATA_FLAGS, MAX_IMAGE_SIZE, method_of
+from saccade.runs.initial import TIMM, read_initial, started_from
 from saccade.runs.precision import PRECISIONS, training_precision
 from saccade.runs.record import read_record
 from saccade.runs.settings import with_settings
@@ -47,6 +49,7 @@ class Config:
     published_precision: str  # what the recipe was published in
     renderer: str
     compile: bool | None
+    init: str | None
     accumulate: int
     joint_views: bool | None  # None: as the method has it
     log_every: int
@@ -72,6 +75,8 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     recipe = replace(recipe, precision=training_precision(flags, recipe))
     if flags.backbone:
         recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
+    if flags.init:
+        recipe = started(recipe, flags, out)
     recipe = replace(
         recipe,
         backbone=recipe.backbone.resolved(recipe.image_size),
@@ -81,7 +86,7 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     spec = recipe.optimizer
     lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
     recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
-    kept = {**vars(flags), **{name: _absolute(getattr(flags, name)) for name in (*DATA_FLAGS, "labels")}}
+    kept = {**vars(flags), **{name: _absolute(getattr(flags, name)) for name in (*DATA_FLAGS, "labels", "init")}}
     as_given = {f.name: kept[f.name] for f in dataclasses.fields(Config) if f.name in kept}
     config = Config(
         **{
@@ -100,11 +105,23 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     return config
 
 
+def started(recipe: TrainingRecipe, flags: argparse.Namespace, out: Path) -> TrainingRecipe:
+    """The recipe with the network and the statistics of --init's weights; a resumed run has them in its record."""
+    if flags.resume is not None:
+        saved = read_record(out)["recipe"]
+        views = [(v, saved[name]) for name, v in (("views", recipe.views), ("companion", recipe.companion)) if v]
+        fixed = [replace(v, mean=tuple(old["mean"]), std=tuple(old["std"])) for v, old in views]
+        spec = BackboneSpec(**saved["backbone"])
+        return replace(recipe, backbone=spec, views=fixed[0], companion=(*fixed, None)[1])
+    found = read_initial(flags.init, recipe.backbone.name, recipe.image_size, named=flags.backbone is not None)
+    return started_from(recipe, found, not any(s.startswith(("views.mean", "views.std")) for s in flags.set))
+
+
 def _absolute(place: str | None) -> str | None:
     """A path from wherever the run is continued or evaluated; names of data sets and URLs as they are."""
     if place is not None and PLUS in place:
         return PLUS.join(str(_absolute(part)) for part in place.split(PLUS))
-    if place is None or place in (*NAMES, NO_LABELS, FOLDER_LABELS) or is_own(place):
+    if place is None or place in (*NAMES, TIMM, NO_LABELS, FOLDER_LABELS) or is_own(place):
         return place
     if "://" in place or place.startswith("pipe:"):
         return place
@@ -135,6 +152,7 @@ def check_recipe(recipe: TrainingRecipe) -> None:
         ("optimizer.name", spec.name, "lars, sgd or adamw", spec.name in ("lars", "sgd", "adamw")),
         ("optimizer.lr", spec.lr, "a positive number", 0 < spec.lr < float("inf")),
         ("optimizer.weight_decay", spec.weight_decay, "0 or more", 0 <= spec.weight_decay < float("inf")),
+        ("optimizer.layer_decay", spec.layer_decay, "above 0, up to 1", 0 < spec.layer_decay <= 1),
         ("optimizer.momentum", spec.momentum, "0 to 1, without 1", 0 <= spec.momentum < 1),
     ):
         if not right:

@@ -51,6 +51,7 @@ EXAMPLES = {
     "--method stec": "an embedded data set",
     "--method resa --data cifar10": "the published recipe",
     "--data PHOTOS --backbone test_resnet --image-size 32 --batch-size 64 --steps 300": "minutes on a CPU",
+    "--init outputs/RUN --data MORE_PHOTOS": "from weights that exist; also a file of other code, or timm",
     "--resume outputs/RUN": "after a crash or Ctrl-C: exactly where it was",
 }
 DESCRIPTION = """Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded
@@ -95,6 +96,12 @@ def parser(
         "(default: --data, or the nearest in size)",
     )
     what.add_argument("--backbone", help="any timm model name (default: the recipe's)")
+    what.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="start from weights that exist: a run folder, a file that other code wrote, or timm, for timm's own "
+        "(default: random)",
+    )
     what.add_argument(
         "--image-size", type=int, help="pixels of a full-size view (default: the recipe's, or the images')"
     )

@@ -33,7 +33,11 @@ def announce(session: Session, folder: RunFolder) -> None:
             + (f"  (proposal: {'; '.join(recipe.proposals.values())})" if recipe.proposals else ""),
         ),
         ("pipeline", f"{pipeline.choice}; views {', '.join(recipe.views.names)}"),
-        ("backbone", f"{recipe.backbone.name}, stem {recipe.backbone.stem}, {parameters:.2f} M parameters"),
+        (
+            "backbone",
+            f"{recipe.backbone.name}, stem {recipe.backbone.stem}, {parameters:.2f} M parameters"
+            + (printable(f"; from {config.init}") if config.init else ""),
+        ),
         (
             "optimizer",
             f"{spec.name}, lr {spec.lr:.4g}, weight decay {spec.weight_decay:g}, {schedule.kind} "
@@ -118,11 +122,12 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
         f"\ntrained {step} steps in {totals['seconds']:.0f} s: {summary['images_per_second']:.0f} images/s, "
         f"{summary['data_wait']:.0%} of it waiting for data"
     )
+    start = "starting" if config.init else "untrained"
     if knn is None:
         print("kNN top-1: not measured (--eval-every 0, or no labelled images to test on: give --val-data)")
     else:
         print(
-            f"kNN top-1: raw pixels {scores['raw_pixel_knn_top1']:.1f} %, untrained backbone "
+            f"kNN top-1: raw pixels {scores['raw_pixel_knn_top1']:.1f} %, {start} backbone "
             f"{scores['untrained_knn_top1']:.1f} %, trained backbone {knn:.1f} %"
         )
     if summary["bad_images"]:

@@ -23,6 +23,7 @@ from saccade.losses.recipe import OptimizerSpec
 from saccade.losses.registry import find_method
 from saccade.models.backbone import create_backbone, feature_size
 from saccade.models.gather import world_size
+from saccade.models.layers import freeze, slower_below
 from saccade.models.learner import Learner
 from saccade.models.norm import batch_norm_splits, convert_batch_norm
 from saccade.models.optimizers import LARS, parameter_groups
@@ -34,6 +35,7 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.stream import stream_key
 from saccade.pipelines.views import Views
 from saccade.runs.config import Config
+from saccade.runs.initial import read_initial
 from saccade.runs.precision import on_gpu
 
 COMPILING_PAYS = 500, 5_000_000  # steps left, parameters: below either, compiling takes longer than it saves
@@ -99,7 +101,7 @@ class Session:
         torch.manual_seed(stream_key(self.config.seed, self.steps, self.accelerator.process_index) >> 1)
         self.learner.begin_step(self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.steps) if lr is None else lr
+            group["lr"] = (self.learning_rate(self.steps) if lr is None else lr) * group.get("lr_scale", 1.0)
         losses = {}
         for part, last in micro_batches(batch, self.config.accumulate):
             with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -223,6 +225,12 @@ def build_learner(config: Config, source: Source, steps_per_epoch: int, total_st
     recipe = config.recipe
     check_batch(recipe.batch_size // world_size(), config)
     backbone = create_backbone(recipe.backbone, recipe.image_size)
+    if config.init and not config.resume:
+        backbone.load_state_dict(
+            read_initial(config.init, recipe.backbone.name, recipe.image_size).backbone.state_dict()
+        )
+    if recipe.backbone.freeze:
+        freeze(backbone, recipe.backbone.freeze)
     classes = int(source.labels.max()) + 1 if source.labels is not None else None
     objective = find_method(recipe.method).objective(
         recipe, feature_size(backbone, recipe.image_size), classes, steps_per_epoch, total_steps
@@ -261,6 +269,8 @@ def build_optimizer(learner: Learner, spec: OptimizerSpec) -> torch.optim.Optimi
     groups = parameter_groups(
         learner.named_parameters(), spec.rule, spec.weight_decay, trust_coefficient=trust, classifier=classifier
     )
+    if spec.layer_decay != 1:
+        groups = slower_below(groups, learner.student.backbone, spec.layer_decay)
     if spec.name == "lars":
         return LARS(groups, spec.lr, spec.momentum, norm=spec.lars_norm)
     if spec.name == "sgd":
