@@ -41,13 +41,19 @@ from saccade.runs.trackers import start_trackers
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 when done, 2 on bad input, 130 when interrupted."""
+    """Exit code 0 when done, 2 on bad input; 130 (Ctrl-C), 143 (SIGTERM) or 75 (start it again) when stopped."""
     return exit_code("train.py", lambda: pretrain(parse_flags(sys.argv[1:] if argv is None else argv)))
 
 
 def pretrain(flags: argparse.Namespace) -> int:
-    """Open the images, resolve every value of the run, put it together, train."""
+    """Check what was asked for; then until the run has ended, signals stop it in an orderly way."""
     check_flags(flags)
+    with Interrupt() as interrupt:
+        return open_and_train(flags, interrupt)
+
+
+def open_and_train(flags: argparse.Namespace, interrupt: Interrupt) -> int:
+    """Open the images, resolve every value of the run, put it together, train."""
     with start_processes(flags.device).local_main_process_first():  # one process downloads
         train_data, val_data = open_data(
             flags.data,
@@ -65,10 +71,10 @@ def pretrain(flags: argparse.Namespace) -> int:
         if accelerator.is_main_process:
             folder.create(config.resume)
             announce(session, folder)
-        return train(session, folder, val_data)
+        return train(session, folder, val_data, interrupt)
 
 
-def train(session: Session, folder: RunFolder, val_data: Source | None) -> int:
+def train(session: Session, folder: RunFolder, val_data: Source | None, interrupt: Interrupt) -> int:
     """The loop: from the first step, or from the last checkpoint, to the last step."""
     config, accelerator, pipeline = session.config, session.accelerator, session.pipeline
     state = load_checkpoint(config.out) if config.resume else {}
@@ -79,9 +85,10 @@ def train(session: Session, folder: RunFolder, val_data: Source | None) -> int:
             follow_data(config.out, {name: getattr(config, name) for name in DATA_FLAGS})
     session.prepare()
     start_trackers(accelerator, config)
-    with Monitor(folder, session, state.get("totals")) as monitor, Interrupt(accelerator.num_processes) as interrupted:
+    with Monitor(folder, session, state.get("totals")) as monitor:
         judge = OnlineKNN(session, val_data, monitor)
         baselines = state.get("baselines") or judge.baselines()
+        interrupt.saves()
         evaluations = evaluation_steps(config.eval_every, session.steps_per_epoch, session.total_steps)
         saved_at, compiling = time.monotonic(), session.compiles
         done = session.steps >= session.total_steps
@@ -90,7 +97,7 @@ def train(session: Session, folder: RunFolder, val_data: Source | None) -> int:
                 with monitor.compiling() if compiling else nullcontext():
                     losses = session.step(batch)
                 compiling = False
-                done = session.steps == session.total_steps or bool(interrupted)
+                done = session.steps == session.total_steps or interrupt.code > 0
                 monitor.step(losses)
                 if session.steps in evaluations:
                     judge.score()
@@ -101,11 +108,12 @@ def train(session: Session, folder: RunFolder, val_data: Source | None) -> int:
                 if done:
                     break
     if session.steps < session.total_steps:
+        interrupt.done()
         monitor.message(
             f"stopped at step {session.steps} of {session.total_steps}; "
             f"continue with: saccade train --resume {config.out}"
         )
-        return 130
+        return interrupt.code
     if accelerator.is_main_process:
         finish(session, folder, monitor.totals, baselines)
     accelerator.end_training()

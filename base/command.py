@@ -1,4 +1,4 @@
-"""How every command ends: 0 when done, 2 with one clear sentence on bad input, 130 when interrupted."""
+"""How a command ends: 0 when done, 2 with one clear sentence on bad input, 130 on Ctrl-C, or as `Stopped` says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from saccade.base.errors import UserError
+from saccade.base.errors import Stopped, UserError
 from saccade.base.program import program
 from saccade.base.text import printable
 
@@ -21,6 +21,9 @@ def exit_code(name: str, run: Callable[[], int | None]) -> int:
     except UserError as error:
         print(printable(f"{name}: {error}"), file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(printable(f"{name}: {stop}"), file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:  # before the first step of a run, or a second Ctrl-C
         print(f"{name}: interrupted", file=sys.stderr)
         return 130

@@ -1,5 +1,16 @@
-"""The one error a user can cause; the commands print its sentence and exit with code 2."""
+"""How a command ends other than by being done; base/command.py prints the sentence and exits with the code."""
 
 
 class UserError(ValueError):
-    """Bad input: one clear sentence naming the value, the allowed values and the way out."""
+    """Bad input: one clear sentence naming the value, the allowed values and the way out. Exit code 2."""
+
+
+class Stopped(BaseException):
+    """The process has to end (a signal, its launcher's or a fellow's death): one sentence, and the exit code.
+
+    No Exception: what retries or replaces a failing image must not swallow it.
+    """
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.code = code

@@ -8,6 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,18 +48,40 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise UserError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
 
 
-def lock(file: IO) -> None:
-    """Hold `file` for this process. BlockingIOError where another has it; without locks here, a warning and no lock."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        print(
-            f"warning: the file system of {file.name} has no locks ({error.strerror}), so a second process that writes "
-            "there would not be noticed",
-            file=sys.stderr,
-            flush=True,
-        )
+def lock(file: IO, patience: float = 2.0) -> None:
+    """Hold `file` for this process alone: what it forks lets go of it, so a killed holder's orphans hold nothing.
+
+    A holder that is about to end is waited for, `patience` seconds; then BlockingIOError. Without locks here, a warning
+    and no lock.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _held.add(file)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            print(
+                f"warning: the file system of {file.name} has no locks ({error.strerror}), so a second process that "
+                "writes there would not be noticed",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+
+
+_held: weakref.WeakSet[IO] = weakref.WeakSet()  # a lock is the open file's, which a fork shares
+
+
+def _let_go() -> None:
+    for file in list(_held):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)

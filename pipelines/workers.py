@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-import os
 import signal
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saccade.base.errors import UserError
+from saccade.base.processes import become_worker
 
 Work = Callable[[Any], tuple[dict[str, Tensor], Any]]
 _AHEAD = 2  # items that wait for each worker
@@ -103,7 +101,7 @@ class Workers:
         context = multiprocessing.get_context()
         if self._room and not self._slots and context.get_start_method() == "fork":
             self._slots = [mmap.mmap(-1, self._room) for _ in range(_AHEAD * self._count)]
-        self._pool = ProcessPoolExecutor(self._count, context, _begin, (self._make, os.getpid(), self._slots))
+        self._pool = ProcessPoolExecutor(self._count, context, _begin, (self._make, self._slots))
 
     def _bury(self, deaths: int) -> None:
         """Say who died of what; UserError where none lives long enough to make anything."""
@@ -128,20 +126,12 @@ class Workers:
 # --- in a worker ----------------------------------------------------------------------------------------------------
 
 
-def _begin(work: Work, parent: int, slots: list[mmap.mmap]) -> None:
-    """What a worker does first: Ctrl-C is the run's to handle, and a worker whose run is gone ends."""
+def _begin(work: Work, slots: list[mmap.mmap]) -> None:
+    """What a worker does first."""
     global _work, _slots
     _work, _slots = work, slots
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    become_worker()
     torch.set_num_threads(1)
-
-    def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)  # it would hold the run's folder for ever
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _do(item: Any, slot: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -44,12 +45,16 @@ class RunFolder:
             raise UserError(f"--out {self.path} already holds a run; --resume it, or choose another folder.")
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the run ends, however it ends
+            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until the run ends, however it ends
             lock(self._lock)
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._lock.flush()
             if not resume:  # what a run left that was stopped before its first checkpoint
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
         except BlockingIOError as error:
-            raise UserError(f"{self.path} is being written by another process; wait for it or stop it.") from error
+            holder = printable((self.path / ".lock").read_text(errors="replace")[:200]) or "another process"
+            raise UserError(f"{self.path} is being written by {holder}; wait for it or stop it.") from error
         except OSError as error:
             raise UserError(
                 f"--out {self.path} cannot be written ({error.strerror}); choose another folder."
