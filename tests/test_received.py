@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import socket
 
 import numpy as np
@@ -13,7 +12,6 @@ from saccade import train
 from saccade.base.errors import UserError
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, load_backbone
 from saccade.runs.flags import parse_flags
-from saccade.runs.interrupt import Interrupt
 
 SMALL = ["--backbone", "test_resnet", "--batch-size", "8", "--eval-every", "0", "--device", "cpu", "--workers", "1"]
 
@@ -125,14 +123,6 @@ def test_a_record_that_is_none_is_one_sentence(finished, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.json"):
         parse_flags(["--resume", str(tmp_path)])
-
-
-def test_the_stop_button_works_again_after_a_run():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with Interrupt(processes=1) as interrupted:
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupted
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_an_operation_in_a_record_is_not_run_unless_it_is_named_again(poisoned, capfd, tmp_path):
