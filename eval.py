@@ -54,7 +54,9 @@ def evaluate(flags: argparse.Namespace) -> None:
     subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
     if flags.backbone and subject.run is not None:
         raise UserError(f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out.")
-    subject = replace(subject, **{name: _three(flags, name) for name in ("mean", "std") if getattr(flags, name)})
+    subject = replace(
+        subject, **{name: _each(flags, name, len(subject.mean)) for name in ("mean", "std") if getattr(flags, name)}
+    )
     protocol = find_protocol(flags.protocol, subject.image_size)
     train, test, data = open_both(flags, subject)
     evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
@@ -165,15 +167,16 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise UserError(f"{flag}: the folder {folder} cannot be written.")
 
 
-def _three(flags: argparse.Namespace, name: str) -> tuple[float, ...]:
-    """A flag's three numbers, of red, green and blue."""
+def _each(flags: argparse.Namespace, name: str, channels: int) -> tuple[float, ...]:
+    """A flag's numbers, one for each channel: of red, green and blue."""
     text = getattr(flags, name)
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise UserError(f"--{name} {text}: give three numbers R,G,B, such as {DEFAULT[name]}.")
+    if len(values) != channels or (name == "std" and min(values) <= 0):
+        numbers = f"three numbers R,G,B, such as {DEFAULT[name]}" if channels == 3 else f"{channels} numbers"
+        raise UserError(f"--{name} {text}: give {numbers}.")
     return values
 
 
@@ -214,6 +217,11 @@ def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Sour
     if test is None:
         train, test, how = hold_out(train, alone=find_protocol(flags.protocol, subject.image_size).knn_alone)
         train.account.guess(how)
+    if len(subject.mean) != train.channels:
+        raise UserError(
+            f"{subject.name} takes images of {len(subject.mean)} channels, {train.name} has {train.channels}; give "
+            f"--channels {len(subject.mean)}, or other images."
+        )
     for source in {id(s): s for s in (train, test)}.values():
         source.account.show()
     return train, test, data if flags.data else run.recipe_data

@@ -53,8 +53,8 @@ def extract(
     backbone: nn.Module,
     source: Source,
     image_size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     fraction: float = 1.0,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
@@ -113,8 +113,8 @@ def raw_pixels(source: Source, size: int = 32, max_images: int | None = None, wo
         nn.Flatten(),
         source,
         size,
-        (0.0, 0.0, 0.0),
-        (1.0, 1.0, 1.0),
+        (0.0,) * source.channels,
+        (1.0,) * source.channels,
         batch_size=1024,
         workers=workers,
         max_images=max_images,
@@ -134,7 +134,7 @@ def mode(model: nn.Module, train: bool) -> Iterator[None]:
 
 
 def _centre_crop(
-    size: int, mean: tuple[float, float, float], std: tuple[float, float, float], fraction: float, interpolation: str
+    size: int, mean: tuple[float, ...], std: tuple[float, ...], fraction: float, interpolation: str
 ) -> Views:
     recipe = evaluation_views(size, tuple(mean), tuple(std), fraction)
     view = recipe.views[0]

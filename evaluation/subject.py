@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from saccade.base.errors import UserError
 from saccade.losses.registry import methods
 from saccade.models.backbone import BackboneSpec, create_backbone, feature_size, load_backbone
 from saccade.models.layouts import load_foreign
-from saccade.pipelines.sources.options import PLAIN, Options
+from saccade.pipelines.sources.options import PLAIN, Options, read_value_range
 from saccade.runs.checkpoint import checkpoints
 from saccade.runs.record import read_record
 
@@ -33,8 +34,8 @@ class Run:
     recipe_data: str  # the data set whose recipe it followed
     batch_size: int
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     backbone: BackboneSpec
     options: Options = PLAIN  # how its data was read
 
@@ -53,8 +54,8 @@ class Subject:
     backbone: nn.Module
     architecture: str
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     network: str = "given"
     run: Run | None = None
     checkpoint: Path | None = None  # of the run: the newest, or the one that was asked for
@@ -65,7 +66,7 @@ class Subject:
         """The same for images of another size; UserError if the backbone cannot take them."""
         changed = replace(self, image_size=image_size or self.image_size)
         try:
-            feature_size(self.backbone, changed.image_size)
+            feature_size(self.backbone, changed.image_size, len(self.mean))
         except AssertionError as error:  # how timm's transformers refuse a size
             raise UserError(
                 f"{self.architecture} cannot take images of {changed.image_size} pixels ({error})."
@@ -89,10 +90,17 @@ def read_run(folder: Path) -> Run:
             tuple(recipe["views"]["mean"]),
             tuple(recipe["views"]["std"]),
             BackboneSpec(**recipe["backbone"]),
-            Options(**{name: config.get("flags", {}).get(name) for name in ("labels", "image_key", "label_key")}),
+            _options(config),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its config.json cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _options(config: Mapping[str, Any]) -> Options:
+    """How a run's data was read: what its flags said, and the range of values that its images told."""
+    flags = config.get("flags", {})
+    told = {name: flags.get(name) for name in ("labels", "image_key", "label_key", "channels")}
+    return Options(**told, value_range=read_value_range(config.get("value_range") or flags.get("value_range")))
 
 
 def open_subject(path: Path, backbone: str | None = None, stem: str = "auto", image_size: int | None = None) -> Subject:

@@ -52,6 +52,10 @@ class BackboneSpec:
         small = image_size <= SMALL_IMAGE and is_resnet(self.name)
         return replace(self, stem="cifar" if small else "plain")
 
+    def of_channels(self, channels: int) -> BackboneSpec:
+        """The same for images of that many channels."""
+        return self if channels == 3 else replace(self, options={**self.options, "in_chans": channels})
+
     def renamed(self, name: str) -> BackboneSpec:
         """The same for another timm model; what only models of one family understand stays within the family."""
         if _family(name) == _family(self.name):
@@ -60,7 +64,8 @@ class BackboneSpec:
 
 
 def create_backbone(spec: BackboneSpec, image_size: int) -> nn.Module:
-    """The untrained backbone: (N, 3, image_size, image_size) -> (N, model.num_features).
+    """The untrained backbone: (N, 3, image_size, image_size) -> (N, model.num_features); options in_chans: of other
+    channels.
 
     Examples:
         >>> backbone = create_backbone(BackboneSpec("resnet18"), image_size=32)  # its stem is decided by the size
@@ -154,7 +159,8 @@ def replace_stem(model: nn.Module, stem: str) -> nn.Module:
         raise UserError(f"the stem {stem!r} is for timm's ResNets; {type(model).__name__} has only 'plain'.")
     if stem.startswith("cifar"):
         width = next(model.bn1.parameters()).numel()
-        model.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=2 if stem == "cifar-pad" else 1, bias=False)
+        channels = next(model.conv1.parameters()).shape[1]
+        model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=2 if stem == "cifar-pad" else 1, bias=False)
     if stem != "cifar-maxpool":
         model.maxpool = nn.Identity()
     return model
@@ -215,13 +221,13 @@ def _takes_image_size(name: str) -> bool:
     )
 
 
-def feature_size(model: nn.Module, image_size: int) -> int:
+def feature_size(model: nn.Module, image_size: int, channels: int = 3) -> int:
     """D of the (N, D) features, asked of the model itself: timm's num_features differs from it for some heads."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
         try:
-            features = model(torch.zeros(1, 3, image_size, image_size))
+            features = model(torch.zeros(1, channels, image_size, image_size))
         except RuntimeError as error:
             raise UserError(f"the backbone cannot take {image_size}-pixel images: {error}.") from error
     model.train(was_training)

@@ -17,7 +17,7 @@ from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.render import choose_backend
 from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
 from saccade.pipelines.sources import BadImage, Source
-from saccade.pipelines.views import Views
+from saccade.pipelines.views import Views, check_channels
 
 EXECUTORS = ("auto", "resident", "dali", "ffcv", "reference")
 _SMALL = 128  # pixels: sets of smaller images are kept in memory
@@ -107,7 +107,8 @@ def build_pipeline(
         (93, torch.Size([64, 3, 32, 32]), torch.Size([64, 4]))
     """
     choice = choose_executor(executor, source, device)
-    choose_backend(renderer, torch.device(device))  # refuses one that does not run there
+    choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
+    check_channels(recipe, source.channels)
     if choice.executor == "reference" and renderer != "auto":
         raise UserError(f"--renderer {renderer}: --pipeline reference renders by torchvision; leave one of them out.")
     try:
@@ -159,6 +160,8 @@ def create_order(source: Source, shard_group: int, *args, **kwargs) -> Order:
 def _refusal(executor: str, source: Source, device: torch.device) -> str | None:
     """Why this executor cannot work on this source, and the way out; None if it can. `auto` and --pipeline X both
     ask."""
+    if source.channels != 3 and executor in ("dali", "ffcv"):
+        return f"it makes images of 3 channels, {source.name} has {source.channels}; use --pipeline reference or auto."
     if executor == "dali":
         if not dali_installed():
             return f"NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use --pipeline reference."
@@ -201,7 +204,7 @@ def _fits(source: Source, size: tuple[int, int], device: torch.device) -> bool:
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return len(source) * size[0] * size[1] * 3 <= free / 2
+    return len(source) * size[0] * size[1] * source.channels <= free / 2
 
 
 def dali_installed() -> bool:

@@ -40,6 +40,7 @@ def open_data(
     found = find(data, options)
     training = train_split(found, data, labelled, unlabelled)
     train = open_split(found, training, options)
+    options = replace(options, value_range=options.value_range or train.reader.value_range)  # one for both
     if val_data:
         beside = options if options.table is None else replace(options, labels=None)
         other = find(val_data, beside, "--val-data")
@@ -56,7 +57,7 @@ def open_labelled(labelled_data: str | None, data: str, data_dir: str, train: So
         return (
             open_data("stl10", None, data_dir, labelled=True)[0] if data == "stl10" and train.labels is None else None
         )
-    source, _ = open_data(labelled_data, None, data_dir, labelled=True)
+    source, _ = open_data(labelled_data, None, data_dir, labelled=True, options=Options(channels=train.channels))
     if source.labels is None:
         raise UserError(
             f"--labelled-data {labelled_data} has no labels; use a folder with one sub-folder for each class, or "

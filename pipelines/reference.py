@@ -20,7 +20,7 @@ from saccade.pipelines.workers import Workers
 
 
 def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
-    """One view of one image: pixels (3, H, W) uint8, params of one sample -> (3, S, S) float32.
+    """One view of one image: pixels (C, H, W) uint8, params of one sample -> (C, S, S) float32.
 
     Computed in float32 from start to end; rounding to uint8 between operations, as PIL does, is not part of the meaning
     (tests/pipelines measure that difference).
@@ -34,7 +34,9 @@ def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) ->
         image = F.hflip(image)
     for key, operation in view.keyed.items():
         if params.drawn[key]["chosen"]:
-            judged = operation.reference(image, params.values(key, 0))
+            judged = (
+                operation.reference(image, params.values(key, 0)) if len(image) == 3 else None
+            )  # torchvision's are RGB
             image = operation.apply(image[None], params.drawn[key])[0] if judged is None else judged
     return F.normalize(image, list(recipe.mean), list(recipe.std))
 
@@ -45,7 +47,7 @@ class ReferencePipeline(Pipeline):
     def __init__(self, *args, workers: int = 0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         shard = -(-self.order.batch_size // self.order.world_size)
-        room = sum(shard * 3 * view.size**2 * 4 for view in self.recipe)
+        room = sum(shard * self.source.channels * view.size**2 * 4 for view in self.recipe)
         self._workers = Workers(_RenderedBatches(self.source, self.recipe, self.order.seed), workers, room)
 
     def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:

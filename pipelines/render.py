@@ -63,6 +63,8 @@ def render(
     Returns name -> (N, 3, S, S) of `dtype`, channels-last. A derived view reuses its parent's geometry.
     """
     device = (pixels.buffer if isinstance(pixels, Photos) else pixels).device
+    if not isinstance(pixels, Photos) and pixels.shape[1] != 3 and backend == "auto":
+        backend = "torch"
     return _or_by_torch(lambda chosen: _render(pixels, recipe, params, dtype, index, chosen, threads), backend, device)
 
 
@@ -182,7 +184,7 @@ def normalise(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
     if (mean, std) == PLAIN:
         return image
     # Plain numbers, channel by channel: a tensor of them would be a copy to the device, for which the host waits.
-    return torch.stack([(image[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    return torch.stack([(image[:, c] - mean[c]) / std[c] for c in range(image.shape[1])], dim=1)
 
 
 def geometry(pixels: Tensor | Photos, view: View, params: ViewParams) -> Tensor:
@@ -197,7 +199,7 @@ def geometry(pixels: Tensor | Photos, view: View, params: ViewParams) -> Tensor:
     return torch.cat(cuts) if cuts else torch.empty(0, 3, view.size, view.size)
 
 
-def choose_backend(backend: str, device: torch.device) -> str:
+def choose_backend(backend: str, device: torch.device, channels: int = 3) -> str:
     """The backend that runs on `device`: "auto" takes the fastest one installed.
 
     On a CPU numba: one compiled pass a sample, where torch's passes over the batch make about a thirtieth of the views.
@@ -210,10 +212,12 @@ def choose_backend(backend: str, device: torch.device) -> str:
     needed = {"numba": "cpu", "triton": "cpu" if interpreted else "cuda"}.get(backend)
     if needed and device.type != needed:
         raise UserError(f"renderer backend {backend!r} runs on {needed}, the images are on {device}; use 'auto'.")
-    if backend == "auto":
+    if channels != 3 and backend in ("numba", "triton"):
+        raise UserError(f"renderer backend {backend!r} makes images of 3 channels, not of {channels}; use 'auto'.")
+    if backend == "auto" and channels == 3:
         fastest = {"cpu": "numba", "cuda": "triton"}.get(device.type)
         return fastest if fastest and fastest not in _FAILED and _installed(fastest) else "torch"
-    return backend
+    return "torch" if backend == "auto" else backend
 
 
 def _or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.device) -> Rendered:

@@ -11,7 +11,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.operations import USUAL, Operation
 
 Kind = TypeVar("Kind", bound=Operation)
-Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std of the channels
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of the channels
 PLAIN: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # changes nothing
 
 
@@ -124,8 +124,8 @@ class Views:
     """
 
     views: tuple[View, ...]
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         known: dict[str, View] = {}
@@ -173,8 +173,25 @@ class Views:
         return self[view.parent] if view.parent else view
 
 
-def evaluation_views(
-    size: int, mean: tuple[float, float, float], std: tuple[float, float, float], fraction: float = 1.0
-) -> Views:
+def evaluation_views(size: int, mean: tuple[float, ...], std: tuple[float, ...], fraction: float = 1.0) -> Views:
     """One view, `eval`, without any chance: the centre crop of `fraction` of the short side, at `size` pixels."""
     return Views((View("eval", size, crop=CentreCrop(fraction), flip=0.0),), mean, std)
+
+
+def check_channels(views: Views, channels: int) -> None:
+    """UserError unless the views can be made of images of that many channels."""
+    if channels != 3:
+        found = [(v.name, key, o.of_colour()) for v in views for key, o in v.keyed.items() if o.of_colour()]
+        if found:
+            needs = dict.fromkeys(" ".join((key, *(f"({n})" for n in of if n))) for _, key, of in found)
+            keys = [(".".join(filter(None, (view, key, n))), to) for view, key, of in found for n, to in of.items()]
+            raise UserError(
+                f"images of {channels} channels have no red, green and blue, which the recipe's "
+                f"{', '.join(needs)} need; "
+                f"give {' '.join(f'--set views.{key}={to}' for key, to in keys)}."
+            )
+    if len(views.mean) != channels or len(views.std) != channels:
+        raise UserError(
+            f"the views are normalised by {len(views.mean)} means and {len(views.std)} standard deviations, and the "
+            f"images have {channels} channels; give one for each."
+        )

@@ -20,6 +20,8 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS
 from saccade.pipelines.sources.own import is_own
+from saccade.pipelines.sources.ranges import channel_statistics
+from saccade.pipelines.views import PLAIN, check_channels
 from saccade.runs.flags import DATA_FLAGS, MAX_IMAGE_SIZE, method_of
 from saccade.runs.initial import TIMM, read_initial, started_from
 from saccade.runs.precision import PRECISIONS, training_precision
@@ -77,12 +79,18 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
         recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
     if flags.init:
         recipe = started(recipe, flags, out)
+        if (taken := recipe.backbone.options.get("in_chans", 3)) != source.channels:
+            raise UserError(
+                f"--init {flags.init}: its backbone takes {taken} channels, the images have {source.channels}; give "
+                "weights of that many, or leave --init out."
+            )
     recipe = replace(
         recipe,
         backbone=recipe.backbone.resolved(recipe.image_size),
         epochs=flags.epochs or recipe.epochs,
         batch_size=flags.batch_size or _fitting_batch(recipe.batch_size, len(source)),
     )
+    recipe = with_channels(recipe, source)
     spec = recipe.optimizer
     lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
     recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
@@ -115,6 +123,21 @@ def started(recipe: TrainingRecipe, flags: argparse.Namespace, out: Path) -> Tra
         return replace(recipe, backbone=spec, views=fixed[0], companion=(*fixed, None)[1])
     found = read_initial(flags.init, recipe.backbone.name, recipe.image_size, named=flags.backbone is not None)
     return started_from(recipe, found, not any(s.startswith(("views.mean", "views.std")) for s in flags.set))
+
+
+def with_channels(recipe: TrainingRecipe, source: Source) -> TrainingRecipe:
+    """The recipe for images of other than three channels, normalised, where it normalises, by what the images have."""
+    channels, views = source.channels, recipe.views
+    if channels == 3:
+        return recipe
+    if len(views.mean) != channels or len(views.std) != channels:
+        plain = ((0.0,) * channels, (1.0,) * channels)
+        mean, std = plain if views.normalisation == PLAIN else channel_statistics(source)
+        views = replace(views, mean=mean, std=std)
+    beside = recipe.companion and replace(recipe.companion, mean=views.mean, std=views.std)
+    for made in filter(None, (views, beside)):
+        check_channels(made, channels)
+    return replace(recipe, views=views, companion=beside, backbone=recipe.backbone.of_channels(channels))
 
 
 def _absolute(place: str | None) -> str | None:

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -44,7 +45,7 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
     row_height = _CELL + lines * _LINE + _GAP
     grid = Image.new("RGB", (width, 22 + len(numbers) * row_height), "white")
     pen = ImageDraw.Draw(grid)
-    plain = Views(recipe.views)  # shown without normalisation
+    plain = Views(recipe.views, (0.0,) * source.channels, (1.0,) * source.channels)  # shown without normalisation
     for column, name in enumerate(("image", *recipe.names)):
         pen.text((_LEFT + column * (_CELL + _GAP), 4), name, fill="black", font=font)
     for row, (number, image) in enumerate(zip(numbers, pixels, strict=True)):
@@ -65,7 +66,16 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return Image.fromarray(shown(pixels.permute(1, 2, 0).numpy()))
+
+
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of (H, W, C): the first three channels, or one as grey."""
+    return (
+        pixels
+        if pixels.shape[2] == 3
+        else np.ascontiguousarray(pixels[..., [0, 1, 2] if pixels.shape[2] > 2 else [0] * 3])
+    )
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -233,7 +233,7 @@ def build_learner(config: Config, source: Source, steps_per_epoch: int, total_st
         freeze(backbone, recipe.backbone.freeze)
     classes = int(source.labels.max()) + 1 if source.labels is not None else None
     objective = find_method(recipe.method).objective(
-        recipe, feature_size(backbone, recipe.image_size), classes, steps_per_epoch, total_steps
+        recipe, feature_size(backbone, recipe.image_size, len(recipe.views.mean)), classes, steps_per_epoch, total_steps
     )
     if config.joint_views is not None:
         objective.joint_forward = config.joint_views

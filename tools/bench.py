@@ -16,6 +16,7 @@ from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import open_data
+from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs.config import resolve
 from saccade.runs.flags import MAX_IMAGE_SIZE, check_flags
 from saccade.runs.flags import parser as train_parser
@@ -115,7 +116,7 @@ def _train_flags(flags: argparse.Namespace) -> list[str]:
     for name in ("image_size", "batch_size", "backbone", "recipe", "precision"):
         if getattr(flags, name) is not None:
             argv += [f"--{name.replace('_', '-')}", str(getattr(flags, name))]
-    return argv
+    return [*argv, *(f"--set={setting}" for setting in flags.set)]
 
 
 def _namespace(argv: list[str]) -> argparse.Namespace:
@@ -126,7 +127,7 @@ def _namespace(argv: list[str]) -> argparse.Namespace:
 
 def _open(flags: argparse.Namespace):
     _namespace(_train_flags(flags))
-    return open_data(flags.data or "textures", None, flags.data_dir)[0]
+    return open_data(flags.data or "textures", None, flags.data_dir, options=options_of(flags))[0]
 
 
 def _set_threads() -> None:
@@ -153,7 +154,9 @@ def parser() -> argparse.ArgumentParser:
     what = command.add_argument_group("what to measure (default: CIFAR-sized images and photos)")
     what.add_argument("--method", help="measure this method's recipe")
     what.add_argument("--data", help="on these images: whatever train.py takes")
+    add_flags(what)
     what.add_argument("--data-dir", default="data")
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for train.py")
     what.add_argument("--cifar", metavar="DATA", help="real images for the CIFAR part (default: noise of their size)")
     what.add_argument("--photos", metavar="FOLDER", help="real JPEGs for the photo parts (default: made-up ones)")
     what.add_argument("--executors", help=f"only these, e.g. dali,ffcv (of {', '.join(EXECUTORS)})")

@@ -32,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     where it was."""
     flags = parser().parse_args(argv)
     job = _job(flags)
+    if flags.channels not in (None, 3):
+        raise UserError(
+            f"--channels {flags.channels}: images of 3 channels are converted; train and eval read others as they are."
+        )
     data = open_dataset(flags.src, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
     manifest = convert(job, data)
     images = sum(split.images for split in manifest.splits.values())

@@ -24,7 +24,7 @@ from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.sources.decode import formats
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import add_flags, options_of
-from saccade.runs.pictures import save_png
+from saccade.runs.pictures import save_png, shown
 
 EXAMPLES = {
     "PHOTOS": "counts, sizes, types, duplicates, and a sheet of thumbnails in inspect.png",
@@ -107,6 +107,7 @@ def one(source: Source, i: int) -> dict[str, Any]:
     try:
         stored = source.stored(i)
         kind, mode = ("pixels", "RGB") if isinstance(stored, np.ndarray) else _kind(stored)
+        mode = mode if source.channels == 3 else f"{source.channels} channels"
         pixels = source.read(i)
     except BadImage as reason:
         return {"name": source.name_of(i), "unreadable": str(reason)}
@@ -169,7 +170,7 @@ def sheet(source: Source) -> Image.Image:
     canvas = Image.new("RGB", (8 * step + 4, rows * step + 4), (128, 128, 128))
     for k, i in enumerate(numbers):
         try:
-            image = Image.fromarray(source.read(i))
+            image = Image.fromarray(shown(source.read(i)))
         except BadImage:
             continue
         scale = _SIDE / max(image.size)

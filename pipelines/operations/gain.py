@@ -25,6 +25,9 @@ class Gain(Operation):
     def fault(self, size: int) -> str:
         return "" if 0 <= self.amount <= 1 else f"amount = {self.amount}; give a value from 0 to 1."
 
+    def of_colour(self) -> dict[str, str]:
+        return {"": "none"}
+
     def draw(self, u: Tensor) -> dict[str, Tensor]:
         return {"gain": (1 + self.amount * (2 * u - 1)).float()}
 

@@ -23,6 +23,9 @@ class Grey(Operation):
     gain: ClassVar[float] = 1.0
     p: float = 0.2
 
+    def of_colour(self) -> dict[str, str]:
+        return {"": "none"}
+
     def apply(self, image: Tensor, drawn: Columns) -> Tensor:
         return luminance(image).repeat(1, 3, 1, 1)
 

@@ -39,6 +39,9 @@ class Jitter(Operation):
     def fault(self, size: int) -> str:
         return "" if 0.0 <= self.hue <= 0.5 else f"hue = {self.hue}; give a value from 0 to 0.5."
 
+    def of_colour(self) -> dict[str, str]:
+        return {name: "0" for name in ("saturation", "hue") if getattr(self, name)}
+
     def draw(self, u: Tensor) -> dict[str, Tensor]:
         factors = {name: _factor(u[:, k], getattr(self, name)) for k, name in enumerate(ADJUSTMENTS[:3])}
         hue = ((2 * u[:, 3] - 1) * self.hue).float()
@@ -52,14 +55,16 @@ class Jitter(Operation):
         for position in range(4):
             adjustment = order[:, position].long()
             factor = factors.gather(1, adjustment[:, None])[:, :, None, None]
-            luma = luminance(image)
+            luma = luminance(image) if image.shape[1] == 3 else image.mean(1, keepdim=True)
             mean = luma.mean(dim=(2, 3), keepdim=True)
             is_contrast = (adjustment == 1)[:, None, None, None]
             is_saturation = (adjustment == 2)[:, None, None, None]
             target = torch.where(is_contrast, mean, torch.where(is_saturation, luma, torch.zeros_like(luma)))
             blended = (factor * image + (1 - factor) * target).clamp(0, 1)
             is_hue = adjustment == 3
-            if image.device.type == "cpu":
+            if image.shape[1] != 3:
+                shifted = image
+            elif image.device.type == "cpu":
                 shifted = image.clone()
                 shifted[is_hue] = shift_hue(image[is_hue], hue[is_hue])
             else:  # picking rows would make the host wait for the device

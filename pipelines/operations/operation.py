@@ -41,6 +41,10 @@ class Operation(ABC):
         """What is wrong with the numbers on a view of `size` pixels, as "bits = 9; give 1 to 8."; "" if nothing is."""
         return ""
 
+    def of_colour(self) -> dict[str, str]:
+        """What needs red, green and blue: the setting that takes it away, as "saturation" -> "0" or "" -> "none"."""
+        return {}
+
     def draw(self, u: Tensor) -> dict[str, Tensor]:
         """u: (N, numbers) float64, uniform in [0, 1) -> columns (N, ...), from nothing else."""
         return {}

@@ -42,6 +42,9 @@ class RandAugment(Operation):
             return f"count = {self.count}; give 1 to {_MOST}."
         return "" if 0 <= self.each <= 1 else f"each = {self.each} is no probability; give a value from 0 to 1."
 
+    def of_colour(self) -> dict[str, str]:
+        return {"": "none"}
+
     def draw(self, u: Tensor) -> dict[str, Tensor]:
         member, level, taken, backwards = u.split(_MOST, dim=1)
         return {

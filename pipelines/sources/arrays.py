@@ -11,11 +11,14 @@ import numpy as np
 from saccade.base.errors import UserError
 from saccade.base.machine import available_memory
 from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.bands import to_bytes
 from saccade.pipelines.sources.index import Index
 from saccade.pipelines.sources.labels import check_labels
-from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
+from saccade.pipelines.sources.options import MOST_CHANNELS, NO_LABELS, PLAIN, Options
+from saccade.pipelines.sources.ranges import choose_range
 from saccade.pipelines.sources.source import Reader, Source
 
+_PROBED = 64  # images whose values tell the range
 _EXPECTED = "an .npz needs `images` uint8 (N, H, W, 3) and may have `labels` of N whole numbers"
 
 
@@ -23,7 +26,7 @@ class ArrayReader(Reader):
     """Rows of images (N, H, W, 3) uint8."""
 
     def __init__(self, called: str, images: np.ndarray) -> None:
-        self.called, self.images = called, images
+        self.called, self.images, self.channels = called, images, images.shape[3]
 
     def pixels(self, index: Index, i: int) -> np.ndarray:
         return self.images[index.columns["row"][i]]
@@ -79,16 +82,49 @@ def load_npz(path: Path, options: Options = PLAIN) -> ArraySource:
         images = _array(path, file, image_key)
         labels = _array(path, file, label_key) if label_key in keys and options.labels != NO_LABELS else None
         classes = _array(path, file, "classes") if "classes" in keys else None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise UserError(f"{path}: {_EXPECTED}; its images are {images.dtype} {images.shape}.")
+    account = Account()
+    images = _as_images(path, images, options, account)
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
         raise UserError(f"{path}: {_EXPECTED}; its labels are {labels.dtype} {labels.shape} for {len(images)} images.")
     names = tuple(classes.tolist()) if classes is not None and classes.dtype.kind == "U" and classes.ndim == 1 else None
     labels = check_labels(labels, str(path), names)
     source = ArraySource(str(path), images, labels, names or None)
+    source.account.add(account)
     if unused := [key for key in keys if key not in (image_key, label_key, "classes")]:
         source.account.leave("arrays of the .npz that are not read", unused[0], len(unused))
     return source
+
+
+def _as_images(path: Path, images: np.ndarray, options: Options, account: Account) -> np.ndarray:
+    """(N, H, W, C) uint8 with the wanted channels; what had to be guessed is accounted. UserError for anything else."""
+    channels, shape = options.channels or 3, images.shape
+    if images.ndim == 3 and channels == 1:
+        images = images[..., None]
+    if images.ndim == 4 and channels == images.shape[1] != images.shape[3]:
+        account.guess(f"{path}: its images are {images.shape}, taken for {channels} channels before height and width")
+        images = np.moveaxis(images, 1, 3)
+    if images.ndim == 4 and 0 not in shape and images.shape[3] != channels and images.shape[3] <= MOST_CHANNELS:
+        raise UserError(
+            f"{path}: its images {shape} have {shape[3]} channels, not {channels}; --channels {shape[3]} trains on all "
+            "of them."
+        )
+    if images.ndim != 4 or 0 in shape or images.dtype.kind not in "buif":
+        one = "; --channels 1 takes them as grey" if images.ndim == 3 else ""
+        raise UserError(f"{path}: {_EXPECTED}; its images are {images.dtype} {shape}{one}.")
+    return np.ascontiguousarray(_as_bytes(path, images, options, account))
+
+
+def _as_bytes(path: Path, images: np.ndarray, options: Options, account: Account) -> np.ndarray:
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind in "iu" and options.value_range is None and images.min() >= 0 and images.max() <= 255:
+        account.guess(f"{path}: its images are {images.dtype} of 0 to 255, taken for bytes; --value-range settles it")
+        return images.astype(np.uint8)
+    chosen = None
+    if images.dtype != np.bool_:
+        looked_at = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, _PROBED).astype(int))]
+        chosen = choose_range(looked_at, options.value_range, str(path), account)
+    return np.stack([to_bytes(image, chosen) for image in images])
 
 
 def _opened(path: Path):

@@ -100,6 +100,15 @@ def bytes_are_image(file: Any) -> bool:
         return False
 
 
+@contextmanager
+def opened(file: Any) -> Iterator[Image.Image]:
+    """A file as PIL opens it, by its content."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of odd metadata; the pixels are what counts
+        with Image.open(file, formats=formats()) as image:
+            yield image
+
+
 def decode(file: Any, value_range: ValueRange | None = None) -> np.ndarray:
     """An image file (path or binary stream) as (H, W, 3) uint8 RGB, turned upright by its EXIF tag. Raises BadImage.
 
@@ -107,12 +116,10 @@ def decode(file: Any, value_range: ValueRange | None = None) -> np.ndarray:
     where the image stays within, else its own smallest to its largest.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of odd metadata; the pixels are what counts
-            with Image.open(file, formats=formats()) as image, _budgeted(image):
-                deep = image.mode.startswith("I") or image.mode == "F"
-                image = ImageOps.exif_transpose(image)
-                pixels = _to_bytes(np.asarray(image), value_range) if deep else np.asarray(image.convert("RGB"))
+        with opened(file) as image, budgeted(image):
+            deep = image.mode.startswith("I") or image.mode == "F"
+            image = ImageOps.exif_transpose(image)
+            pixels = _to_bytes(np.asarray(image), value_range) if deep else np.asarray(image.convert("RGB"))
     except BadImage:
         raise
     except Exception as error:  # PIL's decoders raise anything from OSError to struct.error on a broken file
@@ -130,13 +137,11 @@ def decode_bytes(data: bytes, value_range: ValueRange | None = None) -> np.ndarr
 def deep_values(file: Any) -> np.ndarray | None:
     """(H, W) values of an image of more than 8 bits, None of any other. Raises BadImage."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=formats()) as image:
-                if not (image.mode.startswith("I") or image.mode == "F"):
-                    return None
-                with _budgeted(image):
-                    return np.asarray(image)
+        with opened(file) as image:
+            if not (image.mode.startswith("I") or image.mode == "F"):
+                return None
+            with budgeted(image):
+                return np.asarray(image)
     except Exception as error:
         raise bad_image(error, file) from error
 
@@ -146,14 +151,14 @@ def _to_bytes(deep: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
     wanted = value_range or own_range(deep)
     scale = 255 / ((wanted.high - wanted.low) or 1)
     if deep.dtype.kind in "iu" and deep.min() >= 0 and deep.max() <= 65535:  # a table: an eighth of the memory
-        grey = _scaled(np.arange(int(deep.max()) + 1, dtype=np.float64), wanted.low, scale)[deep]
+        grey = scaled(np.arange(int(deep.max()) + 1, dtype=np.float64), wanted.low, scale)[deep]
     else:
         half = 0.5 if deep.dtype.kind == "f" and scale != 1 else 0.0  # a float of 0 to 1 is rounded, as it was made
-        grey = _scaled(np.nan_to_num(deep.astype(np.float64)), wanted.low, scale, half)
+        grey = scaled(np.nan_to_num(deep.astype(np.float64)), wanted.low, scale, half)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _scaled(values: np.ndarray, low: float, scale: float, half: float = 0.0) -> np.ndarray:
+def scaled(values: np.ndarray, low: float, scale: float, half: float = 0.0) -> np.ndarray:
     if low:
         values = values - low
     return (values * scale + half if half else values * scale).clip(0, 255).astype(np.uint8)
@@ -203,7 +208,7 @@ _room, _in_flight = threading.Condition(), [0]
 
 
 @contextmanager
-def _budgeted(image: Image.Image) -> Iterator[None]:
+def budgeted(image: Image.Image) -> Iterator[None]:
     """Wait until the decoded image fits beside those that other threads decode; an image of any size goes alone."""
     width, height = image.size
     if width * height > MAX_PIXELS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
-from saccade.pipelines.sources.decode import bad_image, extensions, image_size, looks_like_image, why_not
+from saccade.pipelines.sources.decode import BadImage, bad_image, extensions, image_size, looks_like_image, why_not
 from saccade.pipelines.sources.index import Index
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
@@ -43,7 +44,10 @@ class FileReader(Reader):
             raise bad_image(error, file) from error
 
     def size(self, index: Index, i: int) -> tuple[int, int]:
-        return image_size(self.folder / index.names[i])
+        if self.channels in (1, 3):
+            with suppress(BadImage):
+                return image_size(self.folder / index.names[i])
+        return super().size(index, i)
 
 
 class FolderSource(Source):

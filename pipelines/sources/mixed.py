@@ -52,6 +52,7 @@ class MixedReader(Reader):
                 "--value-range LOW,HIGH."
             )
         self.value_range = next(iter(ranges.values()))
+        self.channels = parts[0].channels
 
     @property
     def gives_files(self) -> bool:

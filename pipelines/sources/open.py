@@ -22,7 +22,7 @@ from saccade.pipelines.sources.named import FOLDERS, NAMES, named_splits
 from saccade.pipelines.sources.options import PLAIN, Options
 from saccade.pipelines.sources.own import is_own, open_own
 from saccade.pipelines.sources.parquet import ParquetSource
-from saccade.pipelines.sources.ranges import with_range
+from saccade.pipelines.sources.ranges import with_channels, with_range
 from saccade.pipelines.sources.remote import is_pattern, is_remote, local_files
 from saccade.pipelines.sources.shards import ShardSource
 from saccade.pipelines.sources.source import Source
@@ -66,7 +66,7 @@ def open_dataset(data: str, options: Options = PLAIN, split: str | None = None) 
 
 def open_split(found: Found, split: str, options: Options) -> Source:
     """One split, under the labels of a CSV where one was given."""
-    source = with_range(found.splits[split](), options.value_range)
+    source = with_range(with_channels(found.splits[split](), options.channels or 3), options.value_range)
     if options.table:
         table = Path(options.table).expanduser()
         if not table.is_file():

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from saccade.base.errors import UserError
 from saccade.pipelines.sources.decode import ValueRange
 
+MOST_CHANNELS = 512
 NO_LABELS, FOLDER_LABELS = "none", "folders"
 
 
 @dataclass(frozen=True)
 class Options:
     """labels: a CSV of FILE,LABEL rows, "none" or "folders"; image_key, label_key: member, column or field;
-    value_range: what becomes 0 and 255 of deep images; data_dir: where named sets lie; allow_pipe: whether pipe:
-    URLs may run."""
+    channels: of the images (None: 3); value_range: what becomes 0 and 255 of deep images; data_dir: where named sets
+    lie; allow_pipe: whether pipe: URLs may run."""
 
     labels: str | None = None
     image_key: str | None = None
     label_key: str | None = None
     value_range: ValueRange | None = None
+    channels: int | None = None
     data_dir: str = "data"
     allow_pipe: bool | None = None
 
@@ -59,6 +61,12 @@ def add_flags(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     )
     group.add_argument("--label-key", metavar="NAME", help="which member, column or field is the label")
     group.add_argument(
+        "--channels",
+        type=int,
+        metavar="N",
+        help="channels of the images, such as 13 of multi-spectral ones (default: 3)",
+    )
+    group.add_argument(
         "--value-range",
         metavar="LOW,HIGH",
         help="values of 16-bit and float images that become 0 and 255 (default: auto)",
@@ -67,4 +75,7 @@ def add_flags(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
 
 def options_of(flags: argparse.Namespace) -> Options:
     """The options that a command's flags give."""
-    return Options(flags.labels, flags.image_key, flags.label_key, read_value_range(flags.value_range))
+    channels = flags.channels
+    if channels is not None and not 1 <= channels <= MOST_CHANNELS:
+        raise UserError(f"--channels {channels}: give the number of channels of the images, 1 to {MOST_CHANNELS}.")
+    return Options(flags.labels, flags.image_key, flags.label_key, read_value_range(flags.value_range), channels)

@@ -8,6 +8,9 @@ import os
 
 import numpy as np
 
+from saccade.base.errors import UserError
+from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.bands import is_deep_colour, more_than_told, values
 from saccade.pipelines.sources.decode import BadImage, ValueRange, deep_values
 from saccade.pipelines.sources.source import Source
 
@@ -20,28 +23,30 @@ def with_range(source: Source, wanted: ValueRange | None = None) -> Source:
     """Give the source's reader one range for its deep images, and say it; sources of 8-bit images stay as they are."""
     if not source.reader.gives_files or source.kind in ("beton", "mixed"):
         return source
-    values = _sample(source)
-    if values is None:
-        source.reader.value_range = wanted
-        return source
-    chosen = wanted or told_by(values)
-    source.reader.value_range = chosen
-    flat = np.concatenate([v.ravel() for v in values])
+    looked_at = _sample(source)
+    source.reader.value_range = (
+        wanted if looked_at is None else choose_range(looked_at, wanted, source.name, source.account)
+    )
+    return source
+
+
+def choose_range(looked_at: list[np.ndarray], wanted: ValueRange | None, name: str, account: Account) -> ValueRange:
+    """The range asked for, or the one that the looked-at images tell; the account says it, and what it clips."""
+    chosen = wanted or told_by(looked_at)
+    flat = np.concatenate([v.ravel() for v in looked_at])
     clipped = float(((flat < chosen.low) | (flat > chosen.high)).mean())
     used = float(np.ptp(np.clip(flat, chosen.low, chosen.high))) / (chosen.high - chosen.low)
     if wanted is None:
-        source.account.guess(
-            f"{source.name} has images of more than 8 bits: values {chosen.low:g} to {chosen.high:g} become 0 to "
+        account.guess(
+            f"{name} has images of more than 8 bits: values {chosen.low:g} to {chosen.high:g} become 0 to "
             f"255, told "
-            f"by {len(values)} of them; --value-range LOW,HIGH settles it"
+            f"by {len(looked_at)} of them; --value-range LOW,HIGH settles it"
         )
     if clipped > _CLIPPED:
-        source.account.guess(
-            f"{clipped:.1%} of the looked-at pixels lie outside of --value-range {chosen} and are clipped"
-        )
+        account.guess(f"{clipped:.1%} of the looked-at pixels lie outside of --value-range {chosen} and are clipped")
     if used < _USED:
-        source.account.guess(f"only {used:.1%} of --value-range {chosen} is used by the looked-at images")
-    return source
+        account.guess(f"only {used:.1%} of --value-range {chosen} is used by the looked-at images")
+    return chosen
 
 
 def told_by(values: list[np.ndarray]) -> ValueRange:
@@ -63,6 +68,14 @@ def told_by(values: list[np.ndarray]) -> ValueRange:
     return ValueRange(float(low), float(high)) if high > low else ValueRange(float(smallest), float(smallest) + 1)
 
 
+def _deep(data: bytes, channels: int) -> np.ndarray | None:
+    """Values of an image of more than 8 bits, None of any other. Raises BadImage."""
+    if channels == 3 and not is_deep_colour(data):
+        return deep_values(io.BytesIO(data))
+    pixels = values(io.BytesIO(data), channels)
+    return None if pixels.dtype == np.uint8 else pixels
+
+
 def _sample(source: Source) -> list[np.ndarray] | None:
     """Values of some deep images, evenly spread among those whose names allow it; None without."""
     names = source.index.names
@@ -78,9 +91,42 @@ def _sample(source: Source) -> list[np.ndarray] | None:
     found = []
     for i in candidates:
         try:
-            values = deep_values(io.BytesIO(source.reader.encoded(source.index, int(i))))
+            data = source.reader.encoded(source.index, int(i))
+            found_one = _deep(data, source.channels)
+            if source.channels == 3 and (more := more_than_told(data, source.read(int(i)))):
+                source.account.guess(f"{source.name_of(int(i))} holds {more[0]}; {more[1]}")
         except BadImage:
             continue  # met again, and counted, when it is read
-        if values is not None:
-            found.append(values)
+        if found_one is not None:
+            found.append(found_one)
     return found or None
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def with_channels(source: Source, wanted: int) -> Source:
+    """Give the source's reader the number of channels; UserError from a kind that has another."""
+    if source.reader.gives_files and source.kind not in ("beton", "mixed"):
+        source.reader.channels = wanted
+    if source.channels != wanted:
+        raise UserError(
+            f"--channels {wanted}: {source.name} holds images of {source.channels} channels; leave the flag out "
+            f"or give "
+            "the data's own number."
+        )
+    return source
+
+
+def channel_statistics(source: Source, images: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel over some images evenly spread, of pixels 0 to 1, to four digits."""
+    sums, squares, count = np.zeros(source.channels), np.zeros(source.channels), 0
+    for i in np.unique(np.linspace(0, len(source) - 1, images).astype(int)).tolist():
+        try:
+            pixels = source.read(i).reshape(-1, source.channels) / 255
+        except BadImage:
+            continue  # met again, and counted, when it is read
+        sums, squares, count = sums + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
+    mean = sums / max(count, 1)
+    std = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 1e-4))
+    return tuple(float(round(m, 4)) for m in mean), tuple(float(round(s, 4)) for s in std)

@@ -7,6 +7,7 @@ import copy
 import io
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.bands import decode_bands, is_deep_colour, tiff_layout
 from saccade.pipelines.sources.decode import BadImage, ValueRange, decode_bytes, image_size
 from saccade.pipelines.sources.index import Index
 
@@ -31,21 +33,33 @@ class Reader:
     in_order = False
     mapped = False
     value_range: ValueRange | None = None  # of images of more than 8 bits; None: decode's own rule
+    channels = 3
 
     def encoded(self, index: Index, i: int) -> bytes:
         """Image i as a file's bytes, JPEG or any other format. Raises BadImage."""
         raise NotImplementedError
 
     def pixels(self, index: Index, i: int) -> np.ndarray:
-        """Image i as (H, W, 3) uint8 RGB, upright. Raises BadImage."""
+        """Image i as (H, W, 3) uint8 RGB, upright; of other channels (H, W, C). Raises BadImage."""
         return self.decode(self.encoded(index, i))
 
     def decode(self, data: bytes) -> np.ndarray:
-        return decode_bytes(data, self.value_range)
+        if self.channels != 3 or is_deep_colour(data):
+            return decode_bands(io.BytesIO(data), self.channels, self.value_range)
+        try:
+            return decode_bytes(data, self.value_range)
+        except BadImage as error:
+            if (layout := tiff_layout(data)) and layout[0] not in (1, 3):
+                raise BadImage(f"a TIFF of {layout[0]} channels; --channels {layout[0]} reads them") from error
+            raise
 
     def size(self, index: Index, i: int) -> tuple[int, int]:
         """(height, width) of the upright image, from its header where it has one. Raises BadImage."""
-        return image_size(io.BytesIO(self.encoded(index, i))) if self.gives_files else self.pixels(index, i).shape[:2]
+        if self.gives_files and self.channels in (1, 3):
+            with suppress(BadImage):  # PIL knows not all that is decoded
+                return image_size(io.BytesIO(self.encoded(index, i)))
+        height, width, _ = self.pixels(index, i).shape
+        return height, width
 
     def stored(self, index: Index, i: int) -> bytes | np.ndarray:
         """Image i as it lies there: a file's bytes, or pixels."""
@@ -98,13 +112,17 @@ class Source:
         return self.index.classes
 
     @property
+    def channels(self) -> int:
+        return self.reader.channels
+
+    @property
     def account(self) -> Account:
         return self.index.account
 
     # --- images ----------------------------------------------------------------------------------------------------
 
     def read(self, i: int) -> np.ndarray:
-        """Image i as (H, W, 3) uint8 RGB, upright. Raises BadImage."""
+        """Image i as (H, W, 3) uint8 RGB, upright; of other channels (H, W, C). Raises BadImage."""
         return self.reader.pixels(self.index, i)
 
     def encoded(self, i: int) -> bytes | None:

@@ -120,7 +120,7 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
     ("arrays", "words"),
     [
         ({"data": IMAGES}, "needs `images`.*it has data"),
-        ({"images": IMAGES.astype(np.float32)}, "its images are float32"),
+        ({"images": IMAGES.astype(np.complex64)}, "its images are complex64"),
         ({"images": IMAGES[..., :1]}, r"\(4, 8, 8, 1\)"),
         ({"images": IMAGES, "labels": np.zeros(3, int)}, r"labels are int64 \(3,\) for 4 images"),
         ({"images": IMAGES, "labels": np.zeros(4)}, "labels are float64"),

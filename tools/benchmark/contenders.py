@@ -49,7 +49,7 @@ def loaders(
             bunch = workers if executor == "reference" else 1  # DataLoader workers deliver in bunches
             start = lambda p=pipeline, done=executor == "reference": _sizes(p, done)  # noqa: E731
             made.append(Contender(row, start, warm_up=max(2, bunch), stride=bunch, close=pipeline.close))
-    for flavour in FLAVOURS:
+    for flavour in FLAVOURS if work.source.channels == 3 else ():  # torchvision's loader is PIL's
         row = _row("baseline", flavour, work, device, workers)
         made.append(Contender(row, lambda f=flavour: _plain(work, f, workers, device), warm_up=workers, stride=workers))
     return made
