@@ -178,8 +178,8 @@ def evaluation_views(size: int, mean: tuple[float, ...], std: tuple[float, ...],
     return Views((View("eval", size, crop=CentreCrop(fraction), flip=0.0),), mean, std)
 
 
-def check_channels(views: Views, channels: int) -> None:
-    """UserError unless the views can be made of images of that many channels."""
+def check_channels(views: Views, channels: int, key: str = "views") -> None:
+    """UserError unless the views can be made of images of that many channels. key: of the recipe, for --set."""
     if channels != 3:
         found = [(v.name, key, o.of_colour()) for v in views for key, o in v.keyed.items() if o.of_colour()]
         if found:
@@ -188,7 +188,7 @@ def check_channels(views: Views, channels: int) -> None:
             raise UserError(
                 f"images of {channels} channels have no red, green and blue, which the recipe's "
                 f"{', '.join(needs)} need; "
-                f"give {' '.join(f'--set views.{key}={to}' for key, to in keys)}."
+                f"give {' '.join(f'--set {key}.{place}={to}' for place, to in keys)}."
             )
     if len(views.mean) != channels or len(views.std) != channels:
         raise UserError(

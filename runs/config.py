@@ -90,7 +90,7 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
         epochs=flags.epochs or recipe.epochs,
         batch_size=flags.batch_size or _fitting_batch(recipe.batch_size, len(source)),
     )
-    recipe = with_channels(recipe, source)
+    recipe = with_channels(recipe, source, flags.labelled_data is not None)
     spec = recipe.optimizer
     lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
     recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
@@ -125,7 +125,7 @@ def started(recipe: TrainingRecipe, flags: argparse.Namespace, out: Path) -> Tra
     return started_from(recipe, found, not any(s.startswith(("views.mean", "views.std")) for s in flags.set))
 
 
-def with_channels(recipe: TrainingRecipe, source: Source) -> TrainingRecipe:
+def with_channels(recipe: TrainingRecipe, source: Source, labelled: bool) -> TrainingRecipe:
     """The recipe for images of other than three channels, normalised, where it normalises, by what the images have."""
     channels, views = source.channels, recipe.views
     if channels == 3:
@@ -135,8 +135,9 @@ def with_channels(recipe: TrainingRecipe, source: Source) -> TrainingRecipe:
         mean, std = plain if views.normalisation == PLAIN else channel_statistics(source)
         views = replace(views, mean=mean, std=std)
     beside = recipe.companion and replace(recipe.companion, mean=views.mean, std=views.std)
-    for made in filter(None, (views, beside)):
-        check_channels(made, channels)
+    check_channels(views, channels)
+    if beside and labelled:
+        check_channels(beside, channels, "companion")
     return replace(recipe, views=views, companion=beside, backbone=recipe.backbone.of_channels(channels))
 
 
