@@ -201,17 +201,16 @@ def settings(flags: argparse.Namespace) -> Settings:
 
 def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Source, str]:
     """The training and the test source, and the data set's name in the recipes ("custom" for a folder or an .npz)."""
-    run = subject.run
-    if flags.data is None and run is None:
-        raise UserError(f"{subject.name} does not say on which images to measure it; give --data.")
-    if flags.data is None:
+    run, options = subject.run, options_of(flags)
+    if flags.data is not None:
+        data, val_data, named = flags.data, flags.val_data, flags.data
+    elif run is not None:
         for place in (run.data, run.val_data):
             check_local(place, "--data", Path(subject.name))
-    data = flags.data or run.data
-    val_data = flags.val_data or (run.val_data if run and flags.data is None else None)
-    options = options_of(flags)
-    if run and flags.data is None:
+        data, val_data, named = run.data, flags.val_data or run.val_data, run.recipe_data
         options = replace(run.options, **{name: value for name, value in vars(options).items() if value is not None})
+    else:
+        raise UserError(f"{subject.name} does not say on which images to measure it; give --data.")
     data_dir = flags.data_dir or (run.data_dir if run else "data")
     train, test = open_data(data, val_data, data_dir, labelled=True, options=options)
     if test is None:
@@ -224,7 +223,7 @@ def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Sour
         )
     for source in {id(s): s for s in (train, test)}.values():
         source.account.show()
-    return train, test, data if flags.data else run.recipe_data
+    return train, test, named
 
 
 def save_features(evaluation: Evaluation, path: Path) -> None:

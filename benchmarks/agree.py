@@ -178,7 +178,7 @@ def show(config: Config, found: list[Agreement]) -> None:
         f"{', '.join(map(str, sizes))} px, {recipe.backbone.name}, float32;\n"
         f"reference's loss {judge[0]:.4f} at step 1, {judge[-1]:.4f} at step {steps}; losses are relative differences\n"
     )
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("", "same", "same", "pixels", "0-255", "same", "own", "learner", "", ""),
         ("executor", "samples", "params", "mean", "largest", "weights", "step 1", "first 10", f"step {steps}", "any"),
     ]

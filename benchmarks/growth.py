@@ -203,7 +203,7 @@ def answer(what: str, arguments: list, rounds: int, seconds: float) -> None:
     """What a process started by `_start` does: measure, and print the row as JSON. A lone loader has one thread."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1 if what == "loader" else available_cpus())
-    contender = _loader(*arguments, device) if what == "loader" else _trained(*arguments)
+    contender = _loader(*[*arguments, device]) if what == "loader" else _trained(*arguments)
     print(json.dumps(asdict(measure([contender], device, rounds, seconds)[0])))
 
 

@@ -61,7 +61,7 @@ class Evaluation:
     ) -> None:
         self.subject, missing = with_encoder(subject, protocol.encoder)
         self.protocol, self.settings, self.test = protocol, settings, test.labelled()
-        self.train = self.test if train is test else None if train is None else once(train.labelled())
+        self._train = self.test if train is test else None if train is None else once(train.labelled())
         self.accounts = {k: s.account.to_json() for k, s in (("train", train), ("test", test)) if s is not None}
         self.fraction = settings.crop_pct or protocol.fraction(data, self.subject.image_size)
         self.notes = [*([missing] if missing else []), *protocol.notes]
@@ -76,7 +76,7 @@ class Evaluation:
             not protocol.probe or not protocol.probe.crop or protocol.probe.prepare != "raw"
         ):
             raise UserError(f"--batch-norm-drift is a quirk of --protocol rsa-small; leave it out of {protocol.name}.")
-        self.classes = max(_classes(source) for source in (self.train, self.test) if source is not None)
+        self.classes = max(_classes(source) for source in (self._train, self.test) if source is not None)
         self.backbone = self.subject.backbone.to(settings.device)
         self.probe = self._resolve(protocol.probe, data) if protocol.probe else None
 
@@ -98,7 +98,7 @@ class Evaluation:
         return {
             "protocol": self.protocol.name,
             **measured,
-            "n_train": len(self.train) if self.train else 0,
+            "n_train": len(self._train) if self._train else 0,
             "n_test": len(self.test),
             "classes": self.classes,
             "backbone": subject.architecture,
@@ -119,6 +119,13 @@ class Evaluation:
             "notes": self.notes,
             "seconds": round(time.perf_counter() - started, 2),
         }
+
+    @property
+    def train(self) -> Source:
+        """The labelled training images; UserError where a protocol that needs them was given none."""
+        if self._train is None:
+            raise UserError(f"--protocol {self.protocol.name} needs training images; give --data.")
+        return self._train
 
     @cached_property
     def train_features(self) -> Features:

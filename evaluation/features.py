@@ -23,10 +23,10 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Features:
-    """features (N, D) float32 and labels (N,) int64 or None; both on the CPU, in the order of the data."""
+    """features (N, D) float32 and labels (N,) int64, -1 for none; both on the CPU, in the order of the data."""
 
     features: Tensor
-    labels: Tensor | None
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.features)
@@ -80,16 +80,13 @@ def extract(
             forward_batches(backbone, pipeline, precision), len(pipeline), "features", "batch", progress
         )
         features, labels = zip(*batches, strict=True)
-    return Features(
-        torch.cat([f.cpu() for f in features]),
-        None if labels[0] is None else torch.cat([label.cpu() for label in labels]),
-    )
+    return Features(torch.cat([f.cpu() for f in features]), torch.cat([label.cpu() for label in labels]))
 
 
 def forward_batches(
     backbone: nn.Module, pipeline: Pipeline, precision: str = "fp32", train_mode: bool = False
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(n, D) float32 features and (n,) labels of each batch of the pipeline's next epoch, on its device, no gradient.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(n, D) float32 features and (n,) labels, -1 for none, of each batch of an epoch, on its device, no gradient.
 
     train_mode: BatchNorm uses, and moves its running statistics by, each batch (RSA's probe does).
     """
@@ -104,7 +101,8 @@ def forward_batches(
             torch.autocast(pipeline.device.type, dtype, dtype is not None),
         ):
             features = backbone(batch.views[name])
-        yield features.flatten(1).float(), batch.label
+        features = features.flatten(1).float()
+        yield features, batch.label if batch.label is not None else features.new_full((len(features),), -1).long()
 
 
 def raw_pixels(source: Source, size: int = 32, max_images: int | None = None, workers: int | None = None) -> Features:
@@ -136,6 +134,6 @@ def mode(model: nn.Module, train: bool) -> Iterator[None]:
 def _centre_crop(
     size: int, mean: tuple[float, ...], std: tuple[float, ...], fraction: float, interpolation: str
 ) -> Views:
-    recipe = evaluation_views(size, tuple(mean), tuple(std), fraction)
+    recipe = evaluation_views(size, mean, std, fraction)
     view = recipe.views[0]
     return replace(recipe, views=(replace(view, crop=replace(view.crop, interpolation=interpolation)),))

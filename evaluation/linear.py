@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class Probe:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     schedule: str = "cosine"  # a kind of models.schedules, and its options
-    schedule_options: Mapping[str, object] = field(default_factory=dict)
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
     init: str = "normal"  # weight N(0, 0.01), bias 0; "default": torch's
     crop: Crop | None = None  # None: cached features; else new random crops and flips every epoch
     crop_for: Mapping[str, Crop] = field(default_factory=dict)  # data sets with another crop
@@ -92,6 +93,8 @@ class Preparation:
             raise UserError(f"the probe's preparation {kind!r} is unknown; use one of {', '.join(PREPARATIONS)}.")
         self.unit, self.standard = kind.startswith("l2"), kind.endswith("standardise")
         if self.standard:
+            if train is None:
+                raise ValueError(f"{kind} needs the training set's features")
             train = F.normalize(train, dim=1) if self.unit else train
             # Mean-Shift takes torch's default, the unbiased variance; "standardise", ours, that of the population
             variance, mean = torch.var_mean(train.double(), dim=0, correction=1 if self.unit else 0)

@@ -54,7 +54,8 @@ class OnlineKNN:
             )
         with self._monitor.paused():
             pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in self._sets]
-            found = dict(zip(BASELINES, (self._top1(*pixels), self._backbone_top1()), strict=True))
+            tops = self._top1(*pixels), self._backbone_top1()
+            found: dict[str, float] = dict(zip(BASELINES, tops, strict=True))
         how = {"knn_test": self._tested} if self._tested else {}
         self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
         return found
@@ -89,7 +90,7 @@ class OnlineKNN:
 
     @property
     def _sets(self) -> tuple[Source, ...]:
-        return (self._train,) if self._alone else (self._train, self._val)
+        return (self._train,) if self._alone or self._val is None else (self._train, self._val)
 
     def _top1(self, train: Features, val: Features | None = None) -> float:
         test, device = val or train, self._accelerator.device

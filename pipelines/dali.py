@@ -238,7 +238,7 @@ class DaliPipeline(Pipeline):
         }
 
     def _batch(self, parts: list[tuple[_Chunk, dict[str, Tensor]]]) -> Batch:
-        chunks, rendered = zip(*parts, strict=True)
+        chunks, rendered = [chunk for chunk, _ in parts], [views for _, views in parts]
         views = {
             name: torch.cat([r[name] for r in rendered]) if len(rendered) > 1 else rendered[0][name]
             for name in self.recipe.names

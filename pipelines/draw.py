@@ -94,7 +94,7 @@ def draw(recipe: Views, seed: int, epoch: int, index: Tensor, source: Tensor) ->
     """
     drawn: dict[str, ViewParams] = {}
     for view in recipe:
-        drawn[view.name] = _draw_view(view, seed, epoch, index, source, drawn.get(view.parent))
+        drawn[view.name] = _draw_view(view, seed, epoch, index, source, drawn.get(view.parent or ""))
     return drawn
 
 

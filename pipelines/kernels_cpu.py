@@ -9,6 +9,8 @@ Nothing here checks bounds; `pipelines/render_cpu.py`, the only caller, does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -16,12 +18,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 # Serial: the caller brings its threads. No "nnan" and "ninf": a NaN in somebody's image must come out as a NaN.
-_OPTIONS = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
 
 
 def compiled(function):
     """A piece of the kernel: compiled with, and kept in the cache file of, the kernel that calls it."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    options: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
+    return njit(**options)(function)
 
 
 def cached(function):
@@ -253,7 +256,7 @@ def _filter_row(pixels, start, row_stride, length, weight, count, row):
 def _filter_columns(row, columns, weight, taps, size, mirrored, image):
     bound, plane = _u(len(weight) // size), _u(size * size)
     for x in range(_u(size)):
-        red, green, blue = _weighted_pixels(row, _u(3 * columns[x]), weight, x * bound, taps)
+        red, green, blue = _weighted_pixels(row, _u(3 * columns[x]), weight, x * bound, taps)  # type: ignore[call-arg]
         to = _u(size - 1) - x if mirrored else x
         image[to] = red
         image[plane + to] = green

@@ -78,6 +78,7 @@ def _render(
     threads: int | None,
 ) -> dict[str, Tensor]:
     views = {}
+    taken = pixels if isinstance(pixels, Photos) or index is None or chosen != "torch" else pixels[index]
     for family in _families(recipe):
         drawn = [params[view.name] for view in family]
         if chosen == "numba":
@@ -86,7 +87,7 @@ def _render(
             image = (
                 _triton().cut(_sources(pixels, index), family[0], drawn[0])
                 if chosen == "triton"
-                else geometry(pixels if index is None else pixels[index], family[0], drawn[0])
+                else geometry(taken, family[0], drawn[0])
             )
             for view, p in zip(family, drawn, strict=True):
                 views[view.name] = _appearance(image, view, p, recipe, dtype, chosen)

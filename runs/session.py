@@ -118,7 +118,8 @@ class Session:
 
     def check_finite(self) -> None:
         """Raise UserError if a weight is infinite or not a number; the device is waited for once."""
-        largest = torch._foreach_norm([p.detach() for p in self.learner.parameters()], float("inf"))
+        weights = [p.detach() for p in self.learner.parameters()]
+        largest = torch._foreach_norm(weights, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
         if not bool(torch.stack([value.float() for value in largest]).isfinite().all()):
             raise UserError(
                 f"the run diverged: its weights are not finite at step {self.steps}, so nothing was saved or exported; "

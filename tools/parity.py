@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,8 +174,10 @@ def _copy_photos(source: Source, folder: Path, images: int) -> np.ndarray:
     small = []
     for k, i in enumerate(np.unique(np.linspace(0, len(source) - 1, images).astype(int))):
         pixels, used = source.read_or_replace(int(i))
-        suffix = Path(source.name_of(used)).suffix or ".jpg"
-        (folder / f"{k:03}{suffix}").write_bytes(source.encoded(used))
+        suffix, data = Path(source.name_of(used)).suffix or ".jpg", source.encoded(used)
+        if data is None:
+            raise UserError(f"{source.name} holds pixels; parity needs files of photos.")
+        (folder / f"{k:03}{suffix}").write_bytes(data)
         small.append(np.asarray(Image.fromarray(pixels).resize((_SMALL, _SMALL), Image.Resampling.BOX)))
     return np.stack(small)
 
@@ -237,7 +240,7 @@ def compare(
     return rows, worst
 
 
-def _compare(executor: str, operation: str, recipe: Views, judge: Batch, batch: Batch) -> tuple[Row, Worst]:
+def _compare(executor: str, operation: str, recipe: Views, judge: Batch, batch: Batch) -> tuple[Row, Worst | None]:
     std, mean = (torch.tensor(v)[:, None, None] for v in (recipe.std, recipe.mean))
     total, count, largest, worst = 0.0, 0, -1.0, None
     for view in recipe:
@@ -273,9 +276,10 @@ def render_with_pil(source: Source, recipe: Views) -> Batch:
     return Batch(views, params, index, None)
 
 
-def _with_pil(image: Image.Image, view: View, params: ViewParams, recipe: Views) -> Tensor:
+def _with_pil(photo: Image.Image, view: View, params: ViewParams, recipe: Views) -> Tensor:
     interpolation = F.InterpolationMode(recipe.geometry_of(view).crop.interpolation)
-    image = F.resized_crop(image, *params.box[0].tolist(), [view.size, view.size], interpolation)
+    top, left, height, width = params.box[0].tolist()
+    image: Any = F.resized_crop(photo, top, left, height, width, [view.size, view.size], interpolation)  # type: ignore
     image = F.hflip(image) if params.flip else image
     for key, operation in view.keyed.items():
         image = operation.with_pil(image, params.values(key, 0)) if params.chosen(key) else image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,13 +37,13 @@ def compare_draws(samples: int = 4000, seed: int = 0) -> list[DrawTest]:
     ours = draw(Views((view,)), seed, 0, torch.arange(samples), size.expand(samples, 2))["view"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        image = torch.empty(3, 375, 500)
         boxes = torch.tensor(
-            [RandomResizedCrop.get_params(torch.empty(3, *size), _CROP.scale, _CROP.ratio) for _ in range(samples)]
+            [RandomResizedCrop.get_params(image, list(_CROP.scale), list(_CROP.ratio)) for _ in range(samples)]
         )
         jitter = ColorJitter(_JITTER.brightness, _JITTER.contrast, _JITTER.saturation, _JITTER.hue)
-        drawn = [
-            jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(samples)
-        ]
+        ranges: Any = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        drawn = [jitter.get_params(*ranges) for _ in range(samples)]
     tests = [
         DrawTest(f"crop {name}", "Kolmogorov-Smirnov", *kolmogorov_smirnov(mine, theirs))
         for (name, mine), (_, theirs) in zip(_of_boxes(ours.box, size), _of_boxes(boxes, size), strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 
@@ -65,7 +65,7 @@ def _sizes(pipeline: Pipeline, close: bool) -> Iterator[int]:
             pipeline.close()
 
 
-def epochs(pipeline: Pipeline) -> Iterator[Batch]:
+def epochs(pipeline: Pipeline) -> Generator[Batch, None, None]:
     """Batches without end."""
     while True:
         yield from pipeline

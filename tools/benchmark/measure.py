@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +103,7 @@ def _turn(contender: Contender, device: torch.device, seconds: float) -> tuple[f
         return images / elapsed, (cpu_seconds() - cpu) / elapsed, memory_mib()
 
 
-def _as_generator(items: Iterator[int]) -> Iterator[int]:
+def _as_generator(items: Iterator[int]) -> Generator[int, None, None]:
     yield from items
 
 

@@ -58,8 +58,8 @@ def environment() -> dict[str, Any]:
 def as_records(rows: list[Row], machine: dict[str, Any]) -> list[dict[str, Any]]:
     records = []
     for row in rows:
-        record = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}
-        records.append({**record, **record.pop("more"), **machine})
+        record = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items() if k != "more"}
+        records.append({**record, **row.more, **machine})
     return records
 
 

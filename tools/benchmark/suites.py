@@ -87,7 +87,7 @@ def noise(count: int, size: int, classes: int = 10) -> ArraySource:
     return ArraySource(f"synthetic {size}x{size}", images, rng.integers(0, classes, count))
 
 
-def photos(scratch: Path, copies: int, data: str | None = None) -> Source:
+def photos(scratch: Path, copies: int, data: str | None = None) -> FolderSource:
     """A folder's JPEGs, each `copies` times; without `data` 108 synthetic ones of 512x384."""
     folder = scratch / f"photos{copies}"
     if not folder.exists():
@@ -96,7 +96,7 @@ def photos(scratch: Path, copies: int, data: str | None = None) -> Source:
                 path = folder / f"class{k % 6}" / f"{k:03d}-{copy}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encoded)
-    source, _ = open_data(str(folder))
+    source = FolderSource(folder)
     source.name = f"photos of {data}" if data else "synthetic photos 512x384"
     return source
 
@@ -125,7 +125,7 @@ def _synthetic_jpegs(count: int) -> list[bytes]:
     return encoded
 
 
-def as_betons(source: Source, scratch: Path) -> dict[str, Source]:
+def as_betons(source: FolderSource, scratch: Path) -> dict[str, Source]:
     """The folder as .beton, its JPEGs kept and as raw pixels; what needs a package that is missing is left out."""
     from saccade.tools.convert import main as convert
 

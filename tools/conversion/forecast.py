@@ -32,13 +32,17 @@ def prepared_or_bad(reader: Source, i: int, settings: Settings) -> Prepared | Ba
 
 def forecast(job: Job, data: DataSet, pool: ThreadPoolExecutor) -> int:
     """Print what is to be expected, from a sample prepared for real; returns the bytes it will take."""
-    places = []
+    places: list[tuple[Source, int]] = []
     for reader in data.splits.values():
         count = min(len(reader), max(1, _SAMPLE * len(reader) // data.images))
         places += [(reader, int(i)) for i in np.linspace(0, len(reader) - 1, count)]
-    list(pool.map(lambda place: prepared_or_bad(*place, job.settings), places[: job.workers]))  # imports and caches
+
+    def sample(place: tuple[Source, int]) -> Prepared | BadImage:
+        return prepared_or_bad(*place, job.settings)
+
+    list(pool.map(sample, places[: job.workers]))  # imports and caches
     start = time.perf_counter()
-    prepared = list(pool.map(lambda place: prepared_or_bad(*place, job.settings), places))
+    prepared = list(pool.map(sample, places))
     each = (time.perf_counter() - start) / len(places)
     good = [p for p in prepared if isinstance(p, Prepared)]
     sizes = {(p.height, p.width) for p in good}

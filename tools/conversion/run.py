@@ -111,12 +111,13 @@ def _write_split(
     todo = [int(i) for number, part in enumerate(parts) if done[number] is None for i in part]
     stream, rows = _ahead(pool, lambda i: (i, prepared_or_bad(reader, i, job.settings)), todo, 4 * job.workers), []
     for number, part in enumerate(parts):
-        if done[number] is None:
+        before = done[number]
+        if before is None:
             bad: dict[str, str] = {}
             made = writer.write(number, _items(split, reader, stream, len(part), bad, bar), rows)
             journal.record(split, number, made, bad)
         else:
-            made, bad = done[number]
+            made, bad = before
             bar.update(len(part))
             bar.initial += len(part)  # the rate is that of this run
         rows += made

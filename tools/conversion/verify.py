@@ -60,7 +60,7 @@ def verify_split(
             return f"image {at} of {split} differs from {source.key_of(row.index)}"
         label, other = source.label_of(row.index), target.label_of(at)
         name, other_name = (r.classes[n] if r.classes and n >= 0 else n for r, n in ((source, label), (target, other)))
-        if to == "folder" and label >= 0 and source.classes is None:
+        if to == "folder" and label >= 0 and source.classes is None and target.classes is not None:
             other_name = int(target.classes[other])
         return None if name == other_name else f"image {at} of {split} has the label {other_name}, {name} was given"
 
