@@ -103,14 +103,21 @@ def choose_recipe(
         nearest = min(served, key=lambda r: abs(r.image_size - size))
         why = f"no recipe for {data}; that of {nearest.name}, {nearest.image_size} px, serves"
         chosen = replace(nearest, data=data, proposals={**nearest.proposals, "data": why})
-    if image_size is None or image_size == chosen.image_size:
-        return chosen
-    why = f"{chosen.image_size} px in the recipe; every view is scaled with it"
+    return at_size(chosen, image_size)
+
+
+def at_size(recipe: TrainingRecipe[OptionsT], image_size: int | None) -> TrainingRecipe[OptionsT]:
+    """The recipe for images of `image_size` pixels, marked as a proposal; None: as it is."""
+    if image_size is None or image_size == recipe.image_size:
+        return recipe
+    why = f"{recipe.image_size} px in the recipe; every view is scaled with it"
+    factor = image_size / recipe.image_size
     return replace(
-        chosen,
+        recipe,
         image_size=image_size,
-        views=_scaled(chosen.views, image_size / chosen.image_size),
-        proposals={**chosen.proposals, "image_size": why},
+        views=_scaled(recipe.views, factor),
+        companion=recipe.companion and _scaled(recipe.companion, factor),
+        proposals={**recipe.proposals, "image_size": why},
     )
 
 

@@ -58,6 +58,8 @@ class BackboneSpec:
 
     def renamed(self, name: str) -> BackboneSpec:
         """The same for another timm model; what only models of one family understand stays within the family."""
+        if name == self.name:
+            return self
         if _family(name) == _family(self.name):
             return replace(self, name=name, stem="auto")
         return replace(self, name=name, stem="auto", options={}, position="default", freeze_patches=False)

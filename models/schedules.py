@@ -4,10 +4,12 @@ Every schedule is a frozen dataclass called with the 0-based optimizer step. Len
 given in epochs and counted in steps here, so accumulation or skipped forwards cannot make two schedules disagree.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
+from typing import Any, get_type_hints
 
 from saccade.base.errors import UserError
 
@@ -151,11 +153,24 @@ def schedule(kind: str, value: float, *, total_steps: int, steps_per_epoch: int,
         >>> [round(rate(step), 2) for step in (0, 5, 10, 55, 100)]
         [0.0, 2.0, 4.0, 2.0, 0.0]
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown schedule {kind!r}; choose one of {', '.join(KINDS)}")
+    allowed = list(schedule_options(kind))
     if total_steps < 1 or steps_per_epoch < 1:
         raise UserError(f"a schedule needs at least one step, not {total_steps} in all and {steps_per_epoch} per epoch")
-    allowed = [field.name for field in fields(KINDS[kind])][3:]
     if unknown := sorted(set(options) - set(allowed)):
         raise UserError(f"schedule {kind!r} has no option {unknown[0]!r}; it takes {', '.join(allowed) or 'none'}")
     return KINDS[kind](value, total_steps, steps_per_epoch, **options)
+
+
+def schedule_options(kind: str) -> dict[str, tuple[Any, Any]]:
+    """What a kind of schedule takes: option -> its type and its usual value, None where it has none.
+
+    Examples:
+        >>> schedule_options("linspace_cosine")
+        {'warmup_epochs': (<class 'float'>, 2.0), 'final': (<class 'float'>, 0.1)}
+    """
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"unknown schedule {kind!r}; choose one of {', '.join(KINDS)}{hint}")
+    hints = get_type_hints(KINDS[kind])
+    return {f.name: (hints[f.name], None if f.default is MISSING else f.default) for f in fields(KINDS[kind])[3:]}

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from saccade.base.errors import UserError
-from saccade.pipelines.operations import USUAL, Operation
+from saccade.pipelines.operations import Operation
 
 Kind = TypeVar("Kind", bound=Operation)
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of the channels
@@ -101,12 +101,6 @@ class View:
         """With another operation in the place of `key`, or without it; the same view where it has none of that key."""
         changed = [operation if k == key else o for k, o in self.keyed.items()]
         return replace(self, operations=tuple(o for o in changed if o is not None))
-
-    def added(self, operation: Operation) -> View:
-        """With one more operation: a usual one at its place in the papers' order, any other at the end."""
-        rank = [USUAL.index(type(o)) if type(o) in USUAL else len(USUAL) for o in (operation, *self.operations)]
-        place = next((k for k, r in enumerate(rank[1:]) if r > rank[0]), len(self.operations))
-        return replace(self, operations=(*self.operations[:place], operation, *self.operations[place:]))
 
     def times(self, count: int) -> tuple[View, ...]:
         """`count` copies, drawn independently, named name_0 .. name_{count-1}."""

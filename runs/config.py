@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,20 @@ from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS
 from saccade.pipelines.sources.own import is_own
 from saccade.pipelines.sources.ranges import channel_statistics
 from saccade.pipelines.views import PLAIN, check_channels
-from saccade.runs.flags import DATA_FLAGS, MAX_IMAGE_SIZE, method_of
+from saccade.runs.check_recipe import check_recipe
+from saccade.runs.flags import DATA_FLAGS, method_of
 from saccade.runs.initial import TIMM, read_initial, started_from
-from saccade.runs.precision import PRECISIONS, training_precision
+from saccade.runs.precision import training_precision
 from saccade.runs.record import read_record
-from saccade.runs.settings import with_settings
+from saccade.runs.settings import blamed, with_settings
+
+ONE_OF = {  # a flag, and what --set calls the same
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "image_size": "image_size",
+    "lr": "optimizer.lr",
+    "backbone": "backbone.name",
+}
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,8 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     if size is None and data == "custom" and (images := source.array()) is not None:
         size = images.shape[1]
     published = method_of(flags).recipe(data, size)
-    recipe = with_settings(published, flags.set)
-    check_recipe(recipe)
+    recipe = changed(published, flags)
     recipe = replace(recipe, precision=training_precision(flags, recipe))
-    if flags.backbone:
-        recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
     if flags.init:
         recipe = started(recipe, flags, out)
         if (taken := recipe.backbone.options.get("in_chans", 3)) != source.channels:
@@ -111,6 +116,21 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     if config.resume:
         check_moved_data(config)
     return config
+
+
+def changed(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe:
+    """The recipe with --backbone, and then --set: what is set of the backbone is set of that one."""
+    keys = {setting.partition("=")[0]: setting for setting in flags.set}
+    for name, key in ONE_OF.items():
+        if getattr(flags, name) is not None and key in keys:
+            flag = f"--{name.replace('_', '-')} {getattr(flags, name)}"
+            raise UserError(f"{flag} and --set {keys[key]} contradict each other; give one of them.")
+    if flags.backbone:
+        recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
+    with blamed(flags.set):
+        recipe = with_settings(recipe, flags.set)
+        check_recipe(recipe)
+    return recipe
 
 
 def started(recipe: TrainingRecipe, flags: argparse.Namespace, out: Path) -> TrainingRecipe:
@@ -163,33 +183,6 @@ def check_moved_data(config: Config) -> None:
             f"--data {config.data}: these are not the images the run was started with, {saved['data']} (the recipe's "
             f"{changed} would change); give those, or start a new run."
         )
-
-
-def check_recipe(recipe: TrainingRecipe) -> None:
-    """Raise UserError for values of --set that no run could use, before anything is written."""
-    spec = recipe.optimizer
-    for key, value, allowed, right in (
-        ("epochs", recipe.epochs, "1 or more", recipe.epochs >= 1),
-        ("batch_size", recipe.batch_size, "2 or more", recipe.batch_size >= 2),
-        ("image_size", recipe.image_size, f"8 to {MAX_IMAGE_SIZE} pixels", 8 <= recipe.image_size <= MAX_IMAGE_SIZE),
-        ("precision", recipe.precision, ", ".join(PRECISIONS), recipe.precision in PRECISIONS),
-        ("optimizer.name", spec.name, "lars, sgd or adamw", spec.name in ("lars", "sgd", "adamw")),
-        ("optimizer.lr", spec.lr, "a positive number", 0 < spec.lr < float("inf")),
-        ("optimizer.weight_decay", spec.weight_decay, "0 or more", 0 <= spec.weight_decay < float("inf")),
-        ("optimizer.layer_decay", spec.layer_decay, "above 0, up to 1", 0 < spec.layer_decay <= 1),
-        ("optimizer.momentum", spec.momentum, "0 to 1, without 1", 0 <= spec.momentum < 1),
-    ):
-        if not right:
-            flag = "--image-size" if key == "image_size" else f"--set {key}="
-            raise UserError(f"{flag}{' ' if flag == '--image-size' else ''}{value}: give {allowed}.")
-    for name, value in recipe.schedule.options.items():
-        if isinstance(value, int | float) and not (isfinite(value) and value >= 0):
-            raise UserError(f"--set schedule.options.{name}={value}: give 0 or more.")
-    for name, value in asdict(recipe.options).items():
-        if isinstance(value, float) and not (isfinite(value) and (value > 0 or "temperature" not in name)):
-            raise UserError(
-                f"--set options.{name}={value}: give a {'positive' if 'temperature' in name else 'finite'} number."
-            )
 
 
 def _fitting_batch(batch: int, samples: int) -> int:

@@ -18,6 +18,7 @@ from saccade.pipelines import operations
 from saccade.pipelines.operations.operation import Operation
 
 ENTRY_POINTS = "saccade.operations"
+FILE_MODULE = "saccade_file_"  # how modules made from files begin
 
 
 @cache
@@ -53,12 +54,21 @@ def find_operation(name: str) -> type[Operation]:
     return known[name]
 
 
+def place_of(kind: type[Operation]) -> str | None:
+    """Where a class that no name stands for was found, as `find_operation` takes it; None for one that has a name."""
+    if known_operations().get(kind.name) is kind:
+        return None
+    module = kind.__module__
+    place = sys.modules[module].__file__ if module.startswith(FILE_MODULE) else module
+    return f"{place}:{kind.__name__}"
+
+
 def _from_file(path: Path, wanted: str) -> type[Operation]:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UserError(f"the operation {path}:{wanted}: there is no such file.")
     # One module for each file, however often it is named: its classes stay the same objects.
-    name = f"saccade_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module = sys.modules.get(name)
     if module is None:
         spec = importlib.util.spec_from_file_location(name, path)
