@@ -149,6 +149,10 @@ def with_channels(recipe: TrainingRecipe, source: Source, labelled: bool) -> Tra
     """The recipe for images of other than three channels, normalised, where it normalises, by what the images have."""
     channels, views = source.channels, recipe.views
     if channels == 3:
+        if not len(views.mean) == len(views.std) == 3:
+            raise UserError(
+                "views.mean and views.std of the recipe have other than the images' 3 channels; give 3 of each."
+            )
         return recipe
     if len(views.mean) != channels or len(views.std) != channels:
         plain = ((0.0,) * channels, (1.0,) * channels)
