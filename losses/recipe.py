@@ -101,7 +101,8 @@ def choose_recipe(
         size = image_size or IMAGE_SIZE.get(data, 224)
         served = [r for r in recipes.values() if not r.variant and r.data != "textures"]
         nearest = min(served, key=lambda r: abs(r.image_size - size))
-        why = f"no recipe for {data}; that of {nearest.name}, {nearest.image_size} px, serves"
+        whose = "images of your own" if data == "custom" else data
+        why = f"{nearest.method} was published for no {whose}; this is its {nearest.name} recipe, the nearest in size"
         chosen = replace(nearest, data=data, proposals={**nearest.proposals, "data": why})
     return at_size(chosen, image_size)
 
