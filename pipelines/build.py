@@ -16,6 +16,7 @@ from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.render import choose_backend
 from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
+from saccade.pipelines.sampling import Sampling, WeightedOrder
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.views import Views, check_channels
 
@@ -148,8 +149,12 @@ def _build(
     return ReferencePipeline(source, recipe, order, device, dtype, workers=workers)
 
 
-def create_order(source: Source, shard_group: int, *args, **kwargs) -> Order:
+def create_order(source: Source, shard_group: int, *args, sampling: Sampling | None = None, **kwargs) -> Order:
     """The order of the training samples; shard_group: 0, or how many tar shards are shuffled together."""
+    if sampling is not None:
+        if shard_group:
+            raise UserError("--sampling picks images from anywhere, --shard-group reads shard by shard; give one.")
+        return WeightedOrder(sampling.weights, sampling.group, *args, **kwargs)
     if not shard_group:
         return Order(len(source), *args, **kwargs)
     if source.container is None:

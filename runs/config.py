@@ -49,6 +49,7 @@ class Config:
     data_dir: str
     pipeline: str
     shard_group: int
+    sampling: str | None  # balanced, sqrt or a column of the CSV of labels; None: each image once an epoch
     workers: int | None
     steps: int | None  # optimizer steps in all; None: the recipe's epochs
     seed: int
@@ -67,6 +68,13 @@ class Config:
     checkpoint_every: int | None
     keep: int
     track: tuple[str, ...]
+
+    @property
+    def table(self) -> str | None:
+        """The CSV that labels the images, or lists them."""
+        labels = self.flags.get("labels")
+        listed = self.data if self.data.lower().endswith((".csv", ".tsv")) else None
+        return listed if labels in (None, NO_LABELS, FOLDER_LABELS) else labels
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for config.json and the screen."""

@@ -85,6 +85,12 @@ def parser(
     add_flags(what)
     what.add_argument("--allow-pipe", action="store_true", help="allow pipe: URLs in --data; they run a shell command")
     what.add_argument(
+        "--sampling",
+        metavar="HOW",
+        help="for long tails: balanced (each class as often as any other), sqrt (by the square root of its images) or "
+        "a column of weights in the CSV of --labels (default: each image once an epoch)",
+    )
+    what.add_argument(
         "--labelled-data",
         help="labelled images beside unlabelled --data, for the classifier that SimCLR and S-TEC "
         "train and for kNN (default: with stl10 its own 5,000)",

@@ -9,7 +9,6 @@ from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, git_diff, hardware, versions
 from saccade.base.text import printable
 from saccade.models.backbone import export_backbone
-from saccade.pipelines.sources import Source
 from saccade.runs.config import Config
 from saccade.runs.folder import RunFolder
 from saccade.runs.monitor import BASELINES
@@ -30,6 +29,7 @@ def announce(session: Session, folder: RunFolder) -> None:
             "data",
             printable(f"{source.name}: {source.describe()}"),
         ),
+        *([("sampling", printable(session.sampling.told))] if session.sampling else ()),
         (
             "recipe",
             f"{recipe.data} at {recipe.image_size} px"
@@ -69,16 +69,21 @@ def announce(session: Session, folder: RunFolder) -> None:
     source.account.show()
     if not config.resume:
         made = {"version": __version__, "versions": versions(), "commit": git_commit()}
-        write_record(config.out, {**config.to_json(), **_data(source), **made})
+        write_record(config.out, {**config.to_json(), **_data(session), **made})
         if changes := git_diff():
             write_atomically(config.out / "checkout.diff", lambda f: f.write((changes + "\n").encode()))
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")
 
 
-def _data(source: Source) -> dict[str, Any]:
+def _data(session: Session) -> dict[str, Any]:
     """What reading the data came to, for the record."""
+    source, sampling = session.source, session.sampling
     chosen = source.reader.value_range
-    return {"account": source.account.to_json(), "value_range": None if chosen is None else str(chosen)}
+    return {
+        "account": source.account.to_json(),
+        "value_range": None if chosen is None else str(chosen),
+        "sampled": sampling.told if sampling else None,
+    }
 
 
 def _precision(config: Config) -> str:

@@ -31,6 +31,7 @@ from saccade.models.schedules import schedule
 from saccade.pipelines.build import build_pipeline, create_order
 from saccade.pipelines.companion import CompanionPipeline
 from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.sampling import Sampling, find_sampling
 from saccade.pipelines.sources import Source
 from saccade.pipelines.stream import stream_key
 from saccade.pipelines.views import Views
@@ -60,7 +61,8 @@ class Session:
         set_seed(config.seed)
         self.config, self.accelerator = config, accelerator
         self.source, self.known_data = source, labelled or source
-        self.pipeline = build_train_pipeline(config, accelerator, source, labelled)
+        self.sampling = find_sampling(config.sampling, source, config.table) if config.sampling else None
+        self.pipeline = build_train_pipeline(config, accelerator, source, labelled, self.sampling)
         self.steps_per_epoch = len(self.pipeline)
         self.total_steps = config.steps or max(1, config.recipe.epochs * self.steps_per_epoch)
         learner = build_learner(config, self.known_data, self.steps_per_epoch, self.total_steps)
@@ -196,14 +198,18 @@ def start_accelerator(device: str, precision: str) -> Accelerator:
 
 
 def build_train_pipeline(
-    config: Config, accelerator: Accelerator, source: Source, labelled: Source | None = None
+    config: Config,
+    accelerator: Accelerator,
+    source: Source,
+    labelled: Source | None = None,
+    sampling: Sampling | None = None,
 ) -> Pipeline:
     """Views of the recipe, in our order, this process's share of every batch, in the training precision; labelled
     images beside them for a method that has a use for those.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
 
-    def build(source: Source, views: Views) -> Pipeline:
+    def build(source: Source, views: Views, sampling: Sampling | None = None) -> Pipeline:
         order = create_order(
             source,
             config.shard_group,
@@ -211,11 +217,12 @@ def build_train_pipeline(
             config.seed,
             accelerator.process_index,
             accelerator.num_processes,
+            sampling=sampling,
         )
         device, workers = accelerator.device, config.workers
         return build_pipeline(source, views, order, config.pipeline, device, dtype, workers, config.renderer)
 
-    pipeline = build(source, config.recipe.views)
+    pipeline = build(source, config.recipe.views, sampling)
     if labelled is None or config.recipe.companion is None:
         return pipeline
     return CompanionPipeline(pipeline, build(labelled, config.recipe.companion))

@@ -45,7 +45,7 @@ class Table:
     labelled: bool = True  # whether there is a column of labels
 
 
-def read_table(path: Path, need_labels: bool = True, label_key: str | None = None) -> Table:
+def read_table(path: Path, need_labels: bool = True, label_key: str | None = None, flag: str = "--label-key") -> Table:
     """The rows of a CSV. UserError for one that cannot be read, or that gives a file two labels."""
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -55,7 +55,7 @@ def read_table(path: Path, need_labels: bool = True, label_key: str | None = Non
         raise UserError(f"--labels {path}: cannot be read as CSV ({error}).") from error
     if not rows:
         raise UserError(f"--labels {path}: is empty; it needs a row FILE,LABEL for each image.")
-    file_column, label_column, rows = _columns(path, rows, need_labels, label_key)
+    file_column, label_column, rows = _columns(path, rows, need_labels, label_key, flag)
     labels: dict[str, str | None] = {}
     for number, row in enumerate(rows, 1):
         if len(row) <= max(file_column, -1 if label_column is None else label_column):
@@ -77,7 +77,7 @@ def _delimiter(text: str) -> str:
 
 
 def _columns(
-    path: Path, rows: list[list[str]], need_labels: bool, label_key: str | None
+    path: Path, rows: list[list[str]], need_labels: bool, label_key: str | None, flag: str
 ) -> tuple[int, int | None, list[list[str]]]:
     """The columns of files and labels, and the rows below the head."""
     head = [name.strip().lower() for name in rows[0]]
@@ -85,7 +85,7 @@ def _columns(
     wanted = LABEL_COLUMNS if label_key is None else (label_key.lower(),)
     label = next((k for name in wanted for k, n in enumerate(head) if n == name and k != file), None)
     if label_key is not None and label is None:
-        raise UserError(f"--label-key {label_key}: {path} has the columns {', '.join(head)}.")
+        raise UserError(f"{flag} {label_key}: {path} has the columns {', '.join(head)}.")
     if file is not None and (label is not None or not need_labels):
         return file, label, rows[1:]
     if any(len(row) != 2 for row in rows) and any(len(row) != 1 for row in rows):
@@ -143,6 +143,15 @@ def with_table(source: Source, table: Table) -> Source:
             f"{printable(unmatched[0])}"
         )
     return other
+
+
+def column_of(source: Source, table: str, column: str) -> list[str | None]:
+    """The texts of a column of the CSV for each image, None where it has no row or a blank cell."""
+    read = read_table(Path(table).expanduser(), label_key=column, flag="--sampling")
+    texts: list[str | None] = [None] * len(source)
+    for name, i in _matched(source, read).items():
+        texts[i] = read.labels[name]
+    return texts
 
 
 def _matched(source: Source, table: Table) -> dict[str, int]:
