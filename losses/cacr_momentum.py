@@ -17,7 +17,6 @@ from saccade.losses.functional import (
     full_precision,
     key_cross_entropy,
     normalise,
-    own_candidates,
     paired_distance,
     require_positive,
 )
@@ -25,7 +24,7 @@ from saccade.losses.moco import MoCoV3, MoCoV3Options
 from saccade.losses.moco_recipes import SMALL, V3_RECIPES, on_textures, small_v3
 from saccade.losses.objective import Method
 from saccade.losses.recipe import TrainingRecipe, choose_recipe, derive_recipe
-from saccade.models.gather import all_gather_no_grad
+from saccade.models.gather import all_gather_no_grad, own_places
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.operations import Blur
@@ -93,7 +92,7 @@ def cacr_key_loss(
 def _euclidean_cost(q: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Attraction of the own key and repulsion of the others: (Q, N, D), (N, D) -> (Q, N)."""
     costs = 1 - q @ all_gather_no_grad(key).t()  # Q x N x M
-    own = own_candidates(len(key), key.device)[None, :, None].expand(len(q), -1, 1)
+    own = own_places(len(key), key.device)[None, :, None].expand(len(q), -1, 1)
     return costs.gather(2, own).squeeze(2) - (_negative_weights(costs, own, temperature) * costs).sum(2)
 
 
@@ -109,7 +108,7 @@ def effective_negatives(query: Tensor, key: Tensor, temperature: float) -> Tenso
 
     r are the weights of the Euclidean cost, and those of the gradient of the RBF cost among the negatives.
     """
-    own = own_candidates(len(key), key.device)[None, :, None]
+    own = own_places(len(key), key.device)[None, :, None]
     r = _negative_weights(1 - query[None] @ all_gather_no_grad(key).t(), own, temperature)
     return (1 / r.square().sum(2)).mean()
 

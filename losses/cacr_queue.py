@@ -87,7 +87,7 @@ def _to_all(q: Tensor) -> Tensor:
 
 
 def block_size(intra_batch: str) -> int | None:
-    """32 of "block-32"; None, the whole forward pass, of "none" and "batch"."""
+    """32 of "block-32"; None of "none" and "batch"."""
     if intra_batch in ("none", "batch"):
         return None
     name, _, size = intra_batch.partition("-")
@@ -104,7 +104,7 @@ class CACRQueueOptions:
     t_neg: float = 2.0
     alpha: float = 1.0
     beta: float = 1.0
-    intra_batch: str = "batch"  # negatives beside the queue: none, batch (all processes), block-32 (of as many images)
+    intra_batch: str = "batch"  # negatives beside the queue: none, batch, block-32 (i mod n of as many images)
     detach_weights: bool = True
     queue_cache_quirk: bool = False
     teacher_momentum: float = 0.999  # constant
@@ -148,10 +148,11 @@ class CACRQueue(QueueObjective[CACRQueueOptions]):
         n = queries.shape[1]
         if n % (self._block or n):
             raise UserError(
-                f"intra_batch={o.intra_batch} does not divide the {n} images of a forward pass; change it or "
+                f"intra_batch={o.intra_batch} does not divide the {n} images of a process's forward pass; change it or "
                 "give --set options.intra_batch=batch."
             )
-        blocks = zip(queries.split(self._block or n, 1), keys.split(self._block or n, 1), strict=True)
+        groups = n // (self._block or n)  # image i of the global batch in group i mod groups, as its batch norm has it
+        blocks = ((queries[:, i::groups], keys[:, i::groups]) for i in range(groups))
         results = [
             cacr_queue_loss(
                 q,

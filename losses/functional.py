@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.base.errors import UserError
-from saccade.models.gather import all_gather_no_grad, all_reduce_sum, rank, world_size
+from saccade.models.gather import all_gather_no_grad, all_reduce_sum, own_places, rank, world_size
 
 
 def _promoted(value):
@@ -105,9 +105,9 @@ def drop_own(matrix: Tensor) -> Tensor:
     this rank come first. Not by a mask, whose size the host would wait for.
     """
     n = matrix.shape[-2]
-    start = rank() * n
-    own, before, after = matrix[..., start : start + n], matrix[..., :start], matrix[..., start + n :]
-    return torch.cat([drop_diagonal(own), before, after], -1)
+    of_rank = matrix.unflatten(-1, (n, -1))  # ... x N x n x W
+    before, own, after = of_rank.tensor_split((rank(), rank() + 1), -1)
+    return torch.cat([drop_diagonal(own.squeeze(-1)), before.flatten(-2), after.flatten(-2)], -1)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -145,16 +145,11 @@ def paired_distance(a: Tensor, b: Tensor) -> Tensor:
     return 2 - 2 * (a * b).sum(-1)
 
 
-def own_candidates(batch: int, device: torch.device) -> Tensor:
-    """(batch,) positions of this rank's samples among the gathered ones."""
-    return rank() * batch + torch.arange(batch, device=device)
-
-
 def key_cross_entropy(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """-log softmax_j(q_n . k_j / T) at j = n, over the keys of all ranks (MoCo v3): (..., N, D), (N, D) -> (..., N).
 
     Unit rows; the gathered keys carry no gradient.
     """
     logits = queries @ all_gather_no_grad(keys).t() / temperature
-    labels = own_candidates(len(keys), keys.device).expand(logits.shape[:-1])
+    labels = own_places(len(keys), keys.device).expand(logits.shape[:-1])
     return F.cross_entropy(logits.flatten(0, -2), labels.reshape(-1), reduction="none").view(labels.shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saccade.base.errors import UserError
 from saccade.losses.functional import full_precision, require_positive
-from saccade.models.gather import all_gather, rank
+from saccade.models.gather import all_gather, own_places
 
 
 @full_precision
@@ -29,7 +29,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, dict[st
     total = candidates.shape[0] // 2
     similarity = torch.cat([z1, z2]) @ candidates.t() / temperature  # 2B x 2WB
 
-    own = rank() * batch + torch.arange(batch, device=z1.device)
+    own = own_places(batch, z1.device)
     itself, positive = torch.cat([own, total + own]), torch.cat([total + own, own])
     similarity = similarity.scatter(1, itself[:, None], -math.inf)
     loss = F.cross_entropy(similarity, positive)

@@ -79,7 +79,7 @@ class TrainingRecipe(Generic[OptionsT]):
     epochs: int
     batch_size: int
     precision: str = "fp32"
-    batch_norm: str = "local"  # "sync": over all processes; "split-8", "group-32": over eighths, 32s, of a process's
+    batch_norm: str = "sync"  # "sync": over all processes; "split-8", "group-32": over eighths, 32s, of the batch
     protocol: str = "knn"
     sources: Mapping[str, str] = field(default_factory=dict)
     proposals: Mapping[str, str] = field(default_factory=dict)

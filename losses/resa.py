@@ -10,14 +10,13 @@ from saccade.base.errors import UserError
 from saccade.losses.functional import (
     full_precision,
     normalise,
-    own_candidates,
     require_positive,
     require_unit_interval,
     sinkhorn,
     soft_cross_entropy,
 )
 from saccade.losses.objective import Objective
-from saccade.models.gather import all_gather, all_gather_no_grad
+from saccade.models.gather import all_gather, all_gather_no_grad, own_places
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
@@ -62,7 +61,7 @@ def resa_loss(
     rows = _mean(soft_cross_entropy(online[q] @ keys[v].t() / temperature, assignment) for q, v in pairs)
     if form == "row":
         return rows
-    own = own_candidates(len(assignment), assignment.device)
+    own = own_places(len(assignment), assignment.device)
     transposed = all_gather_no_grad(assignment)[:, own].t()  # A^T for this rank's n momentum samples, n x N
     queries = [all_gather(z) for z in online]
     columns = _mean(
@@ -133,7 +132,7 @@ class ReSA(Objective[ReSAOptions]):
         assignment = resa_assignment(encoding, taught, o.epsilon, o.iterations)
         online = [normalise(outputs.student[view].embedding) for view in self.student_views]
         momentum = [normalise(outputs.teacher[view].projection) for view in self.teacher_views]
-        own = own_candidates(len(assignment), assignment.device)
+        own = own_places(len(assignment), assignment.device)
         return {
             "loss": resa_loss(online, momentum, assignment, o.temperature, o.form),
             "self_assigned": assignment.gather(1, own[:, None]).mean(),

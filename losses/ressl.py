@@ -185,7 +185,7 @@ RECIPES = {
     )
 }
 RECIPES["textures"] = embedded_recipe(
-    replace(RECIPES["cifar10"], batch_norm="local"), ReSSLOptions(queue_size=2048, projector_hidden=512)
+    replace(RECIPES["cifar10"], batch_norm="sync"), ReSSLOptions(queue_size=2048, projector_hidden=512)
 )
 PUBLISHED = tuple(name for name, recipe in RECIPES.items() if "all" not in recipe.proposals)
 

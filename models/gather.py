@@ -1,7 +1,9 @@
 """Collectives across processes: the only gather of the project. Each is the identity on one process.
 
-Rank order everywhere: rows r*n .. (r+1)*n - 1 of a gathered tensor came from rank r. All ranks must hold equal shapes
-(the order of samples is drop-last, so they do).
+The global batch's order everywhere: rank r of W holds its samples r, r + W, r + 2W, ..., and so do the rows of a
+gathered tensor: what is made of groups i mod G of the batch lies on one rank where W divides G, and a piece of every
+rank's batch is a piece of the global one. All ranks must hold equal shapes (the order of samples is drop-last, so they
+do).
 """
 
 import torch
@@ -23,14 +25,24 @@ def world_size() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
+def own_rows(x: Tensor) -> Tensor:
+    """(world * n, ...) of the global batch -> (n, ...), this rank's, a view."""
+    return x[rank() :: world_size()]
+
+
+def own_places(n: int, device: torch.device | str = "cpu") -> Tensor:
+    """(n,): where this rank's n samples lie in the global batch."""
+    return torch.arange(n, device=device) * world_size() + rank()
+
+
 def all_gather_no_grad(x: Tensor) -> Tensor:
-    """(n, ...) on every rank -> (world * n, ...) in rank order, without gradient."""
+    """(n, ...) on every rank -> (world * n, ...) in the global batch's order, without gradient."""
     x = x.detach()
     if not _distributed():
         return x
     gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
     dist.all_gather_into_tensor(gathered, x.contiguous())
-    return gathered
+    return gathered.unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
@@ -46,13 +58,11 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        ctx.rows = x.shape[0]
         return all_gather_no_grad(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        start = rank() * ctx.rows
-        return all_reduce_sum(grad)[start : start + ctx.rows]
+        return own_rows(all_reduce_sum(grad))
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -66,7 +76,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """(n, ...) on every rank -> (world * n, ...) in rank order, with gradient.
+    """(n, ...) on every rank -> (world * n, ...) in the global batch's order, with gradient.
 
     Backward: all-reduce (SUM) of the gradient, of which each rank keeps its slice. The gradient is then that of the sum
     of the ranks' losses, so after DDP's average it is the gradient of their mean (S-TEC / lightning-bolts convention).

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saccade.models.gather import world_size
 from saccade.models.momentum import MomentumTeacher
-from saccade.models.norm import batch_permutation, sees_part_of_the_batch, shuffle, unshuffle
+from saccade.models.norm import batch_permutation, sees_part_of_the_batch, share_running_statistics, shuffle, unshuffle
 
 
 @dataclass
@@ -115,6 +115,7 @@ class Learner(nn.Module):
 
     def end_step(self) -> None:
         self.objective.end_step()
+        share_running_statistics(self)
 
     def forward(
         self,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from hashlib import blake2b
+from math import gcd
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
-from saccade.models.gather import all_gather_no_grad, all_reduce_sum_with_grad, rank, world_size
+from saccade.models.gather import all_gather_no_grad, all_reduce_sum, all_reduce_sum_with_grad, own_rows, world_size
 
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))  # SplitMix64's (Steele et al. 2014)
 
@@ -118,10 +119,10 @@ def _settings(norm: nn.Module) -> dict:
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Every batch norm of `module` as SyncBatchNorm, in place where it has children; returns the module."""
+    """Every batch norm of `module` that is not split as SyncBatchNorm, in place where it has children; returns it."""
 
     def make(norm: nn.Module) -> nn.Module | None:
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SyncBatchNorm):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SyncBatchNorm | SplitBatchNorm2d):
             return SyncBatchNorm(norm.num_features, **_settings(norm))
         return None
 
@@ -140,8 +141,8 @@ def convert_split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
 
 
 def batch_norm_splits(kind: str, images: int = 1) -> int:
-    """The groups of a forward pass of `images`: 8 of "split-8", as few of at most 32 as hold them of "group-32", 1 of
-    "local" and "sync"; UserError for anything else.
+    """The groups of a forward pass of `images` over all processes: 8 of "split-8", as few of at most 32 as hold them of
+    "group-32", 1 of "local" and "sync"; UserError for anything else.
 
     Examples:
         >>> batch_norm_splits("split-8"), batch_norm_splits("group-32", 256), batch_norm_splits("group-32", 32)
@@ -152,27 +153,53 @@ def batch_norm_splits(kind: str, images: int = 1) -> int:
     name, _, number = kind.partition("-")
     if name not in ("split", "group") or not number.isdecimal() or int(number) < (1 if name == "split" else 2):
         raise UserError(
-            f"batch_norm={kind} is unknown; use local, sync or, for groups of a process's batch, split-8 (eight of "
-            "them) or group-32 (of 32 images each)."
+            f"batch_norm={kind} is unknown; use local, sync or, for groups of the batch, split-8 (eight of them) or "
+            "group-32 (of 32 images each)."
         )
     return int(number) if name == "split" else -(-images // int(number))
 
 
 def convert_batch_norm(module: nn.Module, kind: str, images: int = 1) -> nn.Module:
     """Give `module` the batch norm of a recipe, in place: "local" as it is, "sync" over all processes, "split-8" or
-    "group-32" of the `images` of a forward pass."""
+    "group-32" of the `images` of a forward pass over all processes.
+
+    Image i of them is in group i mod groups, and on rank i mod world size: each rank has whole groups, and UserError is
+    raised where it would not.
+    """
     splits = batch_norm_splits(kind, images)
     if splits > 1:
-        return convert_split_batchnorm(module, splits)
-    return convert_sync_batchnorm(module) if kind == "sync" and world_size() > 1 else module
+        if splits % world_size():
+            raise UserError(
+                f"the {splits} groups of batch_norm={kind} cannot be shared out to {world_size()} processes; start "
+                f"{gcd(splits, world_size())}, or give --set batch_norm=sync."
+            )
+        convert_split_batchnorm(module, splits // world_size())
+    return convert_sync_batchnorm(module) if kind != "local" and world_size() > 1 else module
+
+
+@torch.no_grad()
+def share_running_statistics(module: nn.Module) -> None:
+    """Give every rank the mean of the ranks' running statistics, where batch norms see a part of the batch each.
+
+    They are means over groups anyway, so N processes have what one would; one small collective for the whole network.
+    """
+    norms = [m for m in _partial_norms(module) if m.running_mean is not None]
+    if world_size() == 1 or not norms:
+        return
+    buffers = [b for m in norms for b in (m.running_mean, m.running_var)]
+    flat = all_reduce_sum(torch.cat([b.float() if b.dtype.itemsize < 4 else b for b in buffers])) / world_size()
+    for buffer, mean in zip(buffers, flat.split([len(b) for b in buffers]), strict=True):
+        buffer.copy_(mean)
+
+
+def _partial_norms(module: nn.Module) -> list:
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return [m for m in norms if not isinstance(m, SyncBatchNorm)]
 
 
 def sees_part_of_the_batch(module: nn.Module) -> bool:
     """Whether batch norms of `module` see a part of the global batch at a time: only then does a shuffle matter."""
-    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    return any(
-        isinstance(m, SplitBatchNorm2d) or (world_size() > 1 and not isinstance(m, SyncBatchNorm)) for m in norms
-    )
+    return any(isinstance(m, SplitBatchNorm2d) or world_size() > 1 for m in _partial_norms(module))
 
 
 def batch_permutation(count: int, seed: int, step: int, view: int = 0, device: torch.device | str = "cpu") -> Tensor:
@@ -187,18 +214,13 @@ def batch_permutation(count: int, seed: int, step: int, view: int = 0, device: t
     return (x ^ (x >> 31)).argsort()
 
 
-def _own_rows(gathered: Tensor, order: Tensor) -> Tensor:
-    rows = len(order) // world_size()
-    return gathered[order[rank() * rows : (rank() + 1) * rows]]
-
-
 def shuffle(x: Tensor, permutation: Tensor) -> Tensor:
     """This rank's (n, ...) of the permuted global batch: batch statistics no longer give a partner away (MoCo)."""
-    rows = _own_rows(all_gather_no_grad(x), permutation)
+    rows = all_gather_no_grad(x)[own_rows(permutation)]
     channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return rows.contiguous(memory_format=torch.channels_last) if channels_last else rows
 
 
 def unshuffle(x: Tensor, permutation: Tensor) -> Tensor:
     """Undo `shuffle`: (n, ...) rows of shuffled samples -> those of this rank's own samples, without gradient."""
-    return _own_rows(all_gather_no_grad(x), torch.argsort(permutation))
+    return all_gather_no_grad(x)[own_rows(torch.argsort(permutation))]

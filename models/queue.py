@@ -39,7 +39,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Overwrite the oldest keys by all ranks' (n, D) unit `keys`, in rank order.
+        """Overwrite the oldest keys by all ranks' (n, D) unit `keys`, in the batch's order.
 
         Raises UserError where the queue's size is not a multiple of the global batch.
         """

@@ -11,7 +11,7 @@ from saccade.pipelines.stream import mix64, stream_key
 
 
 class Order:
-    """Our own permutation of (seed, epoch), cut into global batches, each cut into one contiguous shard per process.
+    """Our own permutation of (seed, epoch), cut into global batches, dealt out to the processes one image at a time.
 
     The global batch does not depend on the number of processes, so N processes see what one would; and a run stopped
     after `seen` samples goes on with the next unseen one on any number of processes.
@@ -21,7 +21,7 @@ class Order:
         >>> [batch.tolist() for batch in order.batches(epoch=0)]
         [[9, 1, 4, 5], [2, 3, 7, 8]]
         >>> [batch.tolist() for batch in Order(10, 4, rank=1, world_size=2).batches(epoch=0)]  # its half of each
-        [[4, 5], [7, 8]]
+        [[1, 5], [3, 8]]
         >>> order.batches(epoch=0, seen=4)[0].tolist()  # where a stopped run goes on
         [2, 3, 7, 8]
     """
@@ -71,7 +71,7 @@ class Order:
         shards = []
         for step in range(self.steps(seen)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            shards.append(batch.tensor_split(self.world_size)[self.rank])
+            shards.append(batch[self.rank :: self.world_size])
         return shards
 
 

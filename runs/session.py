@@ -246,7 +246,7 @@ def build_learner(config: Config, source: Source, steps_per_epoch: int, total_st
     if config.joint_views is not None:
         objective.joint_forward = config.joint_views
     learner = Learner(backbone, objective, config.seed)
-    convert_batch_norm(learner, recipe.batch_norm, recipe.batch_size // world_size() // config.accumulate)
+    convert_batch_norm(learner, recipe.batch_norm, recipe.batch_size // config.accumulate)
     return learner
 
 
@@ -254,7 +254,8 @@ def check_batch(images: int, config: Config) -> None:
     """Raise UserError unless a process's `images` a step fall into equal forward passes that have batch statistics."""
     recipe = config.recipe
     batch, rest = divmod(images, config.accumulate)
-    splits = batch_norm_splits(recipe.batch_norm, batch)
+    together = batch * world_size()
+    splits = batch_norm_splits(recipe.batch_norm, together)
     if rest:
         raise UserError(f"--accumulate {config.accumulate} does not divide the {images} images of a process's batch.")
     if batch < 2:
@@ -262,11 +263,11 @@ def check_batch(images: int, config: Config) -> None:
             f"a forward pass of {batch} image has no batch statistics; give --batch-size "
             f"{2 * world_size() * config.accumulate} or more."
         )
-    if batch % splits:
-        fitting = recipe.batch_size // batch * max(1, batch // splits) * splits
+    if together % splits:
+        fitting = config.accumulate * max(1, together // splits) * splits
         raise UserError(
-            f"a forward pass of {batch} images does not fall into the {splits} groups of batch_norm="
-            f"{recipe.batch_norm}; give --batch-size {fitting} or --set batch_norm=local."
+            f"a forward pass of {together} images does not fall into the {splits} groups of batch_norm="
+            f"{recipe.batch_norm}; give --batch-size {fitting} or --set batch_norm=sync."
         )
 
 

@@ -95,6 +95,11 @@ def _stop(world_size: int) -> None:
         _groups.pop(world_size).stop()
 
 
+def dealt(count: int, ranks: int = 2) -> torch.Tensor:
+    """(count,): rows of the ranks one after another, in the order in which they are gathered: one of each in turn."""
+    return torch.arange(count).view(ranks, -1).t().flatten()
+
+
 def run_ranks(function: Callable, *args: Any, world_size: int = 2) -> list[Any]:
     """`function(*args)` on each of `world_size` gloo processes; returns their results (tensors, numbers) by rank.
 

@@ -11,7 +11,7 @@ from saccade.losses.cacr_queue import cacr_queue_loss
 from saccade.losses.functional import normalise
 from saccade.losses.moco import moco_v3_loss
 from saccade.models.gather import rank
-from tests.distributed import run_ranks
+from tests.distributed import dealt, run_ranks
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference_values import assert_close
 
@@ -33,8 +33,8 @@ def test_queue_objective_is_the_pure_function_over_its_blocks(intra_batch):
     losses["loss"].backward()
     queries, keys = _outputs(learner, views)
     assert len(queries) == len(keys) == 5
-    size = 4 if intra_batch == "block-4" else 8
-    blocks = [slice(i, i + size) for i in range(0, 8, size)]
+    groups = 2 if intra_batch == "block-4" else 1
+    blocks = [slice(i, None, groups) for i in range(groups)]
     expected = [
         cacr_queue_loss([q[b] for q in queries], [k[b] for k in keys], before.t(), intra_batch=intra_batch != "none")[0]
         for b in blocks
@@ -50,7 +50,7 @@ def _views(count: int, seed: int = 3) -> torch.Tensor:
 
 
 def _queue_on_a_rank() -> dict:
-    own = slice(rank() * 3, rank() * 3 + 3)
+    own = slice(rank(), None, 2)
     queries, keys, queue = (
         _views(3)[:, own].clone().requires_grad_(),
         _views(3, 4)[:, own],
@@ -67,7 +67,7 @@ def test_gathered_negatives_on_two_ranks_are_those_of_one_process():
     loss.backward()
     ranks = run_ranks(_queue_on_a_rank)
     assert_close(sum(r["loss"] for r in ranks) / 2, loss, 1e-12)
-    assert_close(torch.cat([r["grad"] for r in ranks], 1) / 2, queries.grad, 1e-12)
+    assert_close(torch.cat([r["grad"] for r in ranks], 1)[:, dealt(6)] / 2, queries.grad, 1e-12)
     assert_close(sum(r["effective"] for r in ranks) / 2, parts["effective_negatives"], 1e-12)
 
 

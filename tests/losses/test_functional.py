@@ -82,7 +82,7 @@ def test_drop_own_keeps_all_but_this_ranks_own_columns(of_rank, monkeypatch):
     assert kept.shape == (2, 2, 5)
     for view in range(2):
         for row in range(2):
-            own = matrix[view, row, 2 * of_rank + row].item()
+            own = matrix[view, row, 3 * row + of_rank].item()
             assert sorted(kept[view, row].tolist()) == sorted(set(matrix[view, row].tolist()) - {own})
 
 

@@ -5,6 +5,7 @@ import torch
 
 from saccade.base.errors import UserError
 from saccade.pipelines.order import Order
+from tests.distributed import dealt
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(64, 16), (67, 16), (5, 5), (1, 1)])
@@ -20,8 +21,18 @@ def test_processes_together_see_what_one_sees(world):
     alone = Order(100, 16, seed=3).batches(2)
     shards = [Order(100, 16, seed=3, rank=r, world_size=world).batches(2) for r in range(world)]
     for step, batch in enumerate(alone):
-        assert torch.equal(torch.cat([s[step] for s in shards]), batch)
+        assert torch.equal(torch.cat([s[step] for s in shards])[dealt(16, world)], batch)
         assert {len(s[step]) for s in shards} == {16 // world}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_piece_of_every_share_is_a_piece_of_the_batch(world):
+    """So a step that is accumulated in pieces is the same on any number of processes."""
+    (alone,) = Order(16, 16, seed=3).batches(0)
+    shares = [Order(16, 16, seed=3, rank=r, world_size=world).batches(0)[0] for r in range(world)]
+    for piece in range(2):
+        rows = slice(piece * 8 // world, (piece + 1) * 8 // world)
+        assert set(torch.cat([share[rows] for share in shares]).tolist()) == set(alone[piece * 8 :][:8].tolist())
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -29,7 +40,7 @@ def test_resume_goes_on_with_the_next_unseen_sample_on_any_number_of_processes(w
     whole = torch.cat(Order(100, 10, seed=3).batches(5))
     first = torch.cat(Order(100, 10, seed=3).batches(5)[:4])
     ranks = (Order(100, 10, 3, r, world).batches(5, seen=40) for r in range(world))
-    rest = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
+    rest = [torch.cat(parts)[dealt(10, world)] for parts in zip(*ranks, strict=True)]
     assert torch.equal(torch.cat([first, *rest]), whole)
 
 
