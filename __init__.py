@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saccade.pipelines.data import open_data as open_data
     from saccade.pipelines.views import View as View
     from saccade.pipelines.views import Views as Views
+    from saccade.tools.pretrain import pretrain as pretrain
 
 _HOMES = {  # public name: the module it lives in
     "UserError": "saccade.base.errors",
@@ -25,8 +26,9 @@ _HOMES = {  # public name: the module it lives in
     "build_pipeline": "saccade.pipelines.build",
     "load_backbone": "saccade.models.backbone",
     "open_data": "saccade.pipelines.data",
+    "pretrain": "saccade.tools.pretrain",
 }
-__all__ = ["UserError", "View", "Views", "__version__", "build_pipeline", "load_backbone", "open_data"]
+__all__ = ["UserError", "View", "Views", "__version__", "build_pipeline", "load_backbone", "open_data", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

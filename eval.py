@@ -34,7 +34,7 @@ from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation, Settings
 from saccade.evaluation.protocols import PROTOCOLS, find_protocol
 from saccade.evaluation.subject import Subject, open_subject
-from saccade.models.backbone import STEMS
+from saccade.models.backbone import STEMS, known_backbone
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
@@ -51,9 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(flags: argparse.Namespace) -> None:
     """Open the backbone and the images, run the protocol, print and write what it found."""
     check_flags(flags)
-    subject = open_subject(Path(flags.path).expanduser(), flags.backbone, flags.stem, flags.image_size)
-    if flags.backbone and subject.run is not None:
-        raise UserError(f"--backbone {flags.backbone}: {subject.name} says which backbone it is; leave the flag out.")
+    backbone = flags.backbone and known_backbone(flags.backbone)
+    subject = open_subject(Path(flags.path).expanduser(), backbone, flags.stem, flags.image_size)
+    if backbone and subject.run is not None and subject.architecture != backbone:
+        raise UserError(f"--backbone {backbone}: {subject.name} is of a {subject.architecture}; leave the flag out.")
     subject = replace(
         subject, **{name: _each(flags, name, len(subject.mean)) for name in ("mean", "std") if getattr(flags, name)}
     )
@@ -100,7 +101,9 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--data-dir", help="where cifar10, cifar100 and stl10 are kept (default: the run's, or data)")
     model = p.add_argument_group("the model")
-    model.add_argument("--backbone", help="timm name of the model in a file, where its weights do not tell")
+    model.add_argument(
+        "--backbone", help="timm name of the model in a file, where its weights do not tell, or path/to/file.py:NAME"
+    )
     model.add_argument("--stem", default="auto", help=f"stem of that model: {', '.join(STEMS)} (default: its layout's)")
     model.add_argument("--image-size", type=int, help="pixels of the test images (default: the run's, or the model's)")
     model.add_argument(

@@ -29,7 +29,7 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
 from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
 from saccade.runs.config import resolve
-from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, parse_flags
+from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, method_of, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
 from saccade.runs.folder import RunFolder, default_folder
 from saccade.runs.interrupt import Interrupt
@@ -64,14 +64,18 @@ def open_and_train(flags: argparse.Namespace, interrupt: Interrupt) -> int:
             unlabelled=labelled_beside(flags),
         )
         labelled = open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
-    out = Path(flags.out) if flags.out else default_folder(flags.method, flags.data)
-    config = resolve(flags, train_data, out)
+    config = resolve(flags, train_data, Path(flags.out) if flags.out else new_folder(flags))
     accelerator = start_accelerator(config.device, config.precision)
     with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
         if accelerator.is_main_process:
             folder.create(config.resume)
             announce(session, folder)
         return train(session, folder, val_data, interrupt)
+
+
+def new_folder(flags: argparse.Namespace) -> Path:
+    """A folder of its own for a run that was given none."""
+    return default_folder(method_of(flags).name, flags.data)
 
 
 def train(session: Session, folder: RunFolder, val_data: Source | None, interrupt: Interrupt) -> int:

@@ -86,6 +86,10 @@ class TrainingRecipe(Generic[OptionsT]):
     companion: Views | None = None  # the view `labelled` of labelled images that go beside unlabelled ones
     variant: str = ""  # of several on one data set, e.g. 5crop
 
+    def __repr__(self) -> str:
+        size = f"{self.image_size} px, {self.epochs} epochs"
+        return f"<TrainingRecipe {self.method} {self.name}: {self.backbone.name}, {size}>"
+
     @property
     def name(self) -> str:
         """What --recipe calls it."""

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import saccade.models.small_alexnet  # noqa: F401  (timm learns its name)
+from saccade.base import own
 from saccade.base.errors import UserError
 
 SMALL_IMAGE = 64  # pixels; up to here a ResNet's stem is replaced unless the recipe says otherwise
@@ -168,6 +169,22 @@ def replace_stem(model: nn.Module, stem: str) -> nn.Module:
     return model
 
 
+def known_backbone(name: str) -> str:
+    """timm's name of a model; path/to/file.py:NAME or package.module:NAME is executed first, and registers NAME there.
+
+    Take such a place from the user alone, never from something received.
+    """
+    place, colon, wanted = own.split(name)
+    if not colon or timm.is_model(name):
+        return name
+    own.load_code(place, f"--backbone {name}")
+    if not timm.is_model(wanted):
+        raise UserError(
+            f"--backbone {name}: {place} registers no {wanted} (@timm.models.register_model above it does)."
+        )
+    return wanted
+
+
 def check_backbone(name: str) -> None:
     """Raise UserError with the nearest names unless timm knows the model."""
     if not timm.is_model(name):
@@ -175,6 +192,7 @@ def check_backbone(name: str) -> None:
         raise UserError(
             f"--backbone {name}: timm has no such model"
             + (f"; the nearest are {', '.join(near)}." if near else "; timm.list_models() names them.")
+            + " One of your own: --backbone path/to/file.py:NAME."
         )
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
+from torch import distributed
 
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
@@ -87,26 +88,36 @@ def _without_dali() -> Choice:
 def build_pipeline(
     source: Source,
     recipe: Views,
-    order: Order,
+    order: Order | None = None,
     executor: str = "auto",
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
     renderer: str = "auto",
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
 ) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
-    Its `choice` says which executor it is and why.
+    Without `order`: all images, shuffled anew every epoch by `seed`, in whole batches of `batch_size` over all
+    processes, of which this one takes its share, on its GPU if it has one. Its `choice` says which executor it is and
+    why.
 
     Examples:
         >>> from saccade import View, Views, open_data
         >>> train, _ = open_data("textures")
-        >>> order = Order(len(train), batch_size=64, seed=0)
-        >>> with build_pipeline(train, Views(View("weak", 32).times(2)), order) as pipeline:
+        >>> with build_pipeline(train, Views(View("weak", 32).times(2)), batch_size=64, device="cpu") as pipeline:
         ...     batch = next(iter(pipeline))
+        >>> print(batch)
+        Batch(64 of weak_0 (3, 32, 32), weak_1 (3, 32, 32); labelled; on cpu)
         >>> len(pipeline), batch.views["weak_1"].shape, batch.params["weak_1"].box.shape
         (93, torch.Size([64, 3, 32, 32]), torch.Size([64, 4]))
     """
+    if order is None:
+        order, own = own_share(source, batch_size, seed)
+        device = device or own
+    device = device or "cpu"
     choice = choose_executor(executor, source, device)
     choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
     check_channels(recipe, source.channels)
@@ -121,6 +132,20 @@ def build_pipeline(
         pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     pipeline.choice = str(choice)
     return pipeline
+
+
+def own_share(source: Source, batch_size: int | None, seed: int) -> tuple[Order, torch.device]:
+    """This process's share of an epoch's batches, by torch.distributed or else its launcher's RANK, and its device."""
+    if batch_size is None:
+        raise UserError("build_pipeline needs batch_size=N, images of a step over all processes, or an order.")
+    rank, processes = (
+        (distributed.get_rank(), distributed.get_world_size())
+        if distributed.is_available() and distributed.is_initialized()
+        else (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    )
+    gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = gpu if torch.cuda.is_available() else torch.device("cpu")
+    return Order(len(source), batch_size, seed, rank, processes), device
 
 
 def _build(

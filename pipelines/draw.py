@@ -42,6 +42,9 @@ class ViewParams:
     def __len__(self) -> int:
         return self.flip.shape[0]
 
+    def __repr__(self) -> str:
+        return f"ViewParams({len(self)} of {', '.join(('box', 'flip', *self.drawn))})"
+
     def __getitem__(self, rows: Tensor | slice) -> ViewParams:
         return self._each(lambda column: column[rows])
 

@@ -28,6 +28,11 @@ class Batch:
     label: Tensor | None  # (n,) int64; None without labels
     companion: Batch | None = None  # n labelled images of another source: pipelines.companion
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(view.shape[1:])}" for name, view in self.views.items())
+        known = "no labels" if self.label is None else "labelled"
+        return f"Batch({len(self.index)} of {shapes}; {known}; on {next(iter(self.views.values())).device})"
+
     def __getitem__(self, rows: slice) -> Batch:
         """These rows of everything."""
         return Batch(
@@ -60,6 +65,12 @@ class Pipeline(ABC):
         self.source, self.recipe, self.order = source, recipe, order
         self.device, self.dtype, self.renderer = torch.device(device), dtype, renderer
         self.epoch, self.seen = 0, 0  # seen: samples of this epoch already handed out, over all processes
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of {self.source.name}: {len(self)} steps of {self.order.batch_size}, views "
+            f"{', '.join(self.recipe.names)}, on {self.device}>"
+        )
 
     @abstractmethod
     def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:

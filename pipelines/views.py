@@ -154,6 +154,12 @@ class Views:
                 return view
         raise KeyError(name)
 
+    def __repr__(self) -> str:
+        each = (
+            f"{v.name} {v.size} px ({', '.join(type(o).__name__ for o in v.operations) or 'cut'})" for v in self.views
+        )
+        return f"Views({'; '.join(each)})"
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(view.name for view in self.views)

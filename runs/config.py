@@ -13,7 +13,7 @@ from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.losses.recipe import TrainingRecipe
-from saccade.models.backbone import BackboneSpec
+from saccade.models.backbone import BackboneSpec, known_backbone
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.mixed import PLUS
@@ -68,6 +68,9 @@ class Config:
     checkpoint_every: int | None
     keep: int
     track: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<Config {self.recipe!r} on {self.data}, seed {self.seed}: {self.out}>"
 
     @property
     def table(self) -> str | None:
@@ -134,7 +137,7 @@ def changed(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe
             flag = f"--{name.replace('_', '-')} {getattr(flags, name)}"
             raise UserError(f"{flag} and --set {keys[key]} contradict each other; give one of them.")
     if flags.backbone:
-        recipe = replace(recipe, backbone=recipe.backbone.renamed(flags.backbone))
+        recipe = replace(recipe, backbone=recipe.backbone.renamed(known_backbone(flags.backbone)))
     with blamed(flags.set):
         recipe = with_settings(recipe, flags.set)
         check_recipe(recipe)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
+from saccade.base.own import absolute
 from saccade.base.program import command_parser
 from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE
 from saccade.losses.registry import find_method, methods
-from saccade.models.backbone import check_backbone
+from saccade.models.backbone import check_backbone, known_backbone
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.render import BACKENDS
@@ -71,7 +72,12 @@ def parser(
     """The flags of train.py, grouped."""
     p = command_parser(prog, description, examples)
     what = p.add_argument_group("what to train")
-    what.add_argument("--method", default="stec", help=f"one of {', '.join(methods())} (default: stec)")
+    what.add_argument(
+        "--method",
+        default="stec",
+        type=absolute,
+        help=f"one of {', '.join(methods())}, or your own: path/to/file.py, package.module (default: stec)",
+    )
     what.add_argument(
         "--data",
         default="textures",
@@ -101,7 +107,11 @@ def parser(
         help="take this recipe, of those that python -m tools.recipes METHOD lists "
         "(default: --data, or the nearest in size)",
     )
-    what.add_argument("--backbone", help="any timm model name (default: the recipe's)")
+    what.add_argument(
+        "--backbone",
+        type=absolute,
+        help="any timm model name, or your own: path/to/file.py:NAME, package.module:NAME (default: the recipe's)",
+    )
     what.add_argument(
         "--init",
         metavar="WEIGHTS",
@@ -240,7 +250,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         if find_spec(tracker) is None:
             raise UserError(f"--track {tracker} needs the package {tracker}; pip install {tracker}, or leave it out.")
     if flags.backbone:
-        check_backbone(flags.backbone)
+        check_backbone(known_backbone(flags.backbone))
     check_recipe_name(method_of(flags), flags.recipe)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.base.own import names_code as names_own_code
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.own import names_code
 from saccade.pipelines.sources.remote import is_remote
@@ -59,6 +60,17 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
     for name in ("data", "val_data", "labelled_data"):
         if name not in given:
             check_local(kept.get(name), f"--{name.replace('_', '-')}", folder)
+    for name in ("method", "backbone"):
+        named = kept.get(name)
+        if (
+            name not in given
+            and isinstance(named, str)
+            and (names_own_code(named) if name == "method" else ":" in named)
+        ):
+            raise UserError(
+                f"{folder}: its record has --{name} {kept[name]}, which runs code; if you trust it, say so: --{name} "
+                f"{kept[name]}."
+            )
     if "set" not in given and (own := [setting for setting in kept["set"] if settings.names_code(str(setting))]):
         raise UserError(
             f"{folder}: its record has --set {own[0]}, which runs code; if you trust it, say so: give every --set of "

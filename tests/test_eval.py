@@ -241,7 +241,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, capsys):
         ((run, "--device", "tpu"), "use auto, cpu or cuda"),
         ((run, "--plot", tmp_path / "no" / "such.png"), "in a folder that exists"),
         ((run, "--workers", -1), "--workers -1 is negative"),
-        ((run, "--backbone", "resnet18"), "says which backbone it is"),
+        ((run, "--backbone", "resnet18"), "is of a test_resnet; leave the flag out"),
     )
     for arguments, says in cases:
         assert says in refuse(capsys, *arguments), arguments

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
 from functools import cache
 from importlib.metadata import entry_points
-from pathlib import Path
 
+from saccade.base import own
 from saccade.base.errors import UserError
+from saccade.base.own import load_code
 from saccade.pipelines import operations
 from saccade.pipelines.operations.operation import Operation
 
 ENTRY_POINTS = "saccade.operations"
-FILE_MODULE = "saccade_file_"  # how modules made from files begin
 
 
 @cache
@@ -40,9 +37,9 @@ def find_operation(name: str) -> type[Operation]:
 
     A file or module given so is executed: take it from the user alone, never from something received.
     """
-    place, colon, wanted = name.rpartition(":")
+    place, colon, wanted = own.split(name)
     if colon:
-        return _from_file(Path(place), wanted) if place.endswith(".py") else _from_module(place, wanted)
+        return _of(load_code(place, f"the operation {name}"), wanted, place)
     known = known_operations()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -58,38 +55,7 @@ def place_of(kind: type[Operation]) -> str | None:
     """Where a class that no name stands for was found, as `find_operation` takes it; None for one that has a name."""
     if known_operations().get(kind.name) is kind:
         return None
-    module = kind.__module__
-    place = sys.modules[module].__file__ if module.startswith(FILE_MODULE) else module
-    return f"{place}:{kind.__name__}"
-
-
-def _from_file(path: Path, wanted: str) -> type[Operation]:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise UserError(f"the operation {path}:{wanted}: there is no such file.")
-    # One module for each file, however often it is named: its classes stay the same objects.
-    name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    module = sys.modules.get(name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
-    return _of(module, wanted, str(path))
-
-
-def _from_module(place: str, wanted: str) -> type[Operation]:
-    try:
-        module = importlib.import_module(place)
-    except Exception as error:
-        raise UserError(
-            f"the operation {place}:{wanted}: {place} cannot be imported: {type(error).__name__}: {error}."
-        ) from error
-    return _of(module, wanted, place)
+    return own.place_of(kind)
 
 
 def _of(module: object, wanted: str, place: str) -> type[Operation]:

@@ -102,6 +102,9 @@ class Source:
     def __len__(self) -> int:
         return self.index.length
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.describe()}>"
+
     @property
     def labels(self) -> np.ndarray | None:
         """(N,) int64, -1 where an image has no label; None where none has one."""

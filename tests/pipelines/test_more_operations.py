@@ -202,7 +202,7 @@ def test_every_operation_says_its_name_in_plain_values():
 def test_unknown_operations_are_answered_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match="did you mean posterise"):
         find_operation("posterize")
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="there is no file"):
         find_operation(f"{tmp_path}/mine.py:Mine")
     (tmp_path / "mine.py").write_text(
         "from saccade.pipelines.operations import Operation\nx = 1\n1 / 0 if x > 1 else 0\n"
