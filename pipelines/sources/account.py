@@ -22,23 +22,37 @@ class LeftOut:
     first: str = ""
     settled_by: str = ""
     guessed: bool = False  # leaving them out rests on a guess of what the data means
+    aside: bool = False  # they could hold no image: columns, fields, sidecar files
 
 
 @dataclass
 class Account:
-    """taken: images; used: what else was read, by what for (labels); guesses: sentences, each naming what settles
-    it."""
+    """seen: files, members and rows, counted as they are met; taken: images; used: what else was read, by what for
+    (labels); guesses: sentences, each naming what settles it. seen = taken + used + left out, which `check` asserts."""
 
+    seen: int = 0
     taken: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     guesses: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)  # sentences: containers that end early, which no conversion takes
 
-    def leave(self, reason: str, first: str, count: int = 1, settled_by: str = "", guessed: bool = False) -> None:
-        """Note `count` that are not taken."""
+    def see(self, count: int = 1) -> None:
+        """Count what is met, before it is known what becomes of it."""
+        self.seen += count
+
+    def leave(
+        self,
+        reason: str,
+        first: str,
+        count: int = 1,
+        settled_by: str = "",
+        guessed: bool = False,
+        aside: bool = False,
+    ) -> None:
+        """Note `count` of what was seen that are not taken."""
         if count:
-            entry = self.left_out.setdefault(reason, LeftOut(0, first, settled_by, guessed))
+            entry = self.left_out.setdefault(reason, LeftOut(0, first, settled_by, guessed, aside))
             entry.count += count
 
     def use(self, what: str, count: int = 1) -> None:
@@ -51,9 +65,10 @@ class Account:
 
     def add(self, other: Account) -> None:
         """Take over another account's entries, its images too."""
+        self.seen += other.seen
         self.taken += other.taken
         for reason, entry in other.left_out.items():
-            self.leave(reason, entry.first, entry.count, entry.settled_by, entry.guessed)
+            self.leave(reason, entry.first, entry.count, entry.settled_by, entry.guessed, entry.aside)
         for what, count in other.used.items():
             self.use(what, count)
         self.damaged += other.damaged
@@ -61,11 +76,18 @@ class Account:
             self.guess(sentence)
 
     @property
-    def seen(self) -> int:
+    def accounted(self) -> int:
         return self.taken + sum(e.count for e in self.left_out.values()) + sum(self.used.values())
 
     def check(self, name: str) -> None:
-        """UserError where a guess leaves out more than is taken."""
+        """The sum is the whole; UserError where a guess leaves out more than is taken. An account that counted nothing
+        it met (a source of the user's own) is taken at its word."""
+        self.seen = self.seen or self.accounted
+        if self.seen != self.accounted:
+            raise RuntimeError(
+                f"{name}: {self.seen:,} files, members and rows were seen, but {self.accounted:,} are accounted for; "
+                "please report it."
+            )
         for reason, entry in self.left_out.items():
             if entry.guessed and entry.count > self.taken:
                 raise UserError(
@@ -84,7 +106,7 @@ class Account:
         """A sentence for each guess, and for each reason that left out more than one in a hundred."""
         found = list(self.guesses)
         for reason, entry in self.left_out.items():
-            if entry.guessed or entry.count > WORTH_A_WARNING * (self.taken + entry.count):
+            if entry.guessed or (not entry.aside and entry.count > WORTH_A_WARNING * (self.taken + entry.count)):
                 way = f"; {entry.settled_by}" if entry.settled_by else ""
                 found.append(f"{entry.count:,} {reason} left out, such as {printable(entry.first)}{way}")
         return found

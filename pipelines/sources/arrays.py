@@ -55,7 +55,7 @@ class ArraySource(Source):
             labels,
             None if classes is None else tuple(classes),
             columns={"row": np.arange(len(images))},
-            account=Account(taken=len(images)),
+            account=Account(len(images), len(images)),
         )
         super().__init__(name, index, ArrayReader(name, images), "npz")
 
@@ -91,7 +91,8 @@ def load_npz(path: Path, options: Options = PLAIN) -> ArraySource:
     source = ArraySource(str(path), images, labels, names or None)
     source.account.add(account)
     if unused := [key for key in keys if key not in (image_key, label_key, "classes")]:
-        source.account.leave("arrays of the .npz that are not read", unused[0], len(unused))
+        source.account.see(len(unused))
+        source.account.leave("arrays of the .npz that are not read", unused[0], len(unused), aside=True)
     return source
 
 

@@ -118,6 +118,7 @@ class BetonSource(Source):
         if manifest and manifest.classes and labels is not None and labels.max() < len(manifest.classes):
             classes = tuple(manifest.classes)
         account.taken = len(images["mode"])
+        account.see(account.taken)
         columns = {
             "row": np.arange(account.taken),
             "offset": images["data_ptr"].astype(np.int64),
@@ -211,14 +212,21 @@ def _columns(path: Path, fields: np.ndarray, options: Options, account: Account)
         labels = [k for k in whole if names[k] == options.label_key]
         if not labels:
             raise UserError(f"{path}: has no field of whole numbers {options.label_key} among {', '.join(names)}.")
-        return images[0], labels[0]
+        return _account_fields(names, images[0], labels[0], account)
     labels = [k for word in LABEL_FIELDS for k in whole if names[k].lower() == word]
     if whole and not labels:
         account.guess(
             f"{path}: no field is called label, so there are no labels; --label-key {names[whole[0]]} takes that field "
             "of whole numbers"
         )
-    return images[0], labels[0] if labels else None
+    return _account_fields(names, images[0], labels[0] if labels else None, account)
+
+
+def _account_fields(names: list[str], image: int, label: int | None, account: Account) -> tuple[int, int | None]:
+    unread = [name for k, name in enumerate(names) if k not in (image, label)]
+    account.see(len(unread))
+    account.leave("fields that are not read", next(iter(unread), ""), len(unread), aside=True)
+    return image, label
 
 
 def _lengths(

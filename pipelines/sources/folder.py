@@ -84,15 +84,19 @@ def scan(folder: Path, account: Account) -> Iterator[str]:
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
+            account.see()
             account.leave(f"folders that cannot be read ({error.strerror})", prefix or place)
             return
         folders = []
         for entry in entries:
             name = prefix + entry.name
-            if entry.name.startswith("."):
-                account.leave("hidden", name)
-            elif entry.is_dir():
+            hidden = entry.name.startswith(".")
+            if not hidden and entry.is_dir():
                 folders.append(entry)
+                continue
+            account.see()
+            if hidden:
+                account.leave("hidden", name)
             elif not entry.is_file():
                 account.leave("that are no files (a pipe, a socket, a broken link)", name)
             elif _is_image(entry):
@@ -103,8 +107,10 @@ def scan(folder: Path, account: Account) -> Iterator[str]:
             inside = os.path.realpath(entry.path)
             own = f"{real}{os.sep}{entry.name}" == inside
             if entry.name.lower() in SYSTEM_FOLDERS:
+                account.see()
                 account.leave("folders that a system made", prefix + entry.name)
             elif inside in above or (not own and _below(root, real) and _below(root, inside)):
+                account.see()
                 account.leave("linked folders (their images are taken where they lie)", prefix + entry.name)
             else:
                 yield from walk(entry.path, f"{prefix}{entry.name}/", above | {inside}, inside)

@@ -73,5 +73,5 @@ class Index:
             labels=None if self.labels is None else self.labels[rows],
             names=self.names.take(rows) if len(self.names) else self.names,
             columns={name: column[rows] for name, column in self.columns.items()},
-            account=Account(taken=len(rows), guesses=list(self.account.guesses)),
+            account=Account(len(rows), len(rows), guesses=list(self.account.guesses)),
         )

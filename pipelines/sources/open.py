@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,12 +34,12 @@ Opener = Callable[[], Source]
 
 @dataclass(frozen=True)
 class Found:
-    """The splits of a data set by name, each opened when called. guesses: sentences on what was guessed to tell
-    them."""
+    """The splits of a data set by name, each opened when called. account: of what lies beside them, and what was
+    guessed to tell them."""
 
     kind: str
     splits: dict[str, Opener]
-    guesses: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,10 @@ def open_split(found: Found, split: str, options: Options) -> Source:
         if not table.is_file():
             raise UserError(f"--labels {options.table}: no such file; give a CSV of FILE,LABEL rows, none or folders.")
         source = with_table(source, read_table(table, label_key=options.label_key))
-    for sentence in found.guesses:
-        source.account.guess(sentence)
+    if found.kind == "own":
+        source.account.seen = 0  # what a user's own source met is taken at its word
+    source.account.add(found.account)
+    source.account.check(source.name)
     return source
 
 
@@ -123,12 +125,12 @@ def _mixture(parts: list[tuple[str, float]], options: Options) -> Found:
     splits: dict[str, Opener] = {
         "train": lambda: mixed([open_split(e, name, options) for e, name, _ in chosen], [w for *_, w in chosen])
     }
-    guesses = []
+    account = Account()
     if beside:
         splits["val"] = lambda: mixed([open_split(e, name, options) for e, name in beside], [1] * len(beside))
         if without:
-            guesses.append(f"{', '.join(map(printable, without))} has no validation split; the others' are tested on")
-    return Found("mixed", splits, guesses)
+            account.guess(f"{', '.join(map(printable, without))} has no validation split; the others' are tested on")
+    return Found("mixed", splits, account)
 
 
 def evaluation_split(found: Found, training: str) -> str | None:
@@ -205,11 +207,11 @@ def _folder(path: Path, options: Options) -> Found:
     containers = _containers(path)
     if containers:
         return _containers_found(path, containers, options)
-    guesses: list[str] = []
-    inside = split_folders(path, guesses)
+    account = Account()
+    inside = split_folders(path, account)
     if inside:
-        return Found("folder", {name: partial(_one_folder, place, options) for name, place in inside.items()}, guesses)
-    found = Found("folder", {"train": partial(FolderSource, path, options)}, guesses)
+        return Found("folder", {name: partial(_one_folder, place, options) for name, place in inside.items()}, account)
+    found = Found("folder", {"train": partial(FolderSource, path, options)}, account)
     if is_train(path.name):
         siblings = {p.name.lower(): p for p in path.parent.iterdir() if p.is_dir()}
         other = next((siblings[name] for name in VALIDATION if name in siblings), None)
@@ -267,13 +269,34 @@ def _images(path: Path, most: int) -> list[str]:
     return sorted(found, key=lambda name: "/" not in name)
 
 
+def _leave_beside(path: Path, files: list[Path], account: Account) -> None:
+    """Account for what a folder of containers holds beside them, as far down as they lie."""
+    taken, folders = set(files), {path, *(file.parent for file in files)}
+    for place in sorted(folders):
+        for other in sorted(place.iterdir()):
+            if other in taken or other in folders or any(other in folder.parents for folder in folders):
+                continue
+            account.see()
+            suffix = other.suffix.lower()
+            if other.name.endswith(_SIDECARS) or other.name.startswith((".", "cache-")):
+                account.use("files that go with the data")
+            elif suffix in _MANY or suffix in _ONE:
+                way = f"--data with their names takes them, {path}/*{suffix} where they are several"
+                account.leave(f"{suffix} files beside the {files[0].suffix} files", other.name, 1, way, guessed=True)
+            else:
+                account.leave(f"files and folders beside the {files[0].suffix} files", other.name, aside=True)
+
+
+_SIDECARS = (".idx", ".index.json", ".beton.json", ".npz.json", "manifest.json", ".bad.txt", "bad_images.txt")
+
+
 def _containers_found(path: Path, files: list[Path], options: Options) -> Found:
+    account = Account()
+    _leave_beside(path, files, account)
     if files[0].suffix in _MANY:
-        found = _files(files, str(path), options)
-        return found
+        return replace(_files(files, str(path), options), account=account)
     groups = by_split(files)
     if any(len(own) > 1 for own in groups.values()):
         groups = {file.stem: [file] for file in files}
-    return Found(
-        _KIND[files[0].suffix], {name: partial(_ONE[own[0].suffix], own[0], options) for name, own in groups.items()}
-    )
+    splits = {name: partial(_ONE[own[0].suffix], own[0], options) for name, own in groups.items()}
+    return Found(_KIND[files[0].suffix], splits, account)

@@ -123,6 +123,9 @@ class ParquetSource(Source):
                     raise
                 raise UserError(f"{file}: cannot be read as a table ({str(error).splitlines()[0]}).") from error
         account.taken = sum(counts)
+        unread = [name for name in schema.names if name not in (image, label)] if files else []
+        account.see(account.taken + len(unread))
+        account.leave("columns that are not read", next(iter(unread), ""), len(unread), aside=True)
         if not account.taken:
             raise UserError(f"{files[0]}: holds no rows.")
         numbers, classes = _numbered(labels, _class_names(schema, label), f"{name}, column {label}")

@@ -33,7 +33,7 @@ from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
 
 _OPEN_FILES = 128  # shards kept open at a time
-_FORMAT = 2  # of the kept index
+_FORMAT = 3  # of the kept index
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,8 @@ def _load_index(place: Path, key: dict) -> Shard | None:
         members = [Member(str(n), int(o), int(s), label) for n, o, s, label in content["members"]]
         kept = content["account"]
         left = {str(reason): LeftOut(**entry) for reason, entry in kept["left_out"].items()}
-        return Shard(
-            members, bool(content["cut"]), Account(int(kept["taken"]), left, dict(kept["used"]), list(kept["guesses"]))
-        )
+        account = Account(int(kept["seen"]), int(kept["taken"]), left, dict(kept["used"]), list(kept["guesses"]))
+        return Shard(members, bool(content["cut"]), account)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # none there, or not one of ours
 
@@ -211,6 +210,7 @@ def _keep_index(shard: Path, key: dict, found: Shard) -> None:
 def _scan(shard: Path, image_key: str | None = None, label_key: str | None = None) -> Shard:
     account, found = Account(), []
     parts, cut = _listed(shard) or _headers(shard, account)
+    account.see(len(parts))
     with open(shard, "rb") as file:
 
         def text(part: Part) -> str:
@@ -253,6 +253,7 @@ def _headers(shard: Path, account: Account) -> tuple[list[Part], bool]:
                 if member.isfile():
                     parts.append(Part(member.name, member.offset_data, member.size))
                 elif not member.isdir():
+                    account.see()
                     account.leave("links and devices in the tar", member.name)
         except tarfile.ReadError:  # "unexpected end of data"
             cut = True

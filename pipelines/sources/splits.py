@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,8 +43,9 @@ def _place(name: str) -> int:
     return SPLITS.index(name) if name in SPLITS else 0
 
 
-def split_folders(folder: Path, guesses: list[str]) -> dict[str, Path]:
-    """The sub-folders that are splits, by their names in lower case; {} where the sub-folders are classes.
+def split_folders(folder: Path, account: Account) -> dict[str, Path]:
+    """The sub-folders that are splits, by their names in lower case; {} where the sub-folders are classes. What lies
+    beside them, and what was guessed, is accounted.
 
     A folder called `train` among others is a class, unless it holds class folders and they do not.
     """
@@ -55,17 +57,20 @@ def split_folders(folder: Path, guesses: list[str]) -> dict[str, Path]:
             found.setdefault(place.name.lower(), place)
     found = {name: found[name] for name in sorted(found, key=_place) if _depth(found[name])}
     if len(inside) == 1 and not found and _depth(folder) > 1:
-        deeper = split_folders(inside[0], guesses)
+        deeper = split_folders(inside[0], account)
         if deeper:
-            guesses.append(f"the splits are those in {printable(str(inside[0]))}; --data names it to settle that")
+            _leave_beside(folder, [inside[0]], account)
+            account.guess(f"the splits are those in {printable(str(inside[0]))}; --data names it to settle that")
         return deeper
     others = [p for p in inside if p.name.lower() not in SPLITS and _depth(p)] if found else []
     if not others:
+        if found:
+            _leave_beside(folder, list(found.values()), account)
         return found
     names = ", ".join(printable(p.name) for p in others[:3])
     if len(found) == 1 and not _depth(next(iter(found.values()))) > max(map(_depth, others)):
         (place,) = found.values()
-        guesses.append(
+        account.guess(
             f"{printable(place.name)} in {folder} is taken for a class beside {names}; --data "
             f"{printable(str(place))} takes "
             "its images alone"
@@ -78,12 +83,37 @@ def split_folders(folder: Path, guesses: list[str]) -> dict[str, Path]:
             f"{names} with "
             f"{lost:,}, so it is no set of splits and no class tree either; give --data the folder that is meant."
         )
-    guesses.append(
+    _leave_beside(folder, list(found.values()), account)
+    account.guess(
         f"{', '.join(printable(p.name) for p in found.values())} in {folder} are taken for the splits, so "
         f"{names} beside "
         "them are not read; --data FOLDER names what is meant"
     )
     return found
+
+
+def _leave_beside(folder: Path, taken: list[Path], account: Account) -> None:
+    """Account for all that lies in the folder beside the splits: images in other folders, files on top."""
+    places = {place.name for place in taken}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name in places:
+            continue
+        if entry.name.startswith("."):
+            reason = "hidden"
+        elif entry.name.lower() in SYSTEM_FOLDERS:
+            reason = "folders that a system made"
+        elif entry.is_dir():
+            inside = Account()
+            images = sum(1 for _ in scan(Path(entry.path), inside))
+            account.see(inside.seen)
+            account.leave("images in folders beside the splits", f"{entry.name}/", images)
+            others = inside.seen - images
+            account.leave("other files in folders beside the splits", f"{entry.name}/", others, aside=True)
+            continue
+        else:
+            reason = "files beside the splits"
+        account.see()
+        account.leave(reason, entry.name, aside=True)
 
 
 def _depth(folder: Path) -> int:

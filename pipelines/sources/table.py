@@ -42,6 +42,8 @@ class Table:
 
     path: Path
     labels: dict[str, str | None]
+    rows: int = 0  # with those that repeat another
+    unread: tuple[str, ...] = ()  # names of the other columns
     labelled: bool = True  # whether there is a column of labels
 
 
@@ -55,6 +57,7 @@ def read_table(path: Path, need_labels: bool = True, label_key: str | None = Non
         raise UserError(f"--labels {path}: cannot be read as CSV ({error}).") from error
     if not rows:
         raise UserError(f"--labels {path}: is empty; it needs a row FILE,LABEL for each image.")
+    head = rows[0]
     file_column, label_column, rows = _columns(path, rows, need_labels, label_key, flag)
     labels: dict[str, str | None] = {}
     for number, row in enumerate(rows, 1):
@@ -68,7 +71,8 @@ def read_table(path: Path, need_labels: bool = True, label_key: str | None = Non
                 f"{labels[name]!r}; leave one of them."
             )
         labels[name] = label
-    return Table(path, labels, label_column is not None)
+    unread = tuple(name for k, name in enumerate(head) if k not in (file_column, label_column))
+    return Table(path, labels, len(rows), unread, label_column is not None)
 
 
 def _delimiter(text: str) -> str:
@@ -137,12 +141,17 @@ def with_table(source: Source, table: Table) -> Source:
         first = printable(source.key_of(int(np.argmin(labels))))
         other.account.guess(f"{missing:,} of {len(source):,} images have no label in {table.path}, such as {first}")
     unmatched = [name for name in table.labels if name not in rows]
-    if unmatched:
-        other.account.guess(
-            f"{len(unmatched):,} of {len(table.labels):,} rows of {table.path} name no image of {source.name}, such as "
-            f"{printable(unmatched[0])}"
-        )
+    _account(table, other.account, f"rows of {table.path} that name no image of {source.name}", unmatched)
+    other.account.use("rows of labels", len(rows))
     return other
+
+
+def _account(table: Table, account: Account, why: str, left: list[str]) -> None:
+    """Note the table's rows and columns that are not used; the others are for the caller to note."""
+    account.see(table.rows + len(table.unread))
+    account.leave(why, next(iter(left), ""), len(left))
+    account.leave("rows that repeat another", str(table.path), table.rows - len(table.labels))
+    account.leave("columns that are not read", next(iter(table.unread), ""), len(table.unread), aside=True)
 
 
 def column_of(source: Source, table: str, column: str) -> list[str | None]:
@@ -219,6 +228,7 @@ class TableSource(Source):
                 texts.append(label)
             else:
                 account.leave("rows whose file is no image", name)
+        _account(table, account, "", [])
         if not files:
             raise UserError(
                 f"{path}: not one of its {len(table.labels):,} rows names an image below {folder.absolute()}; "

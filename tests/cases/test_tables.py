@@ -13,7 +13,7 @@ from PIL import Image
 from saccade import train as training
 from saccade.base.errors import UserError
 from saccade.pipelines.data import open_data
-from saccade.pipelines.sources import ArraySource, Options
+from saccade.pipelines.sources import Account, ArraySource, Options
 from saccade.pipelines.sources.holdout import hold_out, may_hold_out
 from saccade.tools.convert import main as convert
 from tests.present import present
@@ -111,6 +111,7 @@ def test_any_table_gives_what_csv_says_or_one_sentence(photos, tmp_path, rows):
         source, _ = open_data(str(photos), options=Options(labels=str(tmp_path / "h.csv")))
     except UserError:
         return
+    assert source.account.seen == 6 + len(rows)  # images, rows
     want = {name: None if label in ("", "-1") else label for name, label in rows if name != "no.png"}
     assert {k: v for k, v in labels_of(source).items() if v is not None} == {
         k: v for k, v in want.items() if v is not None
@@ -310,3 +311,33 @@ def test_a_run_without_a_split_measures_on_the_labelled_images_says_and_records_
         assert told in capsys.readouterr().out
     summary = json.loads((tmp_path / "run24" / "summary.json").read_text())
     assert "leave one out" in summary["knn_test"] and 0 <= summary["knn_top1"] <= 100
+
+
+def test_the_account_is_the_whole_of_what_lies_there(tmp_path, photos):
+    """Folders beside splits, members, columns, fields and arrays that are not read."""
+    for name in ("train/cat/a.png", "val/cat/b.png", "figures/c.png", "figures/d.txt", "README.md"):
+        (tmp_path / "s" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s" / name).write_bytes(png(1))
+    source, _ = open_data(str(tmp_path / "s"))
+    assert source.account.seen == 1 + 3 and "1 images in folders beside the splits" in source.account.line()
+    (photos / "l.csv").write_text("file,label,who,when\na.png,1,x,y\na.png,1,x,y\nb.png,2,x,y\n")
+    source, _ = open_data(str(photos / "l.csv"))
+    assert source.account.seen == 3 + 2 and source.account.left_out["columns that are not read"].count == 2
+    table = pa.table({"image": [png(1), png(2)], "label": [0, 1], "caption": ["a", "b"]})
+    (tmp_path / "q").mkdir()
+    parquet.write_table(table, tmp_path / "q" / "train.parquet")
+    (tmp_path / "q" / "dataset_info.json").write_text("{}")
+    source, _ = open_data(str(tmp_path / "q"))
+    assert source.account.seen == 2 + 1 + 1 and not source.account.warnings()
+    np.savez(tmp_path / "q" / "more.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+    source, _ = open_data(str(tmp_path / "q"))
+    assert any(".npz files beside the .parquet files" in line for line in source.account.warnings())
+
+
+def test_an_account_that_does_not_add_up_is_an_error():
+    account = Account(seen=5, taken=3)
+    account.leave("odd", "x")
+    with pytest.raises(RuntimeError, match="5 files, members and rows were seen, but 4"):
+        account.check("x")
+    account.leave("even", "y")
+    account.check("x")

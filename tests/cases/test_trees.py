@@ -15,6 +15,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import FolderSource, Options, image_size
 from saccade.pipelines.sources.decode import decode
+from saccade.pipelines.sources.open import find, open_split
 from tests.present import present
 
 
@@ -165,8 +166,18 @@ def test_orientation_is_undone_once(tmp_path, orientation, ending):
     assert decode(tmp_path / f"x{ending}").shape[:2] == image_size(tmp_path / f"x{ending}") == want
 
 
+def everything(root) -> int:
+    """Files below it; a hidden folder, and one that a system made, is one thing."""
+    count = 0
+    for _, folders, files in os.walk(root):
+        closed = [name for name in folders if name[0] in ".@"]
+        folders[:] = [name for name in folders if name not in closed]
+        count += len(files) + len(closed)
+    return count
+
+
 NAMES = st.sampled_from(["a.jpg", "b.JPG", "c.png", "d.txt", "e", ".f.jpg", "g h.jpg", "ü.png", "i.jpg.bak"])
-CLASSES = st.sampled_from(["cat", "dog", "Val", "train", "@eaDir", "x.y", ".git"])
+CLASSES = st.sampled_from(["cat", "dog", "Val", "train", "train/eel", "val/eel", "test/cat", "@eaDir", "x.y", ".git"])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -183,10 +194,14 @@ def test_any_tree_is_accounted_whole(tmp_path, classes, top):
             os.replace(file.with_suffix(".jpg"), file) if file.suffix != ".txt" else file.write_text("x")
             file.with_suffix(".jpg").unlink(missing_ok=True)
     try:
+        found = find(str(root))
+        sources = [open_split(found, split, Options()) for split in found.splits]
         source = FolderSource(root)
     except UserError:
         return
-    assert source.account.taken == len(source) and source.account.seen >= len(source)
+    seen = sum(split.account.seen for split in sources) - (len(sources) - 1) * found.account.seen
+    assert seen == source.account.seen == everything(root)
+    assert source.account.taken == len(source)
     assert all(source.read(i).shape == (6, 8, 3) for i in range(len(source)))
     if source.labels is not None:
         parts = [source.key_of(i).split("/") for i in range(len(source))]

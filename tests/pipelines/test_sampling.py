@@ -45,7 +45,7 @@ def test_processes_and_restarts_see_what_one_run_would(weights, world_size, done
     parts = [WeightedOrder(values, None, 6, 7, rank, world_size) for rank in range(world_size)]
     seen = min(done, len(whole)) * 6
     for step, batch in enumerate(whole[seen // 6 :]):
-        assert torch.equal(torch.cat([part.batches(epoch, seen)[step] for part in parts]), batch)
+        assert torch.equal(torch.stack([part.batches(epoch, seen)[step] for part in parts], dim=1).flatten(), batch)
 
 
 def test_over_many_epochs_every_image_has_its_share_and_its_own_company():

@@ -308,7 +308,7 @@ def test_sharded_order_on_many_processes_and_resumed_is_that_of_one(ranks):
     whole = torch.cat(ShardedOrder(SHARD, 3, 8, 1).batches(1))
     first = torch.cat(ShardedOrder(SHARD, 3, 8, 1).batches(1)[:5])
     rest = [ShardedOrder(SHARD, 3, 8, 1, rank, ranks).batches(1, seen=40) for rank in range(ranks)]
-    together = torch.cat([torch.cat(parts) for parts in zip(*rest, strict=True)])
+    together = torch.cat([torch.stack(parts, dim=1).flatten() for parts in zip(*rest, strict=True)])
     assert torch.equal(torch.cat([first, together]), whole)
 
 
