@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
-from saccade.losses.cacr import CODE
 from saccade.losses.functional import (
     attraction_weights,
     drop_diagonal,
@@ -21,9 +20,7 @@ from saccade.losses.functional import (
     require_unit_interval,
     squared_distance,
 )
-from saccade.losses.moco_recipes import SMALL, V2_RECIPES, on_textures, small_v2, v2_views
-from saccade.losses.objective import Method, QueueObjective
-from saccade.losses.recipe import TrainingRecipe, choose_recipe, derive_recipe
+from saccade.losses.objective import QueueObjective
 from saccade.models.gather import all_gather
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
@@ -171,52 +168,3 @@ class CACRQueue(QueueObjective[CACRQueueOptions]):
         ]
         parts = {name: torch.stack([found[name] for _, found in results]).mean() for name in results[0][1]}
         return {"loss": torch.stack([loss for loss, _ in results]).mean(), **parts}
-
-
-def cacr_queue_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[CACRQueueOptions]:
-    """The authors' recipe on ImageNet and ImageNet-100, else ours."""
-    return choose_recipe(RECIPES, data, image_size)
-
-
-def _recipe(data: str, views: int = 5) -> TrainingRecipe[CACRQueueOptions]:
-    base = V2_RECIPES["imagenet"]
-    names = tuple(f"view_{i}" for i in range(views))
-    return derive_recipe(
-        base,
-        "cacr-queue",
-        CACRQueueOptions(intra_batch="block-32"),
-        data=data,
-        views=v2_views(data, 224, names),
-        sources={
-            "options": f"{CODE}, sub-README commands; the CLI's defaults are alpha = beta = 3, t_neg 1",
-            "options.intra_batch": f"{CODE}: 256 images on 8 GPUs, negatives of the same GPU",
-            "options.queue_cache_quirk": f"{CODE}: one cache for all views, a defect; true does as the original",
-            "optimizer": f"{CODE}, sub-README",
-            "schedule": f"{CODE}: by whole epochs, no warm-up",
-            "views": f"{CODE} --aug-plus",
-            "batch_norm": f"{CODE}: 32 images a GPU, keys shuffled over the GPUs",
-        },
-    )
-
-
-def _small(recipe: TrainingRecipe[CACRQueueOptions]) -> TrainingRecipe[CACRQueueOptions]:
-    return replace(recipe, options=replace(recipe.options, intra_batch="batch"))
-
-
-_AUTHORS = (_recipe("imagenet"), _recipe("imagenet100"))
-_WHY = "no authors' recipe for {} with a queue; MoCo v2's of ours with K = 4"
-_OURS = (
-    *(replace(_small(small_v2(_AUTHORS[0], data, _WHY.format(data))), epochs=200) for data in SMALL),
-    _small(on_textures(_recipe("textures", 2), teacher_momentum=0.99, queue_size=2048, projector_hidden=(512,))),
-)
-RECIPES = {recipe.name: recipe for recipe in (*_AUTHORS, *_OURS)}
-
-METHODS = (
-    Method(
-        "cacr-queue",
-        "CACR on MoCo v2: K+1 views, negatives from a queue and the batch",
-        CACRQueue,
-        cacr_queue_recipe,
-        tuple(r.name for r in _AUTHORS),
-    ),
-)

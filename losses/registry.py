@@ -12,6 +12,7 @@ from types import ModuleType
 from saccade import losses
 from saccade.base import own
 from saccade.base.errors import UserError
+from saccade.losses import recipes
 from saccade.losses.objective import Method
 
 ENTRY_POINTS = "saccade.methods"  # NAME = "package.module", a module that defines METHODS
@@ -27,9 +28,10 @@ def methods() -> dict[str, Method]:
         1000
     """
     found = {}
-    for info in pkgutil.iter_modules(losses.__path__):
-        for method in getattr(importlib.import_module(f"saccade.losses.{info.name}"), "METHODS", ()):
-            found[method.name] = method
+    for room in (losses, recipes):
+        for info in pkgutil.iter_modules(room.__path__):
+            for method in getattr(importlib.import_module(f"{room.__name__}.{info.name}"), "METHODS", ()):
+                found[method.name] = method
     for entry in entry_points(group=ENTRY_POINTS):
         found |= {m.name: m for m in _methods_of(entry.load(), f"the entry point {entry.name}") if m.name not in found}
     return dict(sorted(found.items()))

@@ -6,24 +6,21 @@ the drawn `ViewParams`: nothing is recorded on the side.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saccade.base.errors import UserError
-from saccade.losses.byol import BYOL, BYOLOptions, byol_recipe
-from saccade.losses.objective import Method, Objective
-from saccade.losses.recipe import TrainingRecipe, derive_recipe
-from saccade.losses.simclr import CODE, PUBLISHED, SimCLR, SimCLROptions, simclr_recipe
+from saccade.losses.byol import BYOL, BYOLOptions
+from saccade.losses.objective import Objective
+from saccade.losses.simclr import SimCLR, SimCLROptions
 from saccade.losses.stec_targets import BINS, manipulation_loss, relative_transform, view_to_source
 from saccade.models.heads import mlp
 from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.views import Views
-
-MANIPULATION_WEIGHT = {"cifar10": 1.0, "cifar100": 1.0, "stl10": 0.3, "imagenet": 0.6}  # --manip_lambda, README
 
 
 @dataclass(frozen=True)
@@ -132,42 +129,3 @@ def _changed(a: ViewParams, b: ViewParams, changes: dict[tuple[str, str], float]
     if not changes:
         return None
     return torch.stack([(b.drawn[k][c] - a.drawn[k][c]) / span for (k, c), span in changes.items()], dim=1)
-
-
-def stec_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[STECOptions]:
-    """SimCLR's recipe for `data` with the inverse model's weight."""
-    base = simclr_recipe(data, image_size)
-    weight = MANIPULATION_WEIGHT.get(base.data, 0.6 if base.image_size > 96 else 1.0)
-    return derive_recipe(
-        base,
-        "stec",
-        STECOptions(**asdict(base.options), manipulation_weight=weight),
-        sources={
-            **base.sources,
-            "options.manipulation_weight": f"{CODE}, README",
-            "options.true_translation": f"{CODE}: a product that is no true composition; true gives the exact one",
-        },
-    )
-
-
-def stec_byol_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[STECBYOLOptions]:
-    """BYOL's recipe for `data` with the inverse model at half the weight of BYOL's loss, S-TEC's ratio on CIFAR."""
-    base = byol_recipe(data, image_size)
-    return derive_recipe(
-        base,
-        "stec-byol",
-        STECBYOLOptions(**asdict(base.options), manipulation_weight=0.5),
-        proposals={**base.proposals, "method": "ours: no code of S-TEC on BYOL was released"},
-    )
-
-
-METHODS = (
-    Method("stec", "SimCLR and an inverse model of the crop (efference copy)", STEC, stec_recipe, PUBLISHED),
-    Method(
-        "stec-byol",
-        "S-TEC's inverse model on BYOL: our extension, also --method stec --stec-base byol",
-        STECBYOL,
-        stec_byol_recipe,
-        (),
-    ),
-)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from saccade.base.errors import UserError
-from saccade.losses.cacr import RECIPES, cacr_loss, cacr_recipe
+from saccade.losses.cacr import cacr_loss
 from saccade.losses.functional import normalise
+from saccade.losses.recipes.cacr import RECIPES, cacr_recipe
 from saccade.models.backbone import create_backbone
 from saccade.models.heads import mlp
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts

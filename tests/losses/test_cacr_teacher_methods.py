@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from saccade.base.errors import UserError
-from saccade.losses.cacr_momentum import RECIPES as MOMENTUM
 from saccade.losses.cacr_momentum import cacr_momentum_loss, effective_negatives
-from saccade.losses.cacr_queue import RECIPES as QUEUE
 from saccade.losses.cacr_queue import cacr_queue_loss
 from saccade.losses.functional import normalise
 from saccade.losses.moco import moco_v3_loss
+from saccade.losses.recipes.cacr_momentum import RECIPES as MOMENTUM
+from saccade.losses.recipes.cacr_queue import RECIPES as QUEUE
 from saccade.models.gather import rank
 from tests.distributed import dealt, run_ranks
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts

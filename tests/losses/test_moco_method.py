@@ -8,7 +8,7 @@ import torch
 from saccade.base.errors import UserError
 from saccade.losses.functional import normalise
 from saccade.losses.moco import moco_v2_loss, moco_v3_loss
-from saccade.losses.moco_recipes import V2_RECIPES, V3_RECIPES, moco_v2_recipe, moco_v3_recipe
+from saccade.losses.recipes.moco import V2_RECIPES, V3_RECIPES, moco_v2_recipe, moco_v3_recipe
 from saccade.models.backbone import create_backbone
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference_values import assert_close

@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from saccade.base.errors import UserError
-from saccade.losses.byol import byol_loss, byol_recipe
+from saccade.losses.byol import byol_loss
 from saccade.losses.functional import normalise
+from saccade.losses.recipes.byol import byol_recipe
+from saccade.losses.recipes.resa import RECIPES as RESA
+from saccade.losses.recipes.resa import resa_recipe
+from saccade.losses.recipes.ressl import RECIPES as RESSL
+from saccade.losses.recipes.ressl import ressl_recipe
+from saccade.losses.recipes.rsa import rsa_recipe
 from saccade.losses.registry import find_method
 from saccade.losses.resa import resa_assignment, resa_loss
-from saccade.losses.resa_recipes import RECIPES as RESA
-from saccade.losses.resa_recipes import resa_recipe
-from saccade.losses.ressl import RECIPES as RESSL
-from saccade.losses.ressl import ressl_loss, ressl_recipe
-from saccade.losses.rsa import rsa_loss, rsa_recipe
+from saccade.losses.ressl import ressl_loss
+from saccade.losses.rsa import rsa_loss
 from saccade.models.norm import SplitBatchNorm2d, batch_permutation, convert_batch_norm
 from tests.losses.method_checks import images_of, learner_of, small, trained_parts
 from tests.reference_values import assert_close

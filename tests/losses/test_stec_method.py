@@ -11,8 +11,9 @@ from saccade.base.errors import UserError
 from saccade.losses.byol import BYOL
 from saccade.losses.functional import normalise
 from saccade.losses.ntxent import nt_xent
-from saccade.losses.simclr import PUBLISHED, simclr_recipe
-from saccade.losses.stec import efference_copy, stec_byol_recipe, stec_recipe
+from saccade.losses.recipes.simclr import PUBLISHED, simclr_recipe
+from saccade.losses.recipes.stec import stec_byol_recipe, stec_recipe
+from saccade.losses.stec import efference_copy
 from saccade.losses.stec_targets import bin_changes, manipulation_loss
 from saccade.models.gather import rank
 from saccade.runs.flags import method_of

@@ -11,10 +11,12 @@ from saccade.losses.functional import normalise
 from saccade.losses.ntxent import nt_xent
 from saccade.losses.objective import Objective
 from saccade.losses.recipe import TrainingRecipe
+from saccade.losses.recipes.resa import resa_recipe
+from saccade.losses.recipes.ressl import ressl_recipe
+from saccade.losses.recipes.rsa import rsa_recipe
 from saccade.losses.resa import ReSA, ReSAOptions
-from saccade.losses.resa_recipes import resa_recipe
-from saccade.losses.ressl import ReSSL, ReSSLOptions, ressl_recipe
-from saccade.losses.rsa import RSA, RSAOptions, rsa_recipe
+from saccade.losses.ressl import ReSSL, ReSSLOptions
+from saccade.losses.rsa import RSA, RSAOptions
 from saccade.losses.stec_targets import manipulation_loss
 from saccade.models.learner import Learner
 from saccade.models.optimizers import parameter_groups

@@ -1,0 +1,1 @@
+"""The published recipes, one file for each method: data with sources."""
