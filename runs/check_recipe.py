@@ -12,9 +12,10 @@ from saccade.losses.recipe import TrainingRecipe
 from saccade.models.backbone import STEMS, check_backbone
 from saccade.models.norm import batch_norm_splits
 from saccade.models.optimizers import NORMS, RULES
-from saccade.runs.flags import MAX_IMAGE_SIZE
 from saccade.runs.plain_recipe import Fault, leaves, to_plain
 from saccade.runs.precision import PRECISIONS
+
+MAX_IMAGE_SIZE = 4096  # pixels
 
 
 def check_recipe(recipe: TrainingRecipe[Any]) -> None:

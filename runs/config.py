@@ -22,7 +22,8 @@ from saccade.pipelines.sources.own import is_own
 from saccade.pipelines.sources.ranges import channel_statistics
 from saccade.pipelines.views import PLAIN, check_channels
 from saccade.runs.check_recipe import check_recipe
-from saccade.runs.flags import DATA_FLAGS, method_of
+from saccade.runs.choice import chosen_recipe, data_named, named_operations
+from saccade.runs.flags import DATA_FLAGS
 from saccade.runs.initial import TIMM, read_initial, started_from
 from saccade.runs.precision import training_precision
 from saccade.runs.record import read_record
@@ -86,11 +87,10 @@ class Config:
 
 def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
     """defaults < published recipe < flags, given the opened training data."""
-    data = flags.recipe or (flags.data if flags.data in NAMES else "custom")
     size = flags.image_size
-    if size is None and data == "custom" and (images := source.array()) is not None:
+    if size is None and data_named(flags) == "custom" and (images := source.array()) is not None:
         size = images.shape[1]
-    published = method_of(flags).recipe(data, size)
+    published = chosen_recipe(flags, size)
     recipe = changed(published, flags)
     recipe = replace(recipe, precision=training_precision(flags, recipe))
     if flags.init:
@@ -139,7 +139,7 @@ def changed(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe
     if flags.backbone:
         recipe = replace(recipe, backbone=recipe.backbone.renamed(known_backbone(flags.backbone)))
     with blamed(flags.set):
-        recipe = with_settings(recipe, flags.set)
+        recipe = with_settings(recipe, flags.set, named_operations(flags))
         check_recipe(recipe)
     return recipe
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import Any
 from saccade.base.errors import UserError
 from saccade.base.own import absolute
 from saccade.base.program import command_parser
-from saccade.losses.objective import Method
-from saccade.losses.recipe import IMAGE_SIZE
-from saccade.losses.registry import find_method, methods
+from saccade.losses.registry import methods
 from saccade.models.backbone import check_backbone, known_backbone
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.render import BACKENDS
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import add_flags
+from saccade.runs.choice import check_recipe_name, chosen_recipe, method_of
 from saccade.runs.precision import PRECISIONS
+from saccade.runs.recipe_file import is_file
 from saccade.runs.record import read_flags
 
 DATA_FLAGS = (
@@ -30,9 +29,10 @@ DATA_FLAGS = (
     "labelled_data",
     "data_dir",
 )  # where the images lie may change, which they are may not
-MAX_WORKERS, MAX_IMAGE_SIZE = 1024, 4096
+MAX_WORKERS = 1024
 RESUMABLE = {
     "resume",
+    "operation",
     "workers",
     "device",
     "compile",
@@ -53,6 +53,7 @@ EXAMPLES = {
     "--method resa --data cifar10": "the published recipe",
     "--data PHOTOS --backbone test_resnet --image-size 32 --batch-size 64 --steps 300": "minutes on a CPU",
     "--init outputs/RUN --data MORE_PHOTOS": "from weights that exist; also a file of other code, or timm",
+    "--recipe mine.toml --data PHOTOS": "a recipe of your own, which saccade recipes METHOD RECIPE --toml begins",
     "--resume outputs/RUN": "after a crash or Ctrl-C: exactly where it was",
 }
 DESCRIPTION = """Pre-train a vision backbone without labels. With no flags but --method it trains on an embedded
@@ -74,9 +75,9 @@ def parser(
     what = p.add_argument_group("what to train")
     what.add_argument(
         "--method",
-        default="stec",
         type=absolute,
-        help=f"one of {', '.join(methods())}, or your own: path/to/file.py, package.module (default: stec)",
+        help=f"one of {', '.join(methods())}, or your own: path/to/file.py, package.module (default: the recipe "
+        "file's, or stec)",
     )
     what.add_argument(
         "--data",
@@ -104,8 +105,16 @@ def parser(
     what.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 are kept (default: data)")
     what.add_argument(
         "--recipe",
-        help="take this recipe, of those that python -m tools.recipes METHOD lists "
+        help="take this recipe, of those that saccade recipes METHOD lists, or a recipe file, FILE.toml "
         "(default: --data, or the nearest in size)",
+    )
+    what.add_argument(
+        "--operation",
+        action="append",
+        type=absolute,
+        default=[],
+        metavar="FILE.py:CLASS",
+        help="allow an operation of your own in the recipe file, or in the run that is resumed; its code runs",
     )
     what.add_argument(
         "--backbone",
@@ -140,7 +149,7 @@ def parser(
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change any value of the recipe, e.g. options.temperature=0.2 or optimizer.weight_decay=1e-4",
+        help="change any value of the recipe, e.g. options.temperature=0.2 or views.weak.blur=none (docs/recipes.md)",
     )
     training.add_argument("--seed", type=int, default=0)
     training.add_argument(
@@ -252,31 +261,10 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.backbone:
         check_backbone(known_backbone(flags.backbone))
     check_recipe_name(method_of(flags), flags.recipe)
-
-
-def method_of(flags: argparse.Namespace) -> Method:
-    """The method that --method and --stec-base name."""
-    if flags.stec_base not in ("simclr", "byol"):
-        raise UserError(f"--stec-base {flags.stec_base} is unknown; use simclr or byol.")
-    if flags.stec_base != "simclr" and flags.method != "stec":
-        raise UserError(
-            f"--stec-base {flags.stec_base} goes with --method stec, not with {flags.method}; leave it out."
-        )
-    return find_method("stec-byol" if flags.stec_base == "byol" else flags.method)
+    if is_file(flags.recipe):
+        chosen_recipe(flags)  # before the images are opened
 
 
 def labelled_beside(flags: argparse.Namespace) -> bool:
     """Whether the method takes labelled images beside unlabelled ones (SimCLR, S-TEC): they are not among them then."""
-    data = flags.recipe or (flags.data if flags.data in NAMES else "custom")
-    return method_of(flags).recipe(data, flags.image_size).companion is not None
-
-
-def check_recipe_name(method: Method, name: str | None) -> None:
-    """Raise UserError unless `name` (None: any) is a data set of the project or a variant that the method publishes."""
-    known = [*IMAGE_SIZE, *(variant for variant in method.published if variant not in IMAGE_SIZE)]
-    if name is not None and name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(
-            f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}"
-            + (f" (did you mean {near[0]}?)." if near else ".")
-        )
+    return chosen_recipe(flags, flags.image_size).companion is not None

@@ -33,8 +33,8 @@ class Fault(UserError):
     """A value that cannot be: where in the recipe, and what is wrong and allowed there."""
 
     def __init__(self, path: Iterable[str], message: str, value: Any = None) -> None:
-        self.path, self.message = tuple(path), message
-        super().__init__(f"{'.'.join(self.path)}{'' if value is None else f' = {value}'}: {message}")
+        self.path, self.message = tuple(path), message if message.endswith(".") else f"{message}."
+        super().__init__(f"{'.'.join(self.path)}{'' if value is None else f' = {value}'}: {self.message}")
 
 
 def unknown(path: Path, known: Iterable[str], more: str = "") -> Fault:
@@ -146,7 +146,7 @@ class _Reader:
         if lacking := [name for name in required if name not in value]:
             raise Fault(path, f"{', '.join(lacking)} must be given too.")
         hints = {**get_type_hints(kind), **({"options": self._options} if kind is TrainingRecipe else {})}
-        return _made(kind, {key: self.read(v, hints[key], (*path, key)) for key, v in value.items()}, path)
+        return _made(kind, {key: self.read(v, hints[key], (*path, key)) for key, v in value.items()}, path, value)
 
     def _tuple(self, value: Any, inside: tuple[Any, ...], path: Path) -> tuple[Any, ...]:
         any_number = len(inside) == 2 and inside[1] is Ellipsis
@@ -189,7 +189,7 @@ class _Reader:
         hints = get_type_hints(Views)
         shared = {name: self.read(value[name], hints[name], (*path, name)) for name in SHARED if name in value}
         views = {k: self._view(k, v, (*path, k)) for k, v in value.items() if k not in SHARED and not is_none(v)}
-        return _made(Views, {"views": tuple(views.values()), **shared}, path, views)
+        return _made(Views, {"views": tuple(views.values()), **shared}, path, dict.fromkeys(value))
 
     def _view(self, name: str, value: Any, path: Path) -> View:
         if not isinstance(value, Mapping):
@@ -204,7 +204,7 @@ class _Reader:
             if key not in VIEW_FIELDS and not is_none(v)
         }
         given = {"name": _scalar(name, str, path), "operations": tuple(operations.values()), **fields}
-        return _made(View, given, path, (*operations, *fields))
+        return _made(View, given, path, value)
 
     def _operation(self, key: str, value: Any, path: Path) -> Operation:
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -277,13 +277,21 @@ def _free(value: Any, path: Path) -> Any:
     return None if is_none(value) else _scalar(value, type(value), path)
 
 
-def _made(kind: Callable[..., Any], values: dict[str, Any], path: Path, names: Iterable[str] | None = None) -> Any:
-    """kind(**values); what its own check says becomes the fault of the first of `names` that it speaks of."""
+def _made(kind: Callable[..., Any], values: dict[str, Any], path: Path, written: Mapping[str, Any]) -> Any:
+    """kind(**values); what its own check says becomes the fault of that part of `written` which it speaks of first."""
     try:
         return kind(**values)
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
-        named = [n for n in (values if names is None else names) if re.search(rf"\b{re.escape(n)}\b", str(error))]
-        raise Fault((*path, *named[:1]), str(error)) from error
+        raise Fault((*path, *_spoken_of(str(error), written)), str(error)) from error
+
+
+def _spoken_of(message: str, written: Any) -> Path:
+    places = {}
+    for name in written if isinstance(written, Mapping) else ():
+        if found := re.search(rf"\b{re.escape(name)}\b", message):
+            places[name] = found.start()
+    name = min(places, key=lambda n: places[n], default=None)
+    return () if name is None else (name, *_spoken_of(message, written[name]))
 
 
 def _refuse(path: Path, message: str) -> NoReturn:

@@ -54,7 +54,7 @@ def with_settings(recipe: TrainingRecipe, settings: Sequence[str], own: Own | No
                 raise UserError(
                     f"--set {setting}: a recipe belongs to its method and data set; use --method or --recipe."
                 )
-            if names_code(setting):
+            if names_code(setting) and text not in kinds:
                 kinds |= found_operation(text)
             path = tuple(key.removesuffix("+").split("."))
             value = text if names_code(setting) else read_value(text, setting)

@@ -17,8 +17,9 @@ from saccade.base.program import command_parser
 from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.runs.check_recipe import MAX_IMAGE_SIZE
 from saccade.runs.config import resolve
-from saccade.runs.flags import MAX_IMAGE_SIZE, check_flags
+from saccade.runs.flags import check_flags
 from saccade.runs.flags import parser as train_parser
 from saccade.tools.benchmark.compare import compare
 from saccade.tools.benchmark.contenders import loaders, steps
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     rows: list[Row] = []
     machine = environment()
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as scratch:
-        for name in [None] if flags.method or flags.data else SUITES:
+        for name in [None] if flags.method or flags.data or flags.recipe else SUITES:
             rows += _measure(flags, name, Path(scratch))
             if flags.json:  # after each part: a stopped run leaves what it has
                 write_rows(Path(flags.json), rows, machine)
@@ -112,8 +113,8 @@ def _steps(work: Work, quick: bool, device: torch.device) -> list[Contender]:
 
 def _train_flags(flags: argparse.Namespace) -> list[str]:
     """The flags of train.py that this command shares with it."""
-    argv = ["--method", flags.method or "stec", "--data", flags.data or "textures", "--data-dir", flags.data_dir]
-    for name in ("image_size", "batch_size", "backbone", "recipe", "precision"):
+    argv = ["--data", flags.data or "textures", "--data-dir", flags.data_dir]
+    for name in ("method", "image_size", "batch_size", "backbone", "recipe", "precision"):
         if getattr(flags, name) is not None:
             argv += [f"--{name.replace('_', '-')}", str(getattr(flags, name))]
     return [*argv, *(f"--set={setting}" for setting in flags.set)]

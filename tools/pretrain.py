@@ -16,6 +16,7 @@ from saccade import train
 from saccade.base.errors import UserError
 from saccade.models.backbone import load_backbone
 from saccade.runs.flags import parse_flags, parser
+from saccade.runs.recipe_file import spelt
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def as_arguments(flags: Mapping[str, Any]) -> list[str]:
             arguments += [action.option_strings[-1 if off else 0]] if value or off else []
         elif isinstance(value, Mapping):
             arguments += [f"{action.option_strings[0]}={key}={_text(item)}" for key, item in value.items()]
+        elif isinstance(value, list | tuple) and isinstance(action, argparse._AppendAction):
+            arguments += [f"{action.option_strings[0]}={item}" for item in value]
         elif isinstance(value, list | tuple):
             arguments += [action.option_strings[0], *map(str, value)]
         else:
@@ -86,4 +89,4 @@ def _text(value: Any) -> str:
     """A value as --set takes it."""
     if value is None:
         return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return value if isinstance(value, str) else spelt(value)

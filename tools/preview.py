@@ -24,13 +24,16 @@ EXAMPLES = {
 
 def parser() -> argparse.ArgumentParser:
     command = command_parser("python -m tools.preview", main.__doc__ or "", EXAMPLES)
-    command.add_argument("--method", default="stec")
+    command.add_argument("--method", help="(default: the recipe file's, or stec)")
     command.add_argument(
         "--data", default="textures", help="a folder, an .npz or a data set's name (default: textures)"
     )
     command.add_argument("--data-dir", default="data")
     add_flags(command)
-    command.add_argument("--recipe", help="the data set whose published recipe is shown (default: as train.py chooses)")
+    command.add_argument("--recipe", help="the recipe that is shown, or a recipe file (default: as train.py chooses)")
+    command.add_argument(
+        "--operation", action="append", default=[], metavar="FILE.py:CLASS", help="an operation of your own in the file"
+    )
     command.add_argument("--image-size", type=int)
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--rows", type=int, default=4, help="images shown (default: 4)")

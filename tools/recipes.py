@@ -16,6 +16,7 @@ from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
 from saccade.pipelines.views import View
+from saccade.runs.recipe_file import recipe_toml
 
 COLUMNS = (
     "method",
@@ -38,6 +39,7 @@ COLUMNS = (
 EXAMPLES = {
     "": "every recipe as a table",
     "resa cifar10": "one in full, with the source of every value",
+    "resa cifar10 --toml > mine.toml": "as a file to change, for saccade train --recipe mine.toml",
     "stec --json": "the values, for a program",
 }
 
@@ -46,17 +48,24 @@ def parser() -> argparse.ArgumentParser:
     command = command_parser("python -m tools.recipes", main.__doc__ or "", EXAMPLES)
     command.add_argument("method", nargs="?", help="only this method's recipes")
     command.add_argument("recipe", nargs="?", help="this recipe in full: a data set, or a variant of its recipe")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument("--toml", action="store_true", help="print the recipe as a file for saccade train --recipe")
     return command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table, or one recipe; --json prints the values instead."""
     wanted = parser().parse_args(argv)
+    if wanted.toml and not wanted.recipe:
+        raise UserError("--toml prints one recipe; name it: saccade recipes METHOD RECIPE --toml.")
     chosen = [find_method(wanted.method)] if wanted.method else list(methods().values())
     if wanted.recipe:
         recipe = find_recipe(chosen[0], wanted.recipe)
-        print(json.dumps(asdict(recipe), indent=2) if wanted.json else in_full(chosen[0], recipe))
+        if wanted.toml:
+            print(as_file(chosen[0], recipe), end="")
+        else:
+            print(json.dumps(asdict(recipe), indent=2) if wanted.json else in_full(chosen[0], recipe))
         return 0
     recipes = [(method, method.recipe(name, None)) for method in chosen for name in recipe_names(method)]
     if wanted.json:
@@ -137,6 +146,18 @@ def in_full(method: Method, recipe: TrainingRecipe) -> str:
         if notes:
             lines += ["", f"{title}:", *(f"  {name}: {note}" for name, note in notes.items())]
     return "\n".join(lines)
+
+
+def as_file(method: Method, recipe: TrainingRecipe) -> str:
+    """The recipe as TOML, each value below where it is from."""
+    whose = {"authors": "the authors'", "authors*": "the authors', but for what is marked as ours"}
+    of = whose.get(origin(method, recipe), "a proposal of ours")
+    heading = (
+        f"{method.name} on {recipe.name}: {method.summary}",
+        f"This recipe is {of}. A # tells where the value below it is from.",
+        "Change what you like and train with it: saccade train --recipe THIS_FILE (docs/recipes.md)",
+    )
+    return recipe_toml(recipe, heading)
 
 
 def _spread(view: View) -> dict[str, Any]:

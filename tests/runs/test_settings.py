@@ -128,7 +128,9 @@ def test_another_kind_of_schedule_brings_its_own_options():
     ],
 )
 def test_what_cannot_be_is_one_sentence_that_names_the_setting(settings, words):
-    flags = Namespace(set=settings, backbone=None, **dict.fromkeys(("epochs", "batch_size", "image_size", "lr")))
+    flags = Namespace(
+        set=settings, operation=[], backbone=None, **dict.fromkeys(("epochs", "batch_size", "image_size", "lr"))
+    )
     with pytest.raises(UserError, match=words) as caught:
         changed(find_method("resa").recipe("cifar10", None), flags)
     assert str(caught.value).startswith(f"--set {settings[-1]}")
