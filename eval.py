@@ -2,7 +2,7 @@
 
 A run folder, one of its checkpoints, or weights that other code wrote (the papers' own, MoCo, DINO, timm ...). Prints
 a table and, as the last line, one JSON object. `python eval.py --help` lists the flags; evaluation/protocols.py holds
-the protocols.
+the papers' protocols.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from saccade.base.files import write_atomically
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation, Settings
-from saccade.evaluation.protocols import PROTOCOLS, find_protocol
+from saccade.evaluation.registry import find_protocol, protocols
 from saccade.evaluation.subject import Subject, open_subject
 from saccade.models.backbone import STEMS, known_backbone
 from saccade.pipelines.build import EXECUTORS
@@ -70,7 +70,7 @@ def evaluate(flags: argparse.Namespace) -> None:
         from saccade.evaluation.plot import plot_features
 
         plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
-    print_table(result, subject, train, test, protocol.summary, protocol.source, said)
+    print_table(result, evaluation, said)
     print(json.dumps(result))
 
 
@@ -83,7 +83,7 @@ EXAMPLES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {p.name:<15} {p.summary}" for p in PROTOCOLS.values())
+    listed = "\n".join(f"  {p.name:<15} {p.summary}" for p in protocols().values())
     p = command_parser("eval.py", f"Measure the quality of a frozen backbone.\n\nprotocols:\n{listed}", EXAMPLES)
     p.add_argument(
         "path",
@@ -91,7 +91,11 @@ def parser() -> argparse.ArgumentParser:
         help="a run folder, a file of its checkpoints/, or a file of weights that other code wrote",
     )
     what = p.add_argument_group("what to measure")
-    what.add_argument("--protocol", default="knn", help="one of those above (default: knn)")
+    what.add_argument(
+        "--protocol",
+        default="knn",
+        help="one of those above, or your own: path/to/file.py, package.module (default: knn)",
+    )
     what.add_argument(
         "--data", help="training images: a folder, an .npz, or a name such as cifar10 (default: the run's)"
     )
@@ -217,7 +221,7 @@ def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Sour
     data_dir = flags.data_dir or (run.data_dir if run else "data")
     train, test = open_data(data, val_data, data_dir, labelled=True, options=options)
     if test is None:
-        train, test, how = hold_out(train, alone=find_protocol(flags.protocol, subject.image_size).knn_alone)
+        train, test, how = hold_out(train, alone=find_protocol(flags.protocol, subject.image_size).alone)
         train.account.guess(how)
     if len(subject.mean) != train.channels:
         raise UserError(
@@ -243,13 +247,12 @@ def save_features(evaluation: Evaluation, path: Path) -> None:
     )
 
 
-def print_table(
-    result: dict, subject: Subject, train: Source, test: Source, summary: str, source: str, said: list[tuple[str, str]]
-) -> None:
+def print_table(result: dict, evaluation: Evaluation, said: list[tuple[str, str]]) -> None:
+    subject, protocol, train, test = evaluation.subject, evaluation.protocol, evaluation.train, evaluation.test
     rows = [
         ("backbone", f"{subject.name}: {result['backbone']}, {result['network']} network"),
         *(("read as", line) for line in subject.read),
-        ("protocol", f"{result['protocol']}: {summary} ({source})"),
+        ("protocol", f"{protocol.name}: {protocol.summary} ({protocol.source})"),
         (
             "train on",
             f"{train.name}: {result['n_train']} images, {result['classes']} classes, {result['image_size']} px",
@@ -266,17 +269,10 @@ def print_table(
         names = ", ".join([*train.known_bad, *test.known_bad][:3])
         rows.append(("unreadable", f"{result['unreadable']} images, replaced by others, such as {names}"))
     rows += [("departs", text) for text in result["deviations"]] + [("note", text) for text in result["notes"]]
-    scores = [(f"kNN, k = {k}", found["top1"], found["top5"], "") for k, found in result.get("knn", {}).items()]
-    if "last_top1" in result:
-        for which, epoch in (("last", result["epochs"]), ("best", result["best_epoch"])):
-            mark = "  <- top1" if which == result["paper_reports"] else ""
-            scores.append((f"linear, {which} epoch ({epoch})", result[f"{which}_top1"], result[f"{which}_top5"], mark))
-    if not scores:
-        scores = [("online classifier", result["top1"], result["top5"], "")]
     print("\n".join(f"{name:>10}  {printable(str(text))}" for name, text in rows))
-    print(f"\n{'':>28}{'top-1 %':>9}{'top-5 %':>9}")
-    for name, top1, top5, mark in scores:
-        print(f"{name:>28}{top1:>9.2f}{top5:>9.2f}{mark}")
+    print(f"\n{'':>34}{'top-1 %':>9}{'top-5 %':>9}")
+    for name, top1, top5 in evaluation.rows:
+        print(f"{name:>34}{top1:>9.2f}{top5:>9.2f}")
     print(f"\n{result['seconds']} s")
 
 

@@ -47,3 +47,8 @@ def accuracy(scores: Tensor, labels: Tensor) -> Accuracy:
 def accuracy_of_ranks(rank: Tensor) -> Accuracy:
     """Of (M,) ranks, 0 for the best class."""
     return Accuracy(*(100.0 * (rank < k).sum().item() / len(rank) for k in (1, 5)))
+
+
+def named(accuracy: Accuracy) -> dict[str, float]:
+    """As a result has it."""
+    return {"top1": round(accuracy.top1, 3), "top5": round(accuracy.top5, 3)}

@@ -1,29 +1,23 @@
-"""Runs a protocol on a backbone: the one engine behind every row of `protocols.PROTOCOLS`."""
+"""Runs a protocol on a backbone: the one engine behind every protocol."""
 
 from __future__ import annotations
 
-import copy
 import time
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from saccade.base.errors import UserError
-from saccade.evaluation.accuracy import Accuracy, accuracy
-from saccade.evaluation.features import Features, extract, forward_batches
-from saccade.evaluation.knn import fitting_k, knn_accuracy
-from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
-from saccade.evaluation.protocols import KNN, Protocol
+from saccade.evaluation.features import Features, extract
+from saccade.evaluation.protocol import Protocol, Row
 from saccade.evaluation.quality import effective_rank, feature_std
-from saccade.evaluation.subject import Subject, online_classifier, with_encoder
-from saccade.pipelines.build import build_pipeline
-from saccade.pipelines.order import Order
+from saccade.evaluation.subject import Subject, with_encoder
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import once
-from saccade.pipelines.views import View, Views
 
 
 @dataclass(frozen=True)
@@ -63,35 +57,28 @@ class Evaluation:
         self.accounts = {k: s.account.to_json() for k, s in (("train", train), ("test", test)) if s is not None}
         self.fraction = settings.crop_pct or protocol.fraction(data, self.subject.image_size)
         self.notes = [*([missing] if missing else []), *protocol.notes]
-        used = {"epochs": protocol.probe, "lr": protocol.probe, "k": protocol.knn}
-        given = {name: getattr(settings, name) for name in used if getattr(settings, name) is not None}
-        self.deviations = [f"{name} = {value}" for name, value in given.items() if used[name]]
-        self.notes += [f"--{name} changes nothing in this protocol" for name in given if not used[name]]
+        used = {name for measure in protocol.measures for name in measure.takes()}
+        given = {name: value for name in ("epochs", "lr", "k") if (value := getattr(settings, name)) is not None}
+        self.deviations = [f"{name} = {value}" for name, value in given.items() if name in used]
+        self.notes += [f"--{name} changes nothing in this protocol" for name in given if name not in used]
         for name in ("crop_pct", "interpolation"):
             if getattr(settings, name) is not None:
                 self.deviations.append(f"{name} = {getattr(settings, name)}")
-        if settings.batch_norm_drift and (
-            not protocol.probe or not protocol.probe.crop or protocol.probe.prepare != "raw"
-        ):
+        if settings.batch_norm_drift and "batch_norm_drift" not in used:
             raise UserError(f"--batch-norm-drift is a quirk of --protocol rsa-small; leave it out of {protocol.name}.")
         self.classes = max(_classes(source) for source in (self._train, self.test) if source is not None)
         self.backbone = self.subject.backbone.to(settings.device)
-        self.probe = self._resolve(protocol.probe, data) if protocol.probe else None
+        self.data = data
+        self.rows: list[Row] = []  # of the printed table, when result() has measured
 
     def result(self) -> dict:
         """The protocol's numbers (percent), counts, and what must be said of them; plain values."""
         started = time.perf_counter()
-        measured: dict = {}
-        if self.protocol.knn:
-            found = self._knn(self.protocol.knn)
-            measured |= _named(next(iter(found.values())))
-            measured["knn"] = {str(k): _named(a) for k, a in found.items()}
-        if self.protocol.online:
-            head = online_classifier(self.subject)
-            with torch.no_grad():
-                measured |= _named(accuracy(head(self.test_features.features), self.test_features.labels))
-        if self.probe:
-            measured |= _probed(self._train_probe(self.probe), self.probe.printed)
+        measured: dict[str, Any] = {}
+        for measure in self.protocol.measures:
+            found = measure.measure(self)
+            measured |= found
+            self.rows += measure.rows(found)
         subject, features = self.subject, self.test_features.features
         return {
             "protocol": self.protocol.name,
@@ -106,8 +93,7 @@ class Evaluation:
             "mean": list(subject.mean),
             "std": list(subject.std),
             "read_as": list(subject.read),
-            "interpolation": self.settings.interpolation
-            or (self.protocol.knn.interpolation if self.protocol.knn else "bilinear"),
+            "interpolation": self.settings.interpolation or self.protocol.measures[0].interpolation,
             "data": self.accounts,
             "features": features.shape[1],
             "feature_std": round(feature_std(features), 4),
@@ -127,13 +113,14 @@ class Evaluation:
 
     @cached_property
     def train_features(self) -> Features:
-        return self.test_features if self.train is self.test else self._extract(self.train)
+        return self.test_features if self.train is self.test else self.extract(self.train)
 
     @cached_property
     def test_features(self) -> Features:
-        return self._extract(self.test)
+        return self.extract(self.test)
 
-    def _extract(self, source: Source, interpolation: str = "bilinear", backbone: nn.Module | None = None) -> Features:
+    def extract(self, source: Source, interpolation: str = "bilinear", backbone: nn.Module | None = None) -> Features:
+        """Features of the images' centre crops; backbone: instead of the subject's."""
         s, subject = self.settings, self.subject
         features = extract(
             backbone or self.backbone,
@@ -153,103 +140,6 @@ class Evaluation:
         if not torch.isfinite(features.features).all():
             raise UserError(f"{subject.name}: its features are not finite numbers; the backbone has diverged.")
         return features
-
-    def _knn(self, knn: KNN) -> dict[int, Accuracy]:
-        if knn.interpolation == "bilinear":
-            train, test = self.train_features, self.test_features
-        else:
-            train, test = (self._extract(source, knn.interpolation) for source in (self.train, self.test))
-        ks = (self.settings.k,) if self.settings.k is not None else knn.ks
-        alone = self.train is self.test
-        if alone and self.settings.k is None and max(ks) >= len(train):
-            ks = (fitting_k(train.labels, max(ks), True),)
-            self.deviations.append(f"k = {ks[0]}, one less than the smallest class has images")
-        return knn_accuracy(
-            train.features,
-            train.labels,
-            test.features,
-            test.labels,
-            ks,
-            knn.temperature,
-            knn.metric,
-            self.settings.device,
-            alone,
-        )
-
-    def _resolve(self, probe: Probe, data: str) -> Probe:
-        """The probe with the rate for this backbone and pre-training, this data's crop, and the caller's changes."""
-        s, run = self.settings, self.subject.run
-        kinds = {
-            "vit": self.subject.architecture.startswith(("vit", "deit")),
-            "batch256": bool(run and run.batch_size == 256),
-        }
-        lr = next((rate for kind, rate in probe.lr_for.items() if kinds[kind]), probe.lr)
-        probe = replace(probe, lr=lr, crop=probe.crop_for.get(data, probe.crop))
-        if len(self.train) < probe.batch_size:
-            self.deviations.append(
-                f"batch size = {len(self.train)}, all the training images, instead of {probe.batch_size}"
-            )
-            probe = replace(probe, batch_size=len(self.train))
-        if s.lr is not None:
-            probe = replace(probe, lr=s.lr, lr_batch=None)
-        if s.batch_norm_drift:
-            probe = replace(probe, batch_norm_drift=True)
-            self.notes.append("the backbone was in train mode while the classifier learned (RSA's code)")
-        return probe.with_epochs(s.epochs) if s.epochs else probe
-
-    def _train_probe(self, probe: Probe) -> ProbeResult:
-        s = self.settings
-        shape = (self.test_features.features.shape[1], self.classes)
-        prepare = Preparation(probe.prepare, self.train_features.features if probe.prepare != "raw" else None, s.device)
-        fit = partial(
-            train_probe,
-            probe,
-            test_labels=self.test_features.labels,
-            shape=shape,
-            seed=s.seed,
-            device=s.device,
-            prepare=prepare,
-            progress=s.progress,
-        )
-        frozen = self.test_features.features.to(s.device)
-        if probe.crop is None:
-            train = self.train_features
-            batches = cached_batches(train.features, train.labels, probe, s.seed, s.device)
-            return fit(batches, Order(len(train), probe.batch_size, drop_last=probe.drop_last).steps(), lambda: frozen)
-        view = View("probe", self.subject.image_size, probe.crop, flip=0.5)
-        recipe = Views((view,), self.subject.mean, self.subject.std)
-        order = Order(len(self.train), probe.batch_size, s.seed, drop_last=probe.drop_last)
-        drift = probe.batch_norm_drift
-        backbone = copy.deepcopy(self.backbone) if drift else self.backbone
-        with build_pipeline(
-            self.train, recipe, order, executor=s.executor, device=s.device, workers=s.workers
-        ) as pipeline:
-            return fit(
-                lambda: forward_batches(backbone, pipeline, s.precision, drift),
-                len(pipeline),
-                lambda: self._extract(self.test, backbone=backbone).features if drift else frozen,
-            )
-
-
-def _probed(result: ProbeResult, reports: str) -> dict:
-    printed = result.best if reports == "best" else result.last
-    each = {
-        f"{which}_{name}": value
-        for which, found in (("last", result.last), ("best", result.best))
-        for name, value in _named(found).items()
-    }
-    return {
-        **_named(printed),
-        **each,
-        "best_epoch": result.best_epoch,
-        "epochs": len(result.history),
-        "train_loss": round(result.losses[-1], 4),
-        "paper_reports": reports,
-    }
-
-
-def _named(a: Accuracy) -> dict[str, float]:
-    return {"top1": round(a.top1, 3), "top5": round(a.top5, 3)}
 
 
 def _classes(source: Source) -> int:

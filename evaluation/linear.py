@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class Probe:
     batch_norm_drift: bool = False  # RSA's code: the "frozen" backbone is in train mode while the classifier learns
     printed: str = "last"  # the epoch whose accuracy the paper printed: "last", or "best" on the test set
 
-    def with_epochs(self, epochs: int) -> Probe:
+    def with_epochs(self, epochs: int) -> Self:
         """The same schedule squeezed into, or stretched to, another number of epochs."""
         options = dict(self.schedule_options)
         for name in ("milestones", "warmup_epochs"):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from saccade import eval as evaluate
-from saccade.evaluation.protocols import PROTOCOLS
+from saccade.evaluation.registry import protocols
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, feature_size
 
 SIZE, MEAN, STD = 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -96,20 +96,21 @@ def test_the_last_line_is_one_json_object(run, capsys):
     assert result["deviations"] == [] and "kNN, k = 20" in out
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", protocols())
 def test_every_protocol_runs(run, capsys, name):
-    small = ["--k", 10] if PROTOCOLS[name].knn else []
+    kinds = {type(measure).__name__: measure for measure in protocols()[name].measures}
+    small = ["--k", 10] if "KNN" in kinds else []
     result, _ = measure(capsys, run, "--protocol", name, "--epochs", 1, *small)
     assert 0 <= result["top1"] <= result["top5"] == 100 and result["protocol"] == name
-    assert ("knn" in result) == (PROTOCOLS[name].knn is not None)
-    if PROTOCOLS[name].probe:
-        assert result["paper_reports"] == PROTOCOLS[name].probe.printed
+    assert ("knn" in result) == ("KNN" in kinds)
+    if "Linear" in kinds:
+        assert result["paper_reports"] == kinds["Linear"].printed
         assert result["top1"] == result[f"{result['paper_reports']}_top1"] and "epochs = 1" in result["deviations"]
     else:
         assert (
             "epochs = 1" not in result["deviations"] and "--epochs changes nothing in this protocol" in result["notes"]
         )
-    assert result["network"] == {"method": "student"}.get(PROTOCOLS[name].encoder, PROTOCOLS[name].encoder)
+    assert result["network"] == protocols()[name].encoder.replace("method", "student")
 
 
 def test_a_linear_probe_learns_the_colours(run, capsys):

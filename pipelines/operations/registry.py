@@ -7,11 +7,9 @@ import importlib
 import inspect
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
 
 from saccade.base import own
 from saccade.base.errors import UserError
-from saccade.base.own import load_code
 from saccade.pipelines import operations
 from saccade.pipelines.operations.operation import Operation
 
@@ -27,9 +25,7 @@ def known_operations() -> dict[str, type[Operation]]:
         for value in vars(module).values():
             if _is_operation(value) and value.__module__ == module.__name__:
                 found[value.name] = value
-    for entry in entry_points(group=ENTRY_POINTS):
-        found[entry.name] = _checked(entry.load(), f"the entry point {entry.name} = {entry.value}")
-    return dict(sorted(found.items()))
+    return dict(sorted({**found, **dict(own.offered(ENTRY_POINTS, _checked))}.items()))
 
 
 def find_operation(name: str) -> type[Operation]:
@@ -39,7 +35,7 @@ def find_operation(name: str) -> type[Operation]:
     """
     place, colon, wanted = own.split(name)
     if colon:
-        return _of(load_code(place, f"the operation {name}"), wanted, place)
+        return _of(own.load_code(place, f"the operation {name}"), wanted, place)
     known = known_operations()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -7,8 +7,12 @@ import torch.nn.functional as F
 from saccade.base.errors import UserError
 from saccade.evaluation.accuracy import Accuracy
 from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
-from saccade.evaluation.protocols import PROTOCOLS, find_protocol
+from saccade.evaluation.registry import find_protocol, protocols
 from saccade.pipelines.order import Order
+
+
+def probe_of(name):
+    return protocols()[name].measures[-1]
 
 
 def blobs(n=400, d=10, classes=4, spread=0.1, seed=0):
@@ -28,7 +32,7 @@ def fit(probe, train, test, classes=4, seed=0, **options):
 
 @pytest.mark.parametrize("name", ["linear", "resa-cifar", "ressl", "cacr-a", "rsa-small", "stec-stl10"])
 def test_separable_features_reach_100_percent(name):
-    probe = PROTOCOLS[name].probe
+    probe = probe_of(name)
     probe = Probe(**{**vars(probe), "batch_size": 100, "lr_batch": None, "steps_per_epoch": None})
     train, test = blobs(), blobs(200, seed=1)
     result = fit(probe, train, test, prepare=Preparation(probe.prepare, train[0]))
@@ -111,9 +115,9 @@ def test_an_epoch_of_given_steps_takes_as_many_passes_as_it_needs():
 
 
 def test_fewer_epochs_squeeze_the_schedule():
-    probe = PROTOCOLS["cacr-a"].probe.with_epochs(10)
+    probe = probe_of("cacr-a").with_epochs(10)
     assert probe.epochs == 10 and probe.schedule_options == {"milestones": (6, 8), "gamma": 0.2}
-    assert PROTOCOLS["stec-stl10"].probe.with_epochs(50).schedule_options == {"warmup_epochs": 5}
+    assert probe_of("stec-stl10").with_epochs(50).schedule_options == {"warmup_epochs": 5}
 
 
 def test_a_rate_that_diverges_is_one_sentence():
@@ -127,14 +131,14 @@ def test_a_rate_that_diverges_is_one_sentence():
     ("protocol", "rate"), [("resa-imagenet", 40), ("cacr-c", 0.4), ("linear", 0.02), ("rsa-small", 30)]
 )
 def test_rates_scale_with_the_batch_as_the_papers_say(protocol, rate):
-    assert PROTOCOLS[protocol].probe.peak_lr() == pytest.approx(rate)
+    assert probe_of(protocol).peak_lr() == pytest.approx(rate)
 
 
 def test_the_papers_own_protocols_are_all_there():
     named = (
         "knn knn-200 linear linear-aug resa-cifar resa-imagenet ressl cacr-a cacr-c rsa-small rsa-imagenet stec-online"
     )
-    assert set(named.split()) | {"stec-stl10"} <= set(PROTOCOLS)
+    assert set(named.split()) | {"stec-stl10"} <= set(protocols())
     assert find_protocol("rsa-small", 224).name == "rsa-imagenet" and find_protocol("rsa-small", 64).name == "rsa-small"
     assert find_protocol("rsa-small").fraction("stl10", 64) == 64 / 96
     assert (

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from saccade.base.errors import UserError
-from saccade.evaluation.protocols import find_protocol
+from saccade.evaluation.registry import find_protocol
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
 from saccade.models.backbone import BackboneSpec, create_backbone

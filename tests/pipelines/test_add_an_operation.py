@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from saccade import train
+from saccade.base import own
 from saccade.losses.registry import find_method
 from saccade.pipelines.build import build_pipeline, dali_installed
-from saccade.pipelines.operations import registry
 from saccade.pipelines.operations.registry import find_operation, known_operations
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import ArraySource
@@ -118,7 +118,7 @@ def test_draws_are_those_of_its_name_and_move_no_other(quantise):
 def test_a_package_offers_it_by_an_entry_point(quantise, monkeypatch):
     kind = find_operation(quantise)
     entry = SimpleNamespace(name="quantise", value="somewhere:Quantise", load=lambda: kind)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "saccade.operations" else [])
+    monkeypatch.setattr(own, "entry_points", lambda group: [entry] if group == "saccade.operations" else [])
     known_operations.cache_clear()
     try:
         assert find_operation("quantise") is kind

@@ -1,0 +1,105 @@
+"""A linear classifier on the frozen backbone: on cached features, or on new random crops every epoch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from saccade.evaluation.accuracy import named
+from saccade.evaluation.features import forward_batches
+from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
+from saccade.evaluation.protocol import Measure, Row
+from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.order import Order
+from saccade.pipelines.views import View, Views
+
+if TYPE_CHECKING:
+    from saccade.evaluation.evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class Linear(Probe, Measure):
+    """A probe as a protocol has it: its rate and crop may depend on the backbone and the data."""
+
+    def takes(self) -> tuple[str, ...]:
+        drifts = self.crop is not None and self.prepare == "raw"
+        return ("epochs", "lr", *(["batch_norm_drift"] if drifts else []))
+
+    def measure(self, on: Evaluation) -> dict[str, Any]:
+        result = self.resolved(on).train(on)
+        printed = result.best if self.printed == "best" else result.last
+        each = {
+            f"{which}_{name}": value
+            for which, found in (("last", result.last), ("best", result.best))
+            for name, value in named(found).items()
+        }
+        return {
+            **named(printed),
+            **each,
+            "best_epoch": result.best_epoch,
+            "epochs": len(result.history),
+            "train_loss": round(result.losses[-1], 4),
+            "paper_reports": self.printed,
+        }
+
+    def rows(self, found: Mapping[str, Any]) -> list[Row]:
+        mark = {found["paper_reports"]: ", reported"}
+        return [
+            (f"linear, {which} epoch ({epoch}){mark.get(which, '')}", found[f"{which}_top1"], found[f"{which}_top5"])
+            for which, epoch in (("last", found["epochs"]), ("best", found["best_epoch"]))
+        ]
+
+    def resolved(self, on: Evaluation) -> Linear:
+        """With the rate for this backbone and pre-training, this data's crop, and the caller's changes."""
+        settings, run = on.settings, on.subject.run
+        kinds = {
+            "vit": on.subject.architecture.startswith(("vit", "deit")),
+            "batch256": bool(run and run.batch_size == 256),
+        }
+        lr = next((rate for kind, rate in self.lr_for.items() if kinds[kind]), self.lr)
+        probe = replace(self, lr=lr, crop=self.crop_for.get(on.data, self.crop))
+        if len(on.train) < probe.batch_size:
+            on.deviations.append(
+                f"batch size = {len(on.train)}, all the training images, instead of {probe.batch_size}"
+            )
+            probe = replace(probe, batch_size=len(on.train))
+        if settings.lr is not None:
+            probe = replace(probe, lr=settings.lr, lr_batch=None)
+        if settings.batch_norm_drift:
+            probe = replace(probe, batch_norm_drift=True)
+            on.notes.append("the backbone was in train mode while the classifier learned (RSA's code)")
+        return probe.with_epochs(settings.epochs) if settings.epochs else probe
+
+    def train(self, on: Evaluation) -> ProbeResult:
+        """The classifier, trained and tested."""
+        s, device = on.settings, on.settings.device
+        prepare = Preparation(self.prepare, on.train_features.features if self.prepare != "raw" else None, device)
+        fit = partial(
+            train_probe,
+            self,
+            test_labels=on.test_features.labels,
+            shape=(on.test_features.features.shape[1], on.classes),
+            seed=s.seed,
+            device=device,
+            prepare=prepare,
+            progress=s.progress,
+        )
+        frozen = on.test_features.features.to(device)
+        if self.crop is None:
+            train = on.train_features
+            batches = cached_batches(train.features, train.labels, self, s.seed, device)
+            return fit(batches, Order(len(train), self.batch_size, drop_last=self.drop_last).steps(), lambda: frozen)
+        view = View("probe", on.subject.image_size, self.crop, flip=0.5)
+        recipe = Views((view,), on.subject.mean, on.subject.std)
+        order = Order(len(on.train), self.batch_size, s.seed, drop_last=self.drop_last)
+        drift = self.batch_norm_drift
+        backbone = copy.deepcopy(on.backbone) if drift else on.backbone
+        with build_pipeline(on.train, recipe, order, s.executor, device, workers=s.workers) as pipeline:
+            return fit(
+                lambda: forward_batches(backbone, pipeline, s.precision, drift),
+                len(pipeline),
+                lambda: on.extract(on.test, backbone=backbone).features if drift else frozen,
+            )
