@@ -34,6 +34,7 @@ from saccade.runs.flags import parser as parser  # for the shell's completion
 from saccade.runs.folder import RunFolder, default_folder
 from saccade.runs.interrupt import Interrupt
 from saccade.runs.monitor import Monitor
+from saccade.runs.ranks import Ranks
 from saccade.runs.record import follow_data
 from saccade.runs.report import announce, finish
 from saccade.runs.session import Session, start_accelerator, start_processes
@@ -54,23 +55,28 @@ def pretrain(flags: argparse.Namespace) -> int:
 
 def open_and_train(flags: argparse.Namespace, interrupt: Interrupt) -> int:
     """Open the images, resolve every value of the run, put it together, train."""
-    with start_processes(flags.device).local_main_process_first():  # one process downloads
-        train_data, val_data = open_data(
-            flags.data,
-            flags.val_data,
-            flags.data_dir,
-            allow_pipe=flags.allow_pipe or None,
-            options=options_of(flags),
-            unlabelled=labelled_beside(flags),
-        )
-        labelled = open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
-    config = resolve(flags, train_data, Path(flags.out) if flags.out else new_folder(flags))
-    accelerator = start_accelerator(config.device, config.precision)
-    with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
-        if accelerator.is_main_process:
-            folder.create(config.resume)
-            announce(session, folder)
-        return train(session, folder, val_data, interrupt)
+    with Ranks(start_processes(flags.device, flags.rank_timeout).device, flags.rank_timeout) as ranks:
+        train_data, val_data, labelled = ranks.first_on_each_node("opening the images", lambda: open_all(flags))
+        out = Path(flags.out or ranks.of_main("the run folder", str(new_folder(flags))))
+        config = resolve(flags, train_data, out)
+        accelerator = start_accelerator(config.device, config.precision)
+        with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
+            ranks.on_main("making the run folder", lambda: begin(session, folder))
+            ranks.words(config.out)
+            return train(session, folder, val_data, interrupt, ranks)
+
+
+def open_all(flags: argparse.Namespace) -> tuple[Source, Source | None, Source | None]:
+    """The images to train on, to evaluate on, and those with labels beside unlabelled ones."""
+    train_data, val_data = open_data(
+        flags.data,
+        flags.val_data,
+        flags.data_dir,
+        allow_pipe=flags.allow_pipe or None,
+        options=options_of(flags),
+        unlabelled=labelled_beside(flags),
+    )
+    return train_data, val_data, open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
 
 
 def new_folder(flags: argparse.Namespace) -> Path:
@@ -78,12 +84,18 @@ def new_folder(flags: argparse.Namespace) -> Path:
     return default_folder(method_of(flags).name, flags.data)
 
 
-def train(session: Session, folder: RunFolder, val_data: Source | None, interrupt: Interrupt) -> int:
+def begin(session: Session, folder: RunFolder) -> None:
+    folder.create(session.config.resume)
+    announce(session, folder)
+
+
+def train(session: Session, folder: RunFolder, val_data: Source | None, interrupt: Interrupt, ranks: Ranks) -> int:
     """The loop: from the first step, or from the last checkpoint, to the last step."""
     config, accelerator, pipeline = session.config, session.accelerator, session.pipeline
     state = load_checkpoint(config.out) if config.resume else {}
     if state:
         session.load_state_dict(state)
+        ranks.same("the step of the last checkpoint", str(session.steps))
         if accelerator.is_main_process:
             folder.rewind(session.steps)
             follow_data(config.out, {name: getattr(config, name) for name in DATA_FLAGS})
@@ -91,35 +103,38 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
     start_trackers(accelerator, config)
     with Monitor(folder, session, state.get("totals")) as monitor:
         judge = OnlineKNN(session, val_data, monitor)
-        baselines = state.get("baselines") or judge.baselines()
+        baselines = state.get("baselines") or ranks.on_main("measuring the baselines", judge.baselines) or {}
         interrupt.saves()
         evaluations = evaluation_steps(config.eval_every, session.steps_per_epoch, session.total_steps)
-        saved_at, compiling = time.monotonic(), session.compiles
+        saved_at, compiling, stop = time.monotonic(), session.compiles, 0
         done = session.steps >= session.total_steps
         while not done:
             for batch in monitor.batches(pipeline):
+                ranks.at(f"in step {session.steps + 1}")
                 with monitor.compiling() if compiling else nullcontext():
                     losses = session.step(batch)
                 compiling = False
-                done = session.steps == session.total_steps or interrupt.code > 0
                 monitor.step(losses)
-                if session.steps in evaluations:
-                    judge.score()
+                ranks.at(f"after step {session.steps}")
+                if evaluate := session.steps in evaluations:
+                    ranks.on_main("measuring kNN", judge.score)
+                stop = ranks.agreed(interrupt.code, now=evaluate)
+                done = session.steps == session.total_steps or stop > 0
                 if done or checkpoint_due(session, saved_at):
-                    with monitor.paused():
+                    with monitor.paused(), ranks.writing():
                         save(session, folder, monitor.totals, baselines)
                     saved_at = time.monotonic()
                 if done:
                     break
+    ranks.on_main("writing the last checkpoint", lambda: None)  # a launcher ends the others when one has ended
+    interrupt.done()
     if session.steps < session.total_steps:
-        interrupt.done()
         monitor.message(
             f"stopped at step {session.steps} of {session.total_steps}; "
             f"continue with: saccade train --resume {config.out}"
         )
-        return interrupt.code
-    if accelerator.is_main_process:
-        finish(session, folder, monitor.totals, baselines)
+        return stop
+    ranks.on_main("writing the backbone", lambda: finish(session, folder, monitor.totals, baselines))
     accelerator.end_training()
     return 0
 

@@ -12,6 +12,7 @@ from saccade.base.caches import cache_folder
 def prepare_libraries() -> None:
     """Waiting threads sleep, and what is compiled is kept in the cache folder. What the user has set stays."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not burn shared cores
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a fellow that is gone is one sentence, not a stack of C++
     wanted = {"TORCHINDUCTOR_CACHE_DIR": "compiled", "TRITON_CACHE_DIR": "triton"}
     if missing := [variable for variable in wanted if variable not in os.environ]:
         cache = _writable_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import threading
@@ -34,6 +35,16 @@ def command_line(process: int) -> list[str]:
         return Path(f"/proc/{process}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return []
+
+
+def asked_processes() -> int:
+    """How many processes whoever started this one meant to start, by what they leave in the environment, or wrote."""
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    asked = [os.environ.get(name, "") for name in names]
+    words = " ".join(command_line(os.getppid()))
+    if "accelerate" in words and (written := re.search(r"--num[_-]processes[= ](\d+)", words)):
+        asked.append(written[1])  # with --cpu it starts one, and says nothing
+    return max([1, *(int(number) for number in asked if number.isdecimal())])
 
 
 def descriptor(process: int | None) -> int | None:

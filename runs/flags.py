@@ -43,6 +43,7 @@ RESUMABLE = {
     "keep",
     "track",
     "allow_pipe",
+    "rank_timeout",
     "labels",
     *DATA_FLAGS,
 }
@@ -182,6 +183,13 @@ def parser(
         help=f"what computes the views: {', '.join(BACKENDS)} (default: auto, the fastest that works here)",
     )
     machine.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
+    machine.add_argument(
+        "--rank-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="several processes: end all when one has stood still for so long (default: 600)",
+    )
     run = p.add_argument_group("the run")
     run.add_argument("--out", help="run folder (default: outputs/METHOD-DATA-TIME)")
     run.add_argument("--resume", metavar="FOLDER", help="continue the run in this folder from its last checkpoint")
@@ -235,6 +243,8 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is negative; give 0 or more.")
     if flags.workers is not None and flags.workers > MAX_WORKERS:
         raise UserError(f"--workers {flags.workers} is too many; give {MAX_WORKERS} or fewer.")
+    if not 1 <= flags.rank_timeout <= 1e6:
+        raise UserError(f"--rank-timeout {flags.rank_timeout} is no time to wait; give 1 to 1000000 seconds.")
     if flags.seed >= 2**32:
         raise UserError(f"--seed {flags.seed} is too large; give a number below 2^32.")
     for name in ("data", "val_data", "labelled_data"):

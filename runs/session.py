@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from saccade.base.allocator import keep_freed_memory
 from saccade.base.errors import UserError
+from saccade.base.processes import asked_processes
 from saccade.losses.recipe import OptimizerSpec
 from saccade.losses.registry import find_method
 from saccade.models.backbone import create_backbone, feature_size
@@ -39,6 +41,7 @@ from saccade.runs.config import Config
 from saccade.runs.initial import read_initial
 from saccade.runs.precision import on_gpu
 
+PATIENCE = 600.0  # seconds that a process waits for another that stands still
 COMPILING_PAYS = 500, 5_000_000  # steps left, parameters: below either, compiling takes longer than it saves
 
 
@@ -167,20 +170,20 @@ class Session:
         return self.accelerator.device.type == "cuda" and self.total_steps >= steps and large
 
 
-def start_processes(device: str) -> PartialState:
-    """The processes that were launched, on `device`; they must have found each other."""
+def start_processes(device: str, patience: float = PATIENCE) -> PartialState:
+    """The processes that were launched, on `device`; they must have found each other, and wait `patience` s for one."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no usable GPU was found here; use --device cpu or leave it out.")
     cpu = not on_gpu(device)
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, processes launched on a CPU do not find each other
         keep_freed_memory()
-    state = PartialState(cpu=cpu)
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if state.num_processes != launched:
+    more = {"timeout": timedelta(seconds=patience + 60)} if asked_processes() > 1 else {}  # after runs/fellows.py has
+    state = PartialState(cpu=cpu, **more)
+    if state.num_processes < (asked := asked_processes()):
         raise UserError(
-            f"{launched} processes were launched but {state.num_processes} found each other; "
-            "launch with torchrun, or accelerate launch --multi_gpu."
+            f"{asked} processes were asked for but {state.num_processes} found each other, and would train alone; "
+            f"start them with torchrun --nproc_per_node {asked}, or accelerate launch --multi_gpu (docs/cluster.md)."
         )
     return state
 

@@ -1,0 +1,177 @@
+"""The processes of one run: they agree when to stop, wait for each other without a collective, and end together."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from saccade.base.errors import Stopped, UserError
+from saccade.models.gather import rank, world_size
+from saccade.runs.fellows import Fellows
+
+LATE = 8  # steps after which a flag is read: by then the device has passed it, and nobody waits
+LINE = 30.0  # seconds between two lines of a process that waits
+Result = TypeVar("Result")
+
+
+class Ranks:
+    """One process's view of all of them; with one process everything here is done at once.
+
+    A context manager: a fellow that ends, or stands still for `patience` seconds, ends this process with a sentence,
+    and what ends this one is told to the fellows.
+    """
+
+    def __init__(self, device: torch.device | None, patience: float) -> None:
+        self._device, self._calls = device, 0
+        self._flying: deque[tuple[Any, Tensor]] = deque()
+        self.main = rank() == 0
+        self._store = _store() if world_size() > 1 else None
+        self._fellows = Fellows(_store(), rank(), world_size(), patience) if world_size() > 1 else None
+
+    def __enter__(self) -> Ranks:
+        if self._fellows is not None:
+            self._fellows.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._fellows is None:
+            return
+        if error is None:
+            self._fellows.leave()
+        elif isinstance(error, UserError | Stopped):
+            self._fellows.leave(str(error), error.code if isinstance(error, Stopped) else 2)
+        else:  # perhaps only because a fellow is gone: then this does not return
+            self._fellows.leave_by_error(type(error).__name__, "".join(traceback.format_exception(error)))
+
+    def words(self, folder: Path) -> None:
+        """From now on what this process says last is kept in `folder`/ranks/."""
+        if self._fellows is not None:
+            self._fellows.words(folder)
+
+    def at(self, place: str) -> None:
+        """Note where the main thread is, for the sentence of how it ended; what stands still too long is hung."""
+        if self._fellows is not None:
+            self._fellows.at(place)
+
+    def writing(self) -> AbstractContextManager:
+        """What is being written inside is finished even where a fellow's end takes this process along."""
+        return self._fellows.writing() if self._fellows is not None else nullcontext()
+
+    def over(self) -> None:
+        """The run is over on every process alike: nobody's end is a failure any more."""
+        if self._fellows is not None:
+            self._fellows.leave()
+
+    def agreed(self, number: int, now: bool = False) -> int:
+        """The largest `number` that any process gave, LATE calls ago, on all of them alike; now: of this call.
+
+        One call a step on every process. It waits for nothing, unless `now`.
+        """
+        if self._store is None:
+            return number
+        flag = torch.full((1,), number, dtype=torch.int32, device=self._device)
+        done = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
+        if flag.is_cuda:
+            assert done is not None
+            done.wait()  # the stream, not the host
+            flag = torch.empty(1, dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
+            done = torch.cuda.current_stream().record_event()
+        self._flying.append((done, flag))
+        found = 0
+        while self._flying and (now or len(self._flying) > LATE):
+            done, flag = self._flying.popleft()
+            done.synchronize() if flag.is_pinned() else done.wait()
+            found = max(found, int(flag))
+        return found
+
+    def on_main(self, what: str, work: Callable[[], Result]) -> Result | None:
+        """work() on the main process, None on the others, which wait until it is done, however long that takes."""
+        result = None
+        if self.main:
+            with self._alone(what):
+                result = work()
+        self._pass(what, self.main, "main", "process 0")
+        return result
+
+    def first_on_each_node(self, what: str, work: Callable[[], Result]) -> Result:
+        """work() on every process, on each machine by one of them first: it downloads, the others find what it left."""
+        if self._store is None:
+            return work()
+        node = socket.gethostname()
+        first = self._store.add(f"saccade/first/{self._calls}/{node}", 1) == 1
+        if not first:
+            self._pass(what, False, node, "another process of this machine")
+            return work()
+        with self._alone(what):
+            result = work()
+        self._pass(what, True, node, "")
+        return result
+
+    def of_main(self, what: str, value: str) -> str:
+        """The main process's text, on every process."""
+        if self._store is None:
+            return value
+        self._calls += 1
+        if self.main:
+            self._store.set(f"saccade/text/{self._calls}", value)
+        self._wait(f"saccade/text/{self._calls}", what, "process 0")
+        return self._store.get(f"saccade/text/{self._calls}").decode()
+
+    def same(self, what: str, value: str) -> None:
+        """Raise UserError where this process's value is not the main one's."""
+        if (theirs := self.of_main(what, value)) != value:
+            raise UserError(
+                f"{what} is {theirs} on process 0 and {value} on process {rank()} of {socket.gethostname()}; give a "
+                "folder that all machines share."
+            )
+
+    def _pass(self, what: str, opens: bool, name: str, who: str) -> None:
+        """Open the gate of this call, or wait until it is open."""
+        if self._store is None:
+            return
+        self._calls += 1
+        key = f"saccade/gate/{self._calls}/{name}"
+        if opens:
+            with suppress(RuntimeError):  # as in _passed
+                self._store.set(key, "open")
+        else:
+            self._wait(key, what, who)
+
+    def _wait(self, key: str, what: str, who: str) -> None:
+        assert self._store is not None
+        started, told = time.monotonic(), 0.0
+        with self._alone(f"waiting for {who}: {what}"):
+            while not self._passed(key):
+                time.sleep(0.02)
+                waited = time.monotonic() - started
+                if waited - told >= LINE:
+                    told = waited
+                    print(f"process {rank()} waits for {who}: {what}, {waited:.0f} s", file=sys.stderr, flush=True)
+
+    def _passed(self, key: str) -> bool:
+        assert self._store is not None
+        try:
+            return self._store.check([key])
+        except RuntimeError:  # the launcher is gone, and with it the store: nobody ends us before the main one is done
+            return True
+
+    def _alone(self, what: str) -> AbstractContextManager:
+        return self._fellows.alone(what) if self._fellows is not None else nullcontext()
+
+
+def _store() -> Store:
+    """A connection of its own to the store of the process group: what waits on one does not hold up another."""
+    return dist.distributed_c10d._get_default_store().clone()  # pyright: ignore[reportAttributeAccessIssue]
