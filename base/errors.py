@@ -5,7 +5,7 @@ class UserError(ValueError):
     """Bad input: one clear sentence naming the value, the allowed values and the way out. Exit code 2."""
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     """The process has to end (a signal, its launcher's or a fellow's death): one sentence, and the exit code.
 
     No Exception: what retries or replaces a failing image must not swallow it.
