@@ -59,6 +59,7 @@ def open_and_train(flags: argparse.Namespace, interrupt: Interrupt) -> int:
         train_data, val_data, labelled = ranks.first_on_each_node("opening the images", lambda: open_all(flags))
         out = Path(flags.out or ranks.of_main("the run folder", str(new_folder(flags))))
         config = resolve(flags, train_data, out)
+        ranks.same("--resume", str(config.resume))
         accelerator = start_accelerator(config.device, config.precision)
         with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
             ranks.on_main("making the run folder", lambda: begin(session, folder))

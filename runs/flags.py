@@ -18,6 +18,7 @@ from saccade.pipelines.data import NAMES
 from saccade.pipelines.render import BACKENDS
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import add_flags
+from saccade.runs.checkpoint import checkpoints
 from saccade.runs.choice import check_recipe_name, chosen_recipe, method_of
 from saccade.runs.precision import PRECISIONS
 from saccade.runs.recipe_file import is_file
@@ -192,7 +193,12 @@ def parser(
     )
     run = p.add_argument_group("the run")
     run.add_argument("--out", help="run folder (default: outputs/METHOD-DATA-TIME)")
-    run.add_argument("--resume", metavar="FOLDER", help="continue the run in this folder from its last checkpoint")
+    run.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        help="continue the run in this folder from its last checkpoint; auto: the run in --out, or start it, so that "
+        "the same command may be given again and again",
+    )
     run.add_argument("--log-every", type=int, default=10, help="steps between lines of metrics.jsonl (default: 10)")
     run.add_argument(
         "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: a tenth of the run)"
@@ -208,9 +214,11 @@ def parser(
 def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespace:
     """The flags; with --resume those of the interrupted run, where only machine, logging and data flags may differ."""
     flags = parser(prog).parse_args(argv)
+    given = {name: getattr(flags, name) for name in _written(argv, prog)}
+    if flags.resume == "auto":
+        flags.resume = begun(given.pop("out", None))
     if flags.resume is None:
         return flags
-    given = {name: getattr(flags, name) for name in _written(argv, prog)}
     saved = read_flags(
         Path(flags.resume), {**vars(parser(prog).parse_args([])), **dict.fromkeys(("resume", "out"))}, given
     )
@@ -221,6 +229,13 @@ def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespa
             f"{saved[changed[0]]} (only {', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} may change)."
         )
     return argparse.Namespace(**{**saved, **given, "resume": flags.resume, "out": flags.resume})
+
+
+def begun(out: str | None) -> str | None:
+    """The run folder, if there is a run to continue; None where one is to be started. UserError without a folder."""
+    if out is None:
+        raise UserError("--resume auto continues the run in --out FOLDER, or starts it; give --out.")
+    return out if checkpoints(Path(out)) else None
 
 
 def _written(argv: Sequence[str], prog: str) -> set[str]:

@@ -134,8 +134,8 @@ class Ranks:
         """Raise UserError where this process's value is not the main one's."""
         if (theirs := self.of_main(what, value)) != value:
             raise UserError(
-                f"{what} is {theirs} on process 0 and {value} on process {rank()} of {socket.gethostname()}; give a "
-                "folder that all machines share."
+                f"{what} is {theirs} on process 0 and {value} on process {rank()} on {socket.gethostname()}; give a "
+                "run folder that all machines share."
             )
 
     def _pass(self, what: str, opens: bool, name: str, who: str) -> None:

@@ -1,0 +1,56 @@
+"""The same command again and again, as a scheduler gives it: it starts a run, continues it, leaves a whole one."""
+
+import signal
+from pathlib import Path
+
+import torch
+
+from saccade import train
+from saccade.base.files import lock
+from saccade.runs.checkpoint import load_checkpoint
+from saccade.runs.session import Session
+
+FLAGS = ["--backbone", "test_resnet", "--batch-size", "16", "--eval-every", "0", "--steps", "6"]
+
+
+def command(out: Path) -> list[str]:
+    return [*FLAGS, "--out", str(out), "--resume", "auto"]
+
+
+def test_the_same_command_starts_continues_and_finishes_a_run(tmp_path, monkeypatch):
+    assert train.main([*FLAGS, "--out", str(tmp_path / "whole")]) == 0
+    step = Session.step
+    preempted = []
+
+    def signalled(self, *args, **kwargs):
+        if self.steps in (1, 3) and self.steps not in preempted:
+            preempted.append(self.steps)
+            signal.raise_signal(signal.SIGUSR1)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Session, "step", signalled)
+    out = tmp_path / "run"
+    assert [train.main(command(out)) for _ in range(4)] == [75, 75, 0, 0]
+    whole, pieces = load_checkpoint(tmp_path / "whole")["learner"], load_checkpoint(out)["learner"]
+    assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
+
+
+def test_a_second_member_of_an_array_does_not_write_over_the_first(tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    with open(out / ".lock", "w") as held:
+        lock(held)
+        assert train.main(command(out)) == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    assert {p.name for p in out.iterdir()} == {".lock", "checkpoints"}
+
+
+def test_without_a_folder_it_is_one_sentence(capsys):
+    assert train.main([*FLAGS, "--resume", "auto"]) == 2
+    assert "give --out" in capsys.readouterr().err
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
+    assert train.main([*FLAGS[:-1], "1", "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*command(tmp_path / "run"), "--lr", "0.5"]) == 2
+    assert "drop --lr" in capsys.readouterr().err
