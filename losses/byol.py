@@ -50,6 +50,12 @@ class BYOL(Objective[BYOLOptions]):
             "cosine", self.options.teacher_momentum, final=1.0, offset=self.options.momentum_offset
         )
 
+    def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """With weak_1, weak_2 in the recipe the teacher sees those, and the student the others (RSA's ablation)."""
+        if type(self).teacher_views == BYOL.teacher_views and {"weak_1", "weak_2"} < set(views):
+            self.student_views, self.teacher_views = ("aggressive_1", "aggressive_2"), ("weak_1", "weak_2")
+        return super().wiring(views)
+
     def projector(self) -> nn.Module:
         o = self.options
         return mlp(self.features, [o.projector_hidden], o.projector_dim, out_bias=o.output_bias)

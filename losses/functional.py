@@ -50,6 +50,13 @@ def require_positive(**values: float) -> None:
             raise UserError(f"{name} is {value}; it must be above 0")
 
 
+def require_at_least_zero(**values: float) -> None:
+    """Raise UserError naming the first value below 0, e.g. `require_at_least_zero(t_teacher=-1.0)`."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f"{name} is {value}; it must be 0 or above")
+
+
 def require_unit_interval(**values: float) -> None:
     """Raise UserError naming the first value outside [0, 1], e.g. `require_unit_interval(teacher_momentum=1.5)`."""
     for name, value in values.items():

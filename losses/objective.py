@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
-from saccade.losses.recipe import Options, OptionsT, TrainingRecipe
+from saccade.losses.ablation import Ablation, split
+from saccade.losses.recipe import IMAGE_SIZE, Options, OptionsT, TrainingRecipe
 from saccade.models.learner import Outputs
 from saccade.models.queue import KeyQueue
 from saccade.models.schedules import Schedule, schedule
@@ -24,7 +25,8 @@ class Objective(nn.Module, Generic[OptionsT]):
 
     student_views, teacher_views: names of the recipe's views; joint_forward: the student's views go through the network
     as one batch (SimCLR, S-TEC), else each on its own with its own BatchNorm statistics; shuffle_teacher: the teacher's
-    batches are shuffled over all processes (shuffle-BN); evaluate_teacher: the paper evaluates the momentum encoder.
+    batches are shuffled over all processes (shuffle-BN); evaluate_teacher: the paper evaluates the momentum encoder;
+    frozen: the student is in eval mode and learns nothing, only the objective's own parameters do.
     """
 
     student_views: tuple[str, ...] = ()
@@ -32,6 +34,7 @@ class Objective(nn.Module, Generic[OptionsT]):
     joint_forward = False
     shuffle_teacher = False
     evaluate_teacher = False
+    frozen = False
 
     def __init__(
         self,
@@ -136,3 +139,18 @@ class Method:
     objective: type[Objective[Any]]
     recipe: Callable[[str, int | None], TrainingRecipe[Any]]
     published: tuple[str, ...]  # recipes of the authors: data sets, and variants of them such as imagenet-5crop
+    ablations: tuple[Ablation, ...] = ()  # of the paper; any recipe's name goes before theirs: cifar10-no-sinkhorn
+
+    def __post_init__(self) -> None:
+        base = self.recipe
+
+        def recipe(name: str, image_size: int | None = None) -> TrainingRecipe[Any]:
+            name, ablation = split(name, self.ablations)
+            found = base(name, image_size)
+            return ablation.of(found) if ablation else found
+
+        object.__setattr__(self, "recipe", recipe)
+
+    def knows(self, name: str) -> bool:
+        """Whether `recipe` has one of this very name: a data set of the project, one of `published`, or an ablation."""
+        return split(name, self.ablations)[0] in (*IMAGE_SIZE, *self.published)

@@ -40,7 +40,7 @@ OptionsT = TypeVar("OptionsT", bound=Options, covariant=True)
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """name: lars, sgd or adamw; lr is the peak at a global batch of `lr_batch` and is scaled linearly from there."""
+    """name: lars, sgd, adam or adamw; lr: the peak at a global batch of `lr_batch`, scaled linearly."""
 
     name: str
     lr: float
@@ -51,7 +51,7 @@ class OptimizerSpec:
     nesterov: bool = False
     trust_coefficient: float = 0.001  # LARS
     lars_norm: str = "separate"  # LARS, the denominator: models.optimizers.LARS
-    betas: tuple[float, float] = (0.9, 0.999)  # AdamW
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam, AdamW
     clip_norm: float | None = None  # clip the gradient's global norm
     layer_decay: float = 1.0  # the rate of a backbone's layer is this much lower for every layer above it
 
@@ -83,6 +83,7 @@ class TrainingRecipe(Generic[OptionsT]):
     protocol: str = "knn"
     sources: Mapping[str, str] = field(default_factory=dict)
     proposals: Mapping[str, str] = field(default_factory=dict)
+    imbalance: str = "none"  # "linear", "exponential": fewer images of the first classes, pipelines.sources.imbalance
     companion: Views | None = None  # the view `labelled` of labelled images that go beside unlabelled ones
     variant: str = ""  # of several on one data set, e.g. 5crop
 

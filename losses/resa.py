@@ -10,6 +10,7 @@ from saccade.base.errors import UserError
 from saccade.losses.functional import (
     full_precision,
     normalise,
+    require_at_least_zero,
     require_positive,
     require_unit_interval,
     sinkhorn,
@@ -22,15 +23,18 @@ from saccade.models.learner import Outputs
 from saccade.pipelines.draw import ViewParams
 
 FORMS = ("symmetric", "row")
+ASSIGNED_BY = ("encodings", "embeddings", "momentum")
 
 
 @full_precision
 def resa_assignment(online: Tensor, momentum: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """A = Sinkhorn(h h'^T / eps): this rank's (n, N) rows, each summing to 1, N = n * world size; no gradient.
+    """A = Sinkhorn(h h'^T / eps): this rank's (n, N) rows, each summing to 1, N = n * world size; no gradient. With 0
+    iterations softmax_j(h h'^T / eps).
 
     online, momentum: (n, d) unit encodings (before the projector) of the weak view by student and teacher.
     """
-    return sinkhorn(online.detach() @ all_gather_no_grad(momentum).t(), epsilon, iterations)
+    scores = online.detach() @ all_gather_no_grad(momentum).t()
+    return sinkhorn(scores, epsilon, iterations) if iterations else (scores / epsilon).softmax(1)
 
 
 @full_precision
@@ -80,16 +84,20 @@ class ReSAOptions:
 
     temperature: float = 0.4
     epsilon: float = 0.05  # of the Sinkhorn assignment
-    iterations: int = 3
+    iterations: int = 3  # 0: a softmax of each row instead of Sinkhorn
     form: str = "symmetric"  # the paper's; "row" is the newest code's
     teacher_momentum: float = 0.996  # at the first step, by a cosine to 1
     projector_hidden: int = 2048  # twice
     projector_dim: int = 512
     predictor_hidden: int | None = None  # None: no predictor
     transformer_heads: bool = False  # GELU, no batch norm, LayerNorm before the predictor, Xavier
+    assigned_by: str = "encodings"  # of the weak view; or its "embeddings", or "momentum": the teacher's two views
 
     def __post_init__(self) -> None:
-        require_positive(temperature=self.temperature, epsilon=self.epsilon, iterations=self.iterations)
+        require_positive(temperature=self.temperature, epsilon=self.epsilon)
+        require_at_least_zero(iterations=self.iterations)
+        if self.assigned_by not in ASSIGNED_BY:
+            raise UserError(f"ReSA's assigned_by is {self.assigned_by!r}; choose one of {', '.join(ASSIGNED_BY)}")
         require_unit_interval(teacher_momentum=self.teacher_momentum)
         if self.form not in FORMS:
             raise UserError(f"ReSA's form is {self.form!r}; choose one of {', '.join(FORMS)}")
@@ -127,9 +135,8 @@ class ReSA(Objective[ReSAOptions]):
         return mlp(dim, [hidden], dim)
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
-        o, weak = self.options, self.student_views[0]
-        encoding, taught = (normalise(network[weak].features) for network in (outputs.student, outputs.teacher))
-        assignment = resa_assignment(encoding, taught, o.epsilon, o.iterations)
+        o = self.options
+        assignment = resa_assignment(*self._assigned(outputs), o.epsilon, o.iterations)
         online = [normalise(outputs.student[view].embedding) for view in self.student_views]
         momentum = [normalise(outputs.teacher[view].projection) for view in self.teacher_views]
         own = own_places(len(assignment), assignment.device)
@@ -137,6 +144,15 @@ class ReSA(Objective[ReSAOptions]):
             "loss": resa_loss(online, momentum, assignment, o.temperature, o.form),
             "self_assigned": assignment.gather(1, own[:, None]).mean(),
         }  # 1: each sample to itself alone
+
+    def _assigned(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """What the assignment compares, each (n, D) of unit rows: the paper's choice, or an ablation's."""
+        weak, other = self.teacher_views
+        student, teacher = outputs.student[weak], outputs.teacher[weak]
+        if self.options.assigned_by == "embeddings":
+            return normalise(student.embedding), normalise(teacher.projection)
+        first = student if self.options.assigned_by == "encodings" else outputs.teacher[other]
+        return normalise(first.features), normalise(teacher.features)
 
 
 def _xavier(head: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from saccade.base.errors import UserError
 from saccade.losses.functional import (
     full_precision,
     normalise,
+    require_at_least_zero,
     require_positive,
     require_unit_interval,
     soft_cross_entropy,
@@ -31,12 +32,18 @@ def ressl_loss(
 
     student: one (B, D) of unit rows per crop, with gradient; teacher: (B, D) unit rows of the weak view, without;
     queue: (D, K) unit columns that do not yet hold the teacher's keys. Backward reads the queue: enqueue after it, and
-    no copy is needed. float32 at least inside. No positive, mask, centre or T^2. Source: Zheng et al. 2021 (arXiv
-    2107.09282), KyleZheng1997/ReSSL.
+    no copy is needed. t_teacher 0 is its limit, one-hot targets. float32 at least inside. No positive, mask, centre or
+    T^2. Source: Zheng et al. 2021 (arXiv 2107.09282), KyleZheng1997/ReSSL.
     """
-    require_positive(t_student=t_student, t_teacher=t_teacher)
+    require_positive(t_student=t_student)
+    require_at_least_zero(t_teacher=t_teacher)
     queue = queue.detach()
-    targets = F.softmax((teacher.detach() / t_teacher) @ queue, dim=1)  # divided before: one (B, K) less
+    if t_teacher:
+        targets = F.softmax((teacher.detach() / t_teacher) @ queue, dim=1)  # divided before: one (B, K) less
+    else:  # the limit: all of it on the nearest key
+        nearest = (teacher.detach() @ queue).argmax(1, keepdim=True)
+        targets = torch.zeros(len(teacher), queue.shape[1], device=queue.device, dtype=queue.dtype)
+        targets = targets.scatter_(1, nearest, 1.0)
     return torch.stack([soft_cross_entropy((q / t_student) @ queue, targets) for q in student]).mean()
 
 
@@ -52,7 +59,8 @@ class ReSSLOptions:
     queue_size: int = 4096
 
     def __post_init__(self) -> None:
-        require_positive(t_student=self.t_student, t_teacher=self.t_teacher)
+        require_positive(t_student=self.t_student)
+        require_at_least_zero(t_teacher=self.t_teacher)
         require_unit_interval(teacher_momentum=self.teacher_momentum)
 
 

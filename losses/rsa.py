@@ -34,10 +34,13 @@ class RSAOptions(BYOLOptions):
     """BYOL's, and the weight of the aggressive pair."""
 
     beta: float = 0.4  # near the first step, by a cosine to 0 at the last
+    beta_schedule: str = "cosine"  # "constant": beta throughout
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_unit_interval(beta=self.beta)
+        if self.beta_schedule not in ("cosine", "constant"):
+            raise UserError(f"RSA's beta_schedule is {self.beta_schedule!r}; choose cosine or constant")
 
 
 class RSA(BYOL):
@@ -53,7 +56,8 @@ class RSA(BYOL):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.momentum = self._schedule("cosine", self.options.teacher_momentum, final=1.0, offset=1)
-        self._beta_at = self._schedule("cosine", self.options.beta, offset=1)
+        falls = {"offset": 1} if self.options.beta_schedule == "cosine" else {}
+        self._beta_at = self._schedule(self.options.beta_schedule, self.options.beta, **falls)
         self.beta = self._beta_at(0)
 
     def begin_step(self, step: int) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saccade.base.errors import UserError
 from saccade.losses.functional import full_precision, normalise
 from saccade.losses.ntxent import nt_xent
 from saccade.losses.objective import Objective
@@ -29,6 +30,12 @@ class SimCLROptions:
     classifier_weight: float = 1.0  # --supervised_lambda; 0 or no labels: no online classifier
     projector_hidden: int = 512
     projector_dim: int = 64
+    projector_last_norm: bool = True  # --projection_final_batch_norm
+    stop_gradient: int = 1  # --stop_gradient; 0: labels train the backbone too, 2: they train the classifier alone
+
+    def __post_init__(self) -> None:
+        if self.stop_gradient not in (0, 1, 2):
+            raise UserError(f"stop_gradient is {self.stop_gradient}; give 0, 1 or 2.")
 
 
 class SimCLR(Objective[SimCLROptions]):
@@ -45,11 +52,14 @@ class SimCLR(Objective[SimCLROptions]):
         self.classifier = None
         if self.classes is not None and self.options.classifier_weight > 0:
             self.classifier = linear_classifier(self.features, self.classes)
+        self.frozen = self.options.stop_gradient == 2
+        if self.frozen and self.classifier is None:
+            raise UserError("stop_gradient=2 trains the classifier alone, which needs labels and a classifier_weight.")
 
     def projector(self) -> nn.Module:
-        return mlp(
-            self.features, [self.options.projector_hidden], self.options.projector_dim, out_bias=False, out_norm="gamma"
-        )
+        o = self.options
+        norm = "gamma" if o.projector_last_norm else "none"
+        return mlp(self.features, [o.projector_hidden], o.projector_dim, out_bias=False, out_norm=norm)
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
         first, second = (outputs.student[name] for name in self.student_views)
@@ -62,7 +72,7 @@ class SimCLR(Objective[SimCLROptions]):
         elif label is not None:
             labels = torch.cat([label, label])
         if self.classifier is not None and labels is not None:
-            logits = self.classifier(features.detach())
+            logits = self.classifier(features.detach() if self.options.stop_gradient else features)
             known = (labels >= 0).sum().clamp(min=1)  # -1: an image without a label
             summed = full_precision(F.cross_entropy)(logits, labels, ignore_index=-1, reduction="sum")
             parts["classifier"] = summed / known

@@ -28,6 +28,7 @@ class InverseModelOptions:
     """Hyper-parameters of the inverse model."""
 
     manipulation_weight: float = 1.0
+    bins: int = BINS  # classes of every entry
     manipulation_hidden: tuple[int, ...] = (512,)  # one width for each hidden layer; () is a linear head
     true_translation: bool = False  # the exact relative translation in place of the original's product
     predicts: tuple[str, ...] = ("crop", "flip")  # the published choice; more as OPERATION.COLUMN, e.g. jitter.hue
@@ -59,7 +60,11 @@ class InverseModel(Objective[Any]):
             )
         self.changes = _changes(self.recipe.views, self.student_views, self.options.predicts)
         entries = 6 + len(self.changes)
-        self.manipulation = mlp(2 * self.features, self.options.manipulation_hidden, BINS * entries)
+        if self.options.bins < 2:
+            raise UserError(f"bins is {self.options.bins}; the inverse model tells 2 or more classes apart.")
+        self.manipulation = mlp(2 * self.features, self.options.manipulation_hidden, self.options.bins * entries)
+        if self.frozen:
+            self.manipulation.requires_grad_(False)
 
     def forward(self, outputs: Outputs, params: dict[str, ViewParams], label: Tensor | None) -> dict[str, Tensor]:
         parts = super().forward(outputs, params, label)

@@ -61,6 +61,7 @@ class Comparison(Protocol):
     joint_forward: bool
     shuffle_teacher: bool
     evaluate_teacher: bool
+    frozen: bool
 
     def projector(self) -> nn.Module: ...
     def predictor(self) -> nn.Module | None: ...
@@ -95,8 +96,17 @@ class Learner(nn.Module):
         super().__init__()
         self._seed, self._step = seed, 0
         self.student = Student(backbone, objective.projector(), objective.predictor())
+        if objective.frozen:
+            self.student.requires_grad_(False)
         self.objective = objective
         self.teacher = MomentumTeacher(Student(backbone, self.student.projector)) if objective.teacher_views else None
+
+    def train(self, mode: bool = True) -> Learner:
+        """A frozen student stays in eval mode."""
+        super().train(mode)
+        if self.objective.frozen:
+            self.student.eval()
+        return self
 
     @property
     def backbone(self) -> nn.Module:

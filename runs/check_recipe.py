@@ -12,6 +12,7 @@ from saccade.losses.recipe import TrainingRecipe
 from saccade.models.backbone import STEMS, check_backbone
 from saccade.models.norm import batch_norm_splits
 from saccade.models.optimizers import NORMS, RULES
+from saccade.pipelines.sources.imbalance import IMBALANCES
 from saccade.runs.plain_recipe import Fault, leaves, to_plain
 from saccade.runs.precision import PRECISIONS
 
@@ -48,7 +49,7 @@ def _numbers(recipe: TrainingRecipe[Any]) -> Iterator[tuple[str, Any, str, bool]
     yield "epochs", recipe.epochs, "1 or more", recipe.epochs >= 1
     yield "batch_size", recipe.batch_size, "2 or more", recipe.batch_size >= 2
     yield "image_size", size, f"8 to {MAX_IMAGE_SIZE} pixels (--image-size)", 8 <= size <= MAX_IMAGE_SIZE
-    yield "optimizer.name", spec.name, "lars, sgd or adamw", spec.name in ("lars", "sgd", "adamw")
+    yield "optimizer.name", spec.name, "lars, sgd, adam or adamw", spec.name in ("lars", "sgd", "adam", "adamw")
     yield "optimizer.lr", spec.lr, "a positive number", 0 < spec.lr < inf
     yield "optimizer.lr_batch", spec.lr_batch, "1 or more", spec.lr_batch >= 1
     yield "optimizer.weight_decay", spec.weight_decay, "0 or more", 0 <= spec.weight_decay < inf
@@ -80,6 +81,7 @@ def _words(recipe: TrainingRecipe[Any]) -> Iterator[tuple[str, str, Sequence[str
     yield "precision", recipe.precision, PRECISIONS
     yield "optimizer.rule", recipe.optimizer.rule, RULES
     yield "optimizer.lars_norm", recipe.optimizer.lars_norm, NORMS
+    yield "imbalance", recipe.imbalance, IMBALANCES
     yield "backbone.stem", recipe.backbone.stem, ("auto", *STEMS)
     yield "backbone.conv_init", recipe.backbone.conv_init, ("default", "fan_in_half")
     yield "backbone.position", recipe.backbone.position, ("default", "sincos")

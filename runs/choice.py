@@ -76,9 +76,11 @@ def named_operations(flags: argparse.Namespace) -> Own:
 def check_recipe_name(method: Method, name: str | None) -> None:
     """Raise UserError unless `name` (None: any) is a data set of the project or a variant that the method publishes."""
     known = [*IMAGE_SIZE, *(variant for variant in method.published if variant not in IMAGE_SIZE)]
-    if name is not None and not is_file(name) and name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+    if name is not None and not is_file(name) and not method.knows(name):
+        ablated = [f"{data}-{ablation.name}" for data in known for ablation in method.ablations]
+        near = difflib.get_close_matches(name, [*known, *ablated], n=1)
+        more = f", each also with -{', -'.join(a.name for a in method.ablations)}" if method.ablations else ""
         raise UserError(
-            f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}, or a recipe file, FILE.toml"
+            f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}{more}, or a recipe file, FILE.toml"
             + (f" (did you mean {near[0]}?)." if near else ".")
         )

@@ -287,9 +287,11 @@ def build_optimizer(learner: Learner, spec: OptimizerSpec) -> torch.optim.Optimi
         return LARS(groups, spec.lr, spec.momentum, norm=spec.lars_norm)
     if spec.name == "sgd":
         return torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov, fused=True)
+    if spec.name == "adam":
+        return torch.optim.Adam(groups, spec.lr, betas=spec.betas, fused=True)
     if spec.name == "adamw":
         return torch.optim.AdamW(groups, spec.lr, betas=spec.betas, fused=True)
-    raise UserError(f"--set optimizer.name={spec.name} is unknown; use lars, sgd or adamw.")
+    raise UserError(f"--set optimizer.name={spec.name} is unknown; use lars, sgd, adam or adamw.")
 
 
 def micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:

@@ -72,19 +72,32 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps([asdict(recipe) for _, recipe in recipes], indent=2))
     else:
         print(table([COLUMNS, *(row(method, recipe) for method, recipe in recipes)]))
+        if wanted.method and chosen[0].ablations:
+            print(ablations(chosen[0]))
     return 0
 
 
 def recipe_names(method: Method) -> list[str]:
     """The project's data sets, each followed by the method's variants for it."""
     variants = [method.recipe(name, None) for name in method.published if name not in IMAGE_SIZE]
-    return [name for data in IMAGE_SIZE for name in (data, *(v.name for v in variants if v.data == data))]
+    of_ours = [name for data in IMAGE_SIZE for name in (data, *(v.name for v in variants if v.data == data))]
+    return of_ours + [v.name for v in variants if v.data not in IMAGE_SIZE]
+
+
+def ablations(method: Method) -> str:
+    """The paper's ablations: what each changes, where it is from, and the published numbers."""
+    cells = [
+        (a.name, a.summary, a.source, "; ".join(f"{data}: {found}" for data, found in a.results.items()))
+        for a in method.ablations
+    ]
+    heading = f"\nablations, for any of these recipes: --recipe cifar10-{method.ablations[0].name}"
+    return "\n".join((heading, table([("name", "what", "from", "published"), *cells])))
 
 
 def find_recipe(method: Method, name: str) -> TrainingRecipe:
     """The recipe of that name; a UserError with the nearest where there is none."""
     known = recipe_names(method)
-    if name not in known:
+    if not method.knows(name):
         near = difflib.get_close_matches(name, known, n=1)
         raise UserError(
             f"{method.name} has no recipe {name}; use one of {', '.join(known)}"

@@ -1,7 +1,9 @@
 """Recipes of losses/cacr.py, with the source of every value."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from saccade.losses.ablation import Ablation, Recipe, with_options
 from saccade.losses.cacr import CACR, CACROptions
 from saccade.losses.objective import Method
 from saccade.losses.recipe import (
@@ -111,6 +113,43 @@ _OURS = (
 
 RECIPES = {recipe.name: recipe for recipe in (*_AUTHORS, *_OURS)}
 
+
+def _imbalanced(kind: str) -> Callable[[Recipe], Recipe]:
+    return lambda recipe: replace(recipe, imbalance=kind)
+
+
+def positives(count: int) -> Callable[[Recipe], Recipe]:
+    """K = count: as many views of the first one's kind, and one more."""
+
+    def change(recipe: Recipe) -> Recipe:
+        view = replace(recipe.views.views[0], name="view")
+        return replace(recipe, views=replace(recipe.views, views=view.times(count + 1)))
+
+    return change
+
+
+_K = f"{CODE} --Ny; the paper compares 1 and 4"
+ABLATIONS = (
+    *(Ablation(f"k{k}", f"K = {k} positives", _K, positives(k)) for k in range(1, 9)),
+    *(
+        Ablation(
+            f"imbalanced-{kind}",
+            f"images of a class by its number, {kind}",
+            f"{CODE} --imbalanced, seed 2021",
+            _imbalanced(kind),
+        )
+        for kind in ("linear", "exponential")
+    ),
+    *(
+        Ablation(name, summary, f"{CODE} --choice", with_options(ablation=choice))
+        for name, summary, choice in (
+            ("no-positive-weights", "uniform weights of the positives", "without_w1"),
+            ("no-negative-weights", "uniform weights of the negatives", "without_w2"),
+            ("no-weights", "uniform weights of both", "none"),
+        )
+    ),
+)
+
 METHODS = (
     Method(
         "cacr",
@@ -118,5 +157,6 @@ METHODS = (
         CACR,
         cacr_recipe,
         (*(r.name for r in _AUTHORS), *(r.name for r in _OURS if r.variant)),
+        ABLATIONS,
     ),
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from saccade.losses.ablation import Ablation
 from saccade.losses.cacr_queue import CACRQueue, CACRQueueOptions
 from saccade.losses.objective import Method
 from saccade.losses.recipe import TrainingRecipe, choose_recipe, derive_recipe
-from saccade.losses.recipes.cacr import CODE
+from saccade.losses.recipes.cacr import CODE, positives
 from saccade.losses.recipes.moco import SMALL, V2_RECIPES, on_textures, small_v2, v2_views
 
 
@@ -41,7 +42,14 @@ def _small(recipe: TrainingRecipe[CACRQueueOptions]) -> TrainingRecipe[CACRQueue
     return replace(recipe, options=replace(recipe.options, intra_batch="batch"))
 
 
-_AUTHORS = (_recipe("imagenet"), _recipe("imagenet100"))
+def _large(data: str) -> TrainingRecipe[CACRQueueOptions]:
+    """Pre-training on more images than ImageNet-1K, on which the backbone is then judged by a linear classifier."""
+    recipe = _recipe("imagenet")
+    return replace(recipe, data=data, sources={**recipe.sources, "protocol": f"{CODE}: linear on ImageNet-1K"})
+
+
+_AUTHORS = (_recipe("imagenet"), _recipe("imagenet100"), _large("imagenet22k"), _large("webvision"))
+ABLATIONS = tuple(Ablation(f"k{k}", f"K = {k} positives", f"{CODE} --Ny", positives(k)) for k in range(1, 9))
 
 _WHY = "no authors' recipe for {} with a queue; MoCo v2's of ours with K = 4"
 
@@ -59,5 +67,6 @@ METHODS = (
         CACRQueue,
         cacr_queue_recipe,
         tuple(r.name for r in _AUTHORS),
+        ABLATIONS,
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from saccade.losses.ablation import Ablation, with_options
 from saccade.losses.objective import Method
 from saccade.losses.recipe import (
     NORMALISATION,
@@ -189,8 +190,23 @@ def resa_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[ReSA
     return choose_recipe(RECIPES, data, image_size)
 
 
+_HOW = "after arXiv 2501.18452; how its authors do it was not found, this is ours"
+ABLATIONS = (
+    Ablation("no-sinkhorn", "a softmax of each row instead of Sinkhorn", _HOW, with_options(iterations=0)),
+    Ablation(
+        "assign-embeddings", "assignment by embeddings, not encodings", _HOW, with_options(assigned_by="embeddings")
+    ),
+    Ablation("assign-momentum", "assignment by the teacher's two views", _HOW, with_options(assigned_by="momentum")),
+    Ablation("row", "the newest code's one-sided loss", f"{IMAGENET_CODE}", with_options(form="row")),
+)
+
 METHODS = (
     Method(
-        "resa", "a batch's own assignment, made from encodings, teaches its embeddings", ReSA, resa_recipe, PUBLISHED
+        "resa",
+        "a batch's own assignment, made from encodings, teaches its embeddings",
+        ReSA,
+        resa_recipe,
+        PUBLISHED,
+        ABLATIONS,
     ),
 )

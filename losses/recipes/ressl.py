@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from saccade.losses.ablation import Ablation, Recipe, with_options
 from saccade.losses.objective import Method
 from saccade.losses.recipe import (
     NORMALISATION,
@@ -16,6 +18,8 @@ from saccade.losses.recipe import (
 from saccade.losses.ressl import ReSSL, ReSSLOptions
 from saccade.models.backbone import BackboneSpec
 from saccade.pipelines.operations import Blur, Grey, Jitter
+from saccade.pipelines.operations.cutout import Cutout
+from saccade.pipelines.operations.randaugment import RandAugment
 from saccade.pipelines.views import Crop, View, Views
 
 CODE = "KyleZheng1997/ReSSL @4d67daa"
@@ -129,6 +133,72 @@ def ressl_recipe(data: str, image_size: int | None = None) -> TrainingRecipe[ReS
     return choose_recipe(RECIPES, data, image_size)
 
 
+def _contrastive(recipe: Recipe) -> Recipe:
+    """The teacher sees what the student sees: the other views' jitter, grey and blur."""
+    first = recipe.views.views[0]
+    other = next(view for view in recipe.views if view.name != first.name)
+    return _views_of(recipe, lambda view: replace(view, operations=other.operations) if view is first else view)
+
+
+def _strong(recipe: Recipe) -> Recipe:
+    """The code's "strong" switch, for the student: smaller crops, twice the jitter, RandAugment, a cutout."""
+
+    def stronger(view: View) -> View:
+        if view.name == "weak" or not isinstance(view.crop, Crop):
+            return view
+        colour = tuple(Jitter(0.8, 0.8, 0.8, 0.2, p=o.p) if isinstance(o, Jitter) else o for o in view.operations)
+        crop = replace(view.crop, scale=(0.08, view.crop.scale[1]))
+        return replace(view, crop=crop, operations=(*colour, RandAugment(), Cutout(p=1.0)))
+
+    return _views_of(recipe, stronger)
+
+
+def _views_of(recipe: Recipe, change: Callable[[View], View]) -> Recipe:
+    return replace(recipe, views=replace(recipe.views, views=tuple(map(change, recipe.views))))
+
+
+def _weak(change: Callable[[View], View]) -> Callable[[Recipe], Recipe]:
+    """A change of the teacher's view alone."""
+    return lambda recipe: _views_of(recipe, lambda view: change(view) if view.name == "weak" else view)
+
+
+_PAPER = "arXiv 2107.09282, on the teacher's augmentation and temperature"
+ABLATIONS = (
+    Ablation("contrastive-teacher", "the teacher's view augmented as the student's", _PAPER, _contrastive),
+    Ablation(
+        "jitter-teacher",
+        "colour jitter on the teacher's view",
+        _PAPER,
+        _weak(lambda v: replace(v, operations=(Jitter(0.4, 0.4, 0.4, 0.1),))),
+    ),
+    Ablation(
+        "grey-teacher", "greyscale on the teacher's view", _PAPER, _weak(lambda v: replace(v, operations=(Grey(0.2),)))
+    ),
+    Ablation(
+        "blur-teacher", "blur on the teacher's view", _PAPER, _weak(lambda v: replace(v, operations=(Blur(0.5),)))
+    ),
+    Ablation("no-flip-teacher", "no flip of the teacher's view", _PAPER, _weak(lambda v: replace(v, flip=0.0))),
+    Ablation(
+        "weak-student",
+        "the student's views cropped and flipped alone",
+        _PAPER,
+        lambda r: _views_of(r, lambda v: replace(v, operations=())),
+    ),
+    Ablation(
+        "strong", "the code's \"strong\" switch for the student's views", f"{CODE}, off in the released recipe", _strong
+    ),
+    Ablation(
+        "t-teacher-0", "one-hot targets, the limit of the teacher's temperature", _PAPER, with_options(t_teacher=0.0)
+    ),
+)
+
 METHODS = (
-    Method("ressl", "similarities to past images: a student's follow a teacher's", ReSSL, ressl_recipe, PUBLISHED),
+    Method(
+        "ressl",
+        "similarities to past images: a student's follow a teacher's",
+        ReSSL,
+        ressl_recipe,
+        PUBLISHED,
+        ABLATIONS,
+    ),
 )
