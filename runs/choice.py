@@ -81,6 +81,6 @@ def check_recipe_name(method: Method, name: str | None) -> None:
         near = difflib.get_close_matches(name, [*known, *ablated], n=1)
         more = f", each also with -{', -'.join(a.name for a in method.ablations)}" if method.ablations else ""
         raise UserError(
-            f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}{more}, or a recipe file, FILE.toml"
-            + (f" (did you mean {near[0]}?)." if near else ".")
+            f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}{more}, or a recipe "
+            "file, FILE.toml" + (f" (did you mean {near[0]}?)." if near else ".")
         )

@@ -23,7 +23,8 @@ EACH = [(name, a) for name, method in methods().items() for a in method.ablation
 def test_the_ablations_that_the_papers_print_have_names():
     names = {f"{method} {a.name}" for method, a in EACH}
     wanted = """ressl contrastive-teacher, ressl jitter-teacher, ressl grey-teacher, ressl no-flip-teacher,
-        ressl strong, ressl weak-student, ressl t-teacher-0, resa no-sinkhorn, resa assign-embeddings, resa assign-momentum,
+        ressl strong, ressl weak-student, ressl t-teacher-0, resa no-sinkhorn, resa assign-embeddings,
+        resa assign-momentum,
         rsa fixed-beta, byol aw, byol ww, stec bins-3, stec stop-gradient-0, stec stop-gradient-2, stec adam,
         stec no-last-norm, cacr imbalanced-linear, cacr imbalanced-exponential"""
     assert {" ".join(w.split()) for w in wanted.split(",")} <= names

@@ -93,7 +93,7 @@ EDITS = [
     ("grey = {p = 0.2}", "greyy = {p = 0.2}", r"line \d+: views.contrastive.greyy: .*did you mean grey"),
     ("grey = {p = 0.2}", "grey = true", r"line \d+: views.contrastive.grey = true: that is an operation"),
     ("grey = {p = 0.2}", "grey = {\n", r"line \d+: that is no TOML"),
-    ('name = "sgd"', 'name = "adm"', r'line \d+: optimizer.name = "adm": give lars, sgd or adamw'),
+    ('name = "sgd"', 'name = "adm"', r'line \d+: optimizer.name = "adm": give lars, sgd, adam or adamw'),
     ('stem = "cifar"', 'stem = "cifr"', r'line \d+: backbone.stem = "cifr": .*did you mean cifar'),
     ('kind = "warmup_cosine"', 'kind = "step_decay"', r"line \d+: schedule.options.warmup_epochs = 5: step_decay has"),
     ('kind = "warmup_cosine"', 'kind = "cosin"', r'line \d+: schedule.kind = "cosin": .*did you mean cosine'),
