@@ -35,7 +35,7 @@ from saccade.evaluation.evaluate import Evaluation, Settings
 from saccade.evaluation.registry import find_protocol, protocols
 from saccade.evaluation.subject import Subject, open_subject
 from saccade.models.backbone import STEMS, known_backbone
-from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.build import executors, find_executor
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import hold_out
@@ -131,7 +131,9 @@ def parser() -> argparse.ArgumentParser:
         "--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the backbone (default: fp32)"
     )
     machine.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: 256)")
-    machine.add_argument("--pipeline", default="auto", help=f"executor: {', '.join(EXECUTORS)} (default: auto)")
+    machine.add_argument(
+        "--pipeline", default="auto", help=f"executor: {', '.join(executors())}, or your own (default: auto)"
+    )
     machine.add_argument("--workers", type=int, help="decoding processes or threads (default: from the CPUs)")
     machine.add_argument("--seed", type=int, default=0, help="of a linear probe's start and order (default: 0)")
     out = p.add_argument_group("also write")
@@ -143,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
 def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for values that no data or machine could make right."""
     find_protocol(flags.protocol)
+    find_executor(flags.pipeline)
     for name in ("epochs", "batch_size", "image_size", "k"):
         value = getattr(flags, name)
         if value is not None and value < 1:

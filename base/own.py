@@ -41,6 +41,12 @@ def absolute(name: str) -> str:
     return f"{os.path.abspath(os.path.expanduser(place))}{colon}{wanted}" if place.endswith(".py") else name
 
 
+def moved(name: object, before: object) -> bool:
+    """Whether both name a file of code that is called the same, in another folder."""
+    texts = isinstance(name, str) and isinstance(before, str) and names_code(name)
+    return texts and os.path.basename(str(name)) == os.path.basename(str(before))
+
+
 def split(name: str) -> tuple[str, str, str]:
     """(place, ":", NAME) of place:NAME; (place, "", "") without one."""
     place, colon, wanted = name.rpartition(":")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from inspect import isabstract, isclass
 
 import numpy as np
 import torch
 from torch import distributed
 
+from saccade.base import own
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.pipelines.order import Order, ShardedOrder
@@ -22,6 +25,7 @@ from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.views import Views, check_channels
 
 EXECUTORS = ("auto", "resident", "dali", "ffcv", "reference")
+ENTRY_POINTS = "saccade.executors"  # NAME = "package.module:Class"
 _SMALL = 128  # pixels: sets of smaller images are kept in memory
 _PROBED = 64  # headers looked at to tell whether a set's images are small and of one size
 _INSTALL_DALI = "pip install nvidia-dali-cuda130"
@@ -41,8 +45,6 @@ class Choice:
 
 def choose_executor(executor: str, source: Source, device: torch.device | str = "cpu") -> Choice:
     """Resolve "auto"; check that the wanted executor can read the source."""
-    if executor not in EXECUTORS:
-        raise UserError(f"--pipeline {executor} is unknown; use one of {', '.join(EXECUTORS)}.")
     if executor != "auto":
         if reason := _refusal(executor, source, torch.device(device)):
             raise UserError(f"--pipeline {executor}: {reason}")
@@ -52,6 +54,41 @@ def choose_executor(executor: str, source: Source, device: torch.device | str = 
         if why and _refusal(name, source, torch.device(device)) is None:
             return Choice(name, why)
     return _without_dali()
+
+
+@cache
+def _offered() -> dict[str, type[Pipeline]]:
+    """Executors of installed packages."""
+    return {name: kind for name, kind in own.offered(ENTRY_POINTS, _checked) if name not in EXECUTORS}
+
+
+def executors() -> tuple[str, ...]:
+    """The names of all: ours, and those that installed packages offer."""
+    return (*EXECUTORS, *_offered())
+
+
+def find_executor(name: str) -> type[Pipeline] | None:
+    """The class at path/to/file.py:Class or package.module:Class, or that a package offers; None for one of ours.
+
+    A file or module given so is executed: take it from the user alone, never from something received. UserError where
+    there is none.
+    """
+    place, colon, wanted = own.split(name)
+    if colon:
+        module = own.load_code(place, f"--pipeline {name}")
+        return _checked(getattr(module, wanted, None), f"--pipeline {name}")
+    if name not in executors():
+        raise UserError(
+            f"--pipeline {name} is unknown; use one of {', '.join(executors())}, or one of your own as "
+            "path/to/file.py:Class or package.module:Class."
+        )
+    return _offered().get(name)
+
+
+def _checked(value: object, place: str) -> type[Pipeline]:
+    if not (isclass(value) and issubclass(value, Pipeline)) or isabstract(value):
+        raise UserError(f"{place} is no executor; derive a class from saccade.pipelines.pipeline.Pipeline.")
+    return value
 
 
 def _suits(executor: str, source: Source, device: torch.device) -> str | None:
@@ -115,8 +152,8 @@ def build_pipeline(
         (93, torch.Size([64, 3, 32, 32]), torch.Size([64, 4]))
     """
     if order is None:
-        order, own = own_share(source, batch_size, seed)
-        device = device or own
+        order, here = own_share(source, batch_size, seed)
+        device = device or here
     device = device or "cpu"
     choice = choose_executor(executor, source, device)
     choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
@@ -158,9 +195,11 @@ def _build(
     workers: int | None,
     renderer: str,
 ) -> Pipeline:
+    workers = available_cpus() if workers is None else workers
+    if kind := find_executor(executor):
+        return kind(source, recipe, order, device, dtype, renderer, workers)
     if executor == "resident":
         return ResidentPipeline(source, recipe, order, device, dtype, renderer)
-    workers = available_cpus() if workers is None else workers
     if executor == "dali":
         from saccade.pipelines.dali import (
             DaliPipeline,  # here: importing DALI takes a second, and it may not be installed
@@ -190,6 +229,8 @@ def create_order(source: Source, shard_group: int, *args, sampling: Sampling | N
 def _refusal(executor: str, source: Source, device: torch.device) -> str | None:
     """Why this executor cannot work on this source, and the way out; None if it can. `auto` and --pipeline X both
     ask."""
+    if kind := find_executor(executor):
+        return kind.refusal(source, device)
     if source.channels != 3 and executor in ("dali", "ffcv"):
         return f"it makes images of 3 channels, {source.name} has {source.channels}; use --pipeline reference or auto."
     if executor == "dali":

@@ -48,7 +48,8 @@ class Pipeline(ABC):
     """Iterating gives the rest of the current epoch; the next iteration is the next epoch.
 
     `len()` is the number of steps of a whole epoch and is asserted at the end of each. An executor implements
-    `_batches` and, where it holds threads or processes, `close`. renderer: the backend of pipelines.render.
+    `_batches`, where it holds threads or processes `close`, and where it cannot read every source `refusal`. renderer:
+    the backend of pipelines.render; workers: how many threads or processes may decode.
     """
 
     choice = ""  # which executor this is and why it was chosen, for print
@@ -61,9 +62,10 @@ class Pipeline(ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         renderer: str = "auto",
+        workers: int = 1,
     ) -> None:
         self.source, self.recipe, self.order = source, recipe, order
-        self.device, self.dtype, self.renderer = torch.device(device), dtype, renderer
+        self.device, self.dtype, self.renderer, self.workers = torch.device(device), dtype, renderer, max(1, workers)
         self.epoch, self.seen = 0, 0  # seen: samples of this epoch already handed out, over all processes
 
     def __repr__(self) -> str:
@@ -71,6 +73,11 @@ class Pipeline(ABC):
             f"<{type(self).__name__} of {self.source.name}: {len(self)} steps of {self.order.batch_size}, views "
             f"{', '.join(self.recipe.names)}, on {self.device}>"
         )
+
+    @classmethod
+    def refusal(cls, source: Source, device: torch.device) -> str | None:
+        """Why it cannot work on this source there, and the way out; None if it can."""
+        return None
 
     @abstractmethod
     def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:

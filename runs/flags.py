@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
-from saccade.base.own import absolute
+from saccade.base.own import absolute, moved
 from saccade.base.program import command_parser
 from saccade.losses.registry import methods
 from saccade.models.backbone import check_backbone, known_backbone
-from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.build import executors, find_executor
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.render import BACKENDS
 from saccade.pipelines.sources.mixed import PLUS
@@ -161,7 +161,12 @@ def parser(
         "statistics are then shared, which changes the method (default: as the method has it)",
     )
     machine = p.add_argument_group("machine")
-    machine.add_argument("--pipeline", default="auto", help=f"executor: {', '.join(EXECUTORS)} (default: auto)")
+    machine.add_argument(
+        "--pipeline",
+        default="auto",
+        type=absolute,
+        help=f"executor: {', '.join(executors())}, or your own: path/to/file.py:Class (default: auto)",
+    )
     machine.add_argument(
         "--shard-group",
         type=int,
@@ -222,7 +227,9 @@ def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespa
     saved = read_flags(
         Path(flags.resume), {**vars(parser(prog).parse_args([])), **dict.fromkeys(("resume", "out"))}, given
     )
-    changed = sorted(name for name in given.keys() - RESUMABLE if given[name] != saved[name])
+    changed = sorted(
+        name for name in given.keys() - RESUMABLE if given[name] != saved[name] and not moved(given[name], saved[name])
+    )
     if changed:
         raise UserError(
             f"--resume continues the run as it was; drop --{changed[0].replace('_', '-')} {given[changed[0]]}: it was "
@@ -273,7 +280,6 @@ def check_flags(flags: argparse.Namespace) -> None:
         ("precision", ("auto", "recipe", *PRECISIONS)),
         ("renderer", BACKENDS),
         ("device", ("auto", "cpu", "cuda")),
-        ("pipeline", EXECUTORS),
     ):
         if getattr(flags, name) not in allowed:
             raise UserError(f"--{name} {getattr(flags, name)} is unknown; use one of {', '.join(allowed)}.")
@@ -283,6 +289,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     for tracker in {"tensorboard", "wandb"} & set(flags.track.split(",")):
         if find_spec(tracker) is None:
             raise UserError(f"--track {tracker} needs the package {tracker}; pip install {tracker}, or leave it out.")
+    find_executor(flags.pipeline)
     if flags.backbone:
         check_backbone(known_backbone(flags.backbone))
     check_recipe_name(method_of(flags), flags.recipe)

@@ -60,13 +60,10 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
     for name in ("data", "val_data", "labelled_data"):
         if name not in given:
             check_local(kept.get(name), f"--{name.replace('_', '-')}", folder)
-    for name in ("method", "backbone"):
+    for name in ("method", "backbone", "pipeline"):
         named = kept.get(name)
-        if (
-            name not in given
-            and isinstance(named, str)
-            and (names_own_code(named) if name == "method" else ":" in named)
-        ):
+        code = isinstance(named, str) and (":" in named if name == "backbone" else names_own_code(named))
+        if code and name not in given:
             raise UserError(
                 f"{folder}: its record has --{name} {kept[name]}, which runs code; if you trust it, say so: --{name} "
                 f"{kept[name]}."

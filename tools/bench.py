@@ -14,7 +14,7 @@ from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
-from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.build import executors, find_executor
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs.check_recipe import MAX_IMAGE_SIZE
@@ -67,7 +67,7 @@ def _measure(flags: argparse.Namespace, suite: str | None, scratch: Path) -> lis
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seconds, rounds = flags.seconds or (0.25 if flags.quick else 2.0), 3 if flags.quick else 5
     timing = {"device": device, "rounds": rounds, "seconds": seconds, "budget": 10.0 if flags.quick else float("inf")}
-    executors = tuple(flags.executors.split(",")) if flags.executors else ()
+    only = tuple(flags.executors.split(",")) if flags.executors else ()
     if suite is None:
         source = _open(flags)
         recipe = resolve(_namespace(_train_flags(flags)), source, Path(".")).recipe
@@ -77,14 +77,14 @@ def _measure(flags: argparse.Namespace, suite: str | None, scratch: Path) -> lis
             flags.batch_size = min(recipe.batch_size, max(16, 64 * 32**2 // recipe.image_size**2))
             recipe = replace(recipe, batch_size=flags.batch_size)
         work = Work(f"{recipe.data} {describe(recipe.views)}", recipe.views, source.name, source, recipe.batch_size)
-        rows = measure(loaders(work, executors or ("auto",), device), **timing)
+        rows = measure(loaders(work, only or ("auto",), device), **timing)
         trainer = Trainer(_train_flags(flags), source)
         return rows + measure(steps(work, trainer, None), **timing)
     if flags.quick and suite == "multicrop":
         return []
     data = flags.cifar if suite == "cifar" else flags.photos
     work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick, data=data)
-    contenders = loaders(work, executors, device)
+    contenders = loaders(work, only, device)
     rows = measure(contenders, **timing)
     if suite == "cifar":
         rows += measure(_steps(work, flags.quick, device), **timing)
@@ -144,10 +144,7 @@ def _check(flags: argparse.Namespace) -> None:
     if flags.image_size and flags.image_size > MAX_IMAGE_SIZE:
         raise UserError(f"--image-size {flags.image_size} is too large; give {MAX_IMAGE_SIZE} or less.")
     for name in filter(None, (flags.executors or "").split(",")):
-        if name not in EXECUTORS:
-            raise UserError(
-                f"--executors {name} is unknown; use one or more of {', '.join(EXECUTORS)}, with commas between."
-            )
+        find_executor(name)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -160,7 +157,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for train.py")
     what.add_argument("--cifar", metavar="DATA", help="real images for the CIFAR part (default: noise of their size)")
     what.add_argument("--photos", metavar="FOLDER", help="real JPEGs for the photo parts (default: made-up ones)")
-    what.add_argument("--executors", help=f"only these, e.g. dali,ffcv (of {', '.join(EXECUTORS)})")
+    what.add_argument(
+        "--executors",
+        help=f"only these, e.g. dali,ffcv (of {', '.join(executors())}, or your own: path/to/file.py:Class)",
+    )
     what.add_argument("--image-size", type=int, help="pixels of a full-size view")
     what.add_argument("--batch-size", type=int)
     for name in ("backbone", "recipe", "precision"):

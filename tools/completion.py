@@ -11,7 +11,7 @@ from saccade.base.program import command_parser
 from saccade.cli import COMMANDS
 from saccade.evaluation.registry import protocols
 from saccade.losses.registry import methods
-from saccade.pipelines.build import EXECUTORS
+from saccade.pipelines.build import executors
 
 EXAMPLES = {
     "bash >> ~/.bash_completion": "",
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         import shtab
     except ImportError:
         raise UserError("completion needs the package shtab; pip install shtab.") from None
-    known = {"method": list(methods()), "protocol": list(protocols()), "pipeline": list(EXECUTORS)}
+    known = {"method": list(methods()), "protocol": list(protocols()), "pipeline": list(executors())}
     whole = argparse.ArgumentParser(prog="saccade")
     whole.add_argument("--version", action="store_true")
     commands = whole.add_subparsers()

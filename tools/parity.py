@@ -23,7 +23,7 @@ from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, versions
 from saccade.base.program import command_parser
-from saccade.pipelines.build import build_pipeline, dali_installed
+from saccade.pipelines.build import build_pipeline, choose_executor, dali_installed
 from saccade.pipelines.data import open_data
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.embedded import textures
@@ -87,6 +87,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="compare this operation alone: its name, or path/to/file.py:Class of your own (may be given again)",
     )
+    command.add_argument(
+        "--executor",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="compare this executor alone: its name, or path/to/file.py:Class of your own (may be given again)",
+    )
     command.add_argument("--images", type=int, default=8, help="how many images are compared (default: 8)")
     command.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     command.add_argument("--picture", metavar="FILE", help="also draw the worst view and its difference map")
@@ -106,8 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             small = {**operations(_SMALL), **method_recipes(1, 64)}
             photos = {**operations(_PHOTO), **method_recipes(65, 1024)}
-        rows, worst = compare(sources, small, photos)
-    tests = [] if flags.operation else compare_draws()
+        chosen = [named_executor(name, sources) for name in flags.executor]
+        rows, worst = compare(sources, small, photos, {name: (kind, render) for name, kind, render in chosen})
+    tests = [] if flags.operation or flags.executor else compare_draws()
     show(rows, tests)
     if flags.json:
         content = {
@@ -185,27 +193,44 @@ def _copy_photos(source: Source, folder: Path, images: int) -> np.ndarray:
 def executors() -> dict[str, tuple[str, Render]]:
     """name -> (kind of source, how it renders); those of the GPU where there is one."""
 
-    def built(executor: str, device: str = "cpu") -> Render:
-        return lambda source, recipe: _first(
-            build_pipeline(source, recipe, _order(source), executor, device, workers=2)
-        )
-
     def dali_cuts(source: Source, recipe: Views) -> Batch:
         from saccade.pipelines.dali import DaliPipeline
 
         return _first(DaliPipeline(source, recipe, _order(source), threads=2, cuts=True))
 
     found: dict[str, tuple[str, Render]] = {
-        "resident": ("small", built("resident")),
-        "ffcv": ("beton", built("ffcv")),
+        "resident": ("small", _built("resident")),
+        "ffcv": ("beton", _built("ffcv")),
         "pil": ("photos", render_with_pil),
     }
     if dali_installed():
-        found |= {"dali": ("photos", built("dali")), "dali cuts": ("photos", dali_cuts)}
+        found |= {"dali": ("photos", _built("dali")), "dali cuts": ("photos", dali_cuts)}
     if torch.cuda.is_available():
-        found |= {"resident cuda": ("small", built("resident", "cuda")), "ffcv cuda": ("beton", built("ffcv", "cuda"))}
-        found |= {"dali cuda": ("photos", built("dali", "cuda"))} if dali_installed() else {}
+        found |= {
+            "resident cuda": ("small", _built("resident", "cuda")),
+            "ffcv cuda": ("beton", _built("ffcv", "cuda")),
+        }
+        found |= {"dali cuda": ("photos", _built("dali", "cuda"))} if dali_installed() else {}
     return found
+
+
+def _built(executor: str, device: str = "cpu") -> Render:
+    return lambda source, recipe: _first(build_pipeline(source, recipe, _order(source), executor, device, workers=2))
+
+
+def named_executor(name: str, sources: dict[str, Source]) -> tuple[str, str, Render]:
+    """(its name, the kind of source that it is compared on, how it renders) of an executor of ours or of the user's."""
+    known = executors()
+    if name in known:
+        return name, *known[name]
+    refusals = []
+    for kind in ("photos", "beton", "small"):
+        try:
+            choose_executor(name, sources[kind])
+            return name.rpartition(":")[2], kind, _built(name)
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _order(source: Source) -> Order:
@@ -218,12 +243,15 @@ def _first(pipeline) -> Batch:
 
 
 def compare(
-    sources: dict[str, Source], small: dict[str, Views], photos: dict[str, Views]
+    sources: dict[str, Source],
+    small: dict[str, Views],
+    photos: dict[str, Views],
+    chosen: dict[str, tuple[str, Render]] | None = None,
 ) -> tuple[list[Row], Worst | None]:
     """A row for each executor and operation, and the view that is furthest off (in terms of its tolerance)."""
     rows, worst, most = [], None, -1.0
     expected: dict[tuple[str, str], Batch] = {}
-    for executor, (kind, render) in executors().items():
+    for executor, (kind, render) in (chosen or executors()).items():
         source = sources[kind]
         for operation, recipe in (small if kind == "small" else photos).items():
             if executor == "pil" and not all(pil_has(o) for view in recipe for o in view.operations):

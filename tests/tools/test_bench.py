@@ -206,7 +206,7 @@ def test_gate_says_what_is_wrong_with_a_file(tmp_path, content, words):
     [
         (["--batch-size", "0"], "not positive"),
         (["--seconds", "-1"], "not positive"),
-        (["--executors", "magic"], "use one or more of"),
+        (["--executors", "magic"], "use one of"),
         (["--method", "stecc"], "did you mean stec"),
         (["--data", "/nowhere"], "no such file or folder"),
         (["--compare", "/nowhere", "/nowhere"], "cannot be read"),
