@@ -10,7 +10,7 @@ from saccade.pipelines.sources.named import NAMES as NAMES
 from saccade.pipelines.sources.open import Found, evaluation_split, find, open_split, train_split
 from saccade.pipelines.sources.options import Options
 from saccade.pipelines.sources.source import Source
-from saccade.pipelines.sources.splits import VALIDATION
+from saccade.pipelines.sources.split_names import VALIDATION
 
 
 def open_data(

@@ -13,10 +13,11 @@ from saccade.base.machine import available_memory
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.bands import to_bytes
 from saccade.pipelines.sources.index import Index
-from saccade.pipelines.sources.labels import check_labels
+from saccade.pipelines.sources.labels import check_labels, numbered
 from saccade.pipelines.sources.options import MOST_CHANNELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.ranges import choose_range
 from saccade.pipelines.sources.source import Reader, Source
+from saccade.pipelines.sources.split_names import SPLITS
 
 _PROBED = 64  # images whose values tell the range
 _EXPECTED = "an .npz needs `images` uint8 (N, H, W, 3) and may have `labels` of N whole numbers"
@@ -66,13 +67,39 @@ class ArraySource(Source):
         return self.reader.array(self.index)
 
 
-def load_npz(path: Path, options: Options = PLAIN) -> ArraySource:
-    """Read `images` uint8 (N, H, W, 3), and `labels` (N,) of whole numbers if present; nothing is unpickled."""
-    image_key, label_key = options.image_key or "images", options.label_key or "labels"
-    opened = _opened(path)
-    with opened as file:
+IMAGE_ARRAYS = ("images", "image", "imgs", "img", "x", "data", "arr_0")  # in this order
+LABEL_ARRAYS = ("labels", "label", "y", "targets", "target", "arr_1")
+
+
+def npz_splits(path: Path) -> list[str]:
+    """The splits that an .npz holds by its arrays' names: x_train and x_test, or val_images; [] for one set alone."""
+    with _opened(path) as file:
+        splits = dict.fromkeys(split for split, what in map(_part_of, file.keys()) if split and what in IMAGE_ARRAYS)
+    return list(splits)
+
+
+def _part_of(key: str) -> tuple[str, str]:
+    """(split or "", the rest of the name) of an array's name."""
+    words = [word for word in key.lower().split("_") if word]
+    split = next((word for word in words if word in SPLITS), "")
+    return split, "_".join(word for word in words if word != split)
+
+
+def _chosen(keys: list[str], split: str, known: tuple[str, ...]) -> str | None:
+    named = {what: key for key in keys for own, what in (_part_of(key),) if own == split}
+    return next((named[what] for what in known if what in named), None)
+
+
+def load_npz(path: Path, options: Options = PLAIN, split: str = "") -> ArraySource:
+    """Read the images (N, H, W, C) and, if present, the labels (N,) and `classes`; nothing is unpickled. split: of the
+    arrays whose names tell one."""
+    with _opened(path) as file:
         keys = list(file.keys())
-        if image_key not in keys:
+        image_key = options.image_key or _chosen(keys, split, IMAGE_ARRAYS)
+        label_key = options.label_key or _chosen(keys, split, LABEL_ARRAYS)
+        if split and not label_key and len({_part_of(key)[0] for key in keys} - {""}) == 1:
+            label_key = _chosen(keys, "", LABEL_ARRAYS)  # x_train beside labels
+        if image_key is None or image_key not in keys:
             raise UserError(
                 f"{path}: {_EXPECTED}; it has {', '.join(keys) or 'nothing'} (--image-key NAME takes another)."
             )
@@ -80,20 +107,50 @@ def load_npz(path: Path, options: Options = PLAIN) -> ArraySource:
             raise UserError(f"{path}: has no array {label_key} for --label-key; it has {', '.join(keys)}.")
         _check_announced(path, image_key)
         images = _array(path, file, image_key)
-        labels = _array(path, file, label_key) if label_key in keys and options.labels != NO_LABELS else None
-        classes = _array(path, file, "classes") if "classes" in keys else None
+        labels = _array(path, file, label_key) if label_key and options.labels != NO_LABELS else None
+        names = _names(_array(path, file, "classes")) if "classes" in keys else None
     account = Account()
     images = _as_images(path, images, options, account)
-    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
-        raise UserError(f"{path}: {_EXPECTED}; its labels are {labels.dtype} {labels.shape} for {len(images)} images.")
-    names = tuple(classes.tolist()) if classes is not None and classes.dtype.kind == "U" and classes.ndim == 1 else None
-    labels = check_labels(labels, str(path), names)
-    source = ArraySource(str(path), images, labels, names or None)
+    if labels is not None:
+        labels, own = _as_labels(path, labels, len(images), account)
+        names = names or own
+    source = ArraySource(str(path), images, check_labels(labels, str(path), names), names)
     source.account.add(account)
-    if unused := [key for key in keys if key not in (image_key, label_key, "classes")]:
+    known = (image_key, label_key, "classes")
+    unused = [key for key in keys if key not in known and _part_of(key)[0] in ("", split)]
+    if unused:
         source.account.see(len(unused))
         source.account.leave("arrays of the .npz that are not read", unused[0], len(unused), aside=True)
     return source
+
+
+def _names(classes: np.ndarray) -> tuple[str, ...] | None:
+    if classes.ndim != 1 or classes.dtype.kind not in "US":
+        return None
+    texts = np.char.decode(classes, "utf-8", "surrogateescape") if classes.dtype.kind == "S" else classes
+    return tuple(texts.tolist()) or None
+
+
+def _as_labels(
+    path: Path, labels: np.ndarray, count: int, account: Account
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """(N,) int64, -1 for none, and the classes' names where the labels are names. UserError for what is no label."""
+    kind, shape = labels.dtype.kind, labels.shape
+    if labels.ndim == 2 and shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and kind in "buif" and shape[1] > 1 and _one_hot(labels):
+        account.guess(f"{path}: its labels {shape} have a single 1 a row: its place is taken for the class")
+        labels, kind = labels.argmax(1), "i"
+    if labels.shape == (count,) and kind in "US":
+        return numbered(list(_names(labels) or ()), str(path))
+    whole = kind in "bui" or (kind == "f" and bool((np.isnan(labels) | (labels == np.round(labels))).all()))
+    if labels.shape != (count,) or not whole:
+        raise UserError(f"{path}: {_EXPECTED}; its labels are {labels.dtype} {shape} for {count} images.")
+    return (np.where(np.isnan(labels), -1, labels).astype(np.int64) if kind == "f" else labels), None
+
+
+def _one_hot(labels: np.ndarray) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all())
 
 
 def _as_images(path: Path, images: np.ndarray, options: Options, account: Account) -> np.ndarray:

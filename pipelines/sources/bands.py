@@ -80,8 +80,8 @@ def _laid(pixels: np.ndarray, channels: int) -> np.ndarray:
 # --- what PIL does not say -------------------------------------------------------------------------------------------
 
 
-def tiff_layout(data: bytes) -> tuple[int, int] | None:
-    """(samples a pixel, bits a sample) of a TIFF, None of anything else."""
+def tiff_layout(data: bytes) -> tuple[int, int, int, int] | None:
+    """(samples a pixel, bits a sample, height, width) of a TIFF, None of anything else."""
     if data[:4] not in _TIFF:
         return None
     try:
@@ -90,7 +90,8 @@ def tiff_layout(data: bytes) -> tuple[int, int] | None:
         file.seek(tags.next)
         tags.load(file)
         bits: Any = tags.get(258, 1)
-        return int(tags.get(277, 1)), int(max(bits) if isinstance(bits, tuple) else bits)
+        deepest = int(max(bits) if isinstance(bits, tuple) else bits)
+        return int(tags.get(277, 1)), deepest, int(tags[257]), int(tags[256])
     except Exception:  # PIL raises anything on a broken file, which is met again when it is read
         return None
 

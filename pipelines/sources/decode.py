@@ -199,7 +199,31 @@ def bad_image(error: Exception, file: Any) -> BadImage:
     told = str(error)
     for name in (repr(str(file)), repr(file), str(file)):
         told = told.replace(f": {name}", "").replace(f" {name}", "")
-    return BadImage(f"{type(error).__name__}: {told}")
+    return BadImage(_no_image(file) or f"{type(error).__name__}: {told}")
+
+
+_KINDS = {
+    b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` gets the image",
+    b"<": "markup (HTML, SVG), no pixels",
+}
+
+
+def _no_image(file: Any) -> str:
+    """What a file that PIL cannot open is instead, where its beginning says so."""
+    try:
+        if isinstance(file, (str, Path)):
+            if not os.path.isfile(file):
+                return ""
+            with open(file, "rb") as opened_file:
+                head = opened_file.read(64)
+        else:
+            file.seek(0)
+            head = file.read(64)
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if not head:
+        return "an empty file"
+    return next((what for start, what in _KINDS.items() if head.lstrip().startswith(start)), "")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

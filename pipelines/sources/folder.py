@@ -17,6 +17,7 @@ from saccade.pipelines.sources.decode import BadImage, bad_image, extensions, im
 from saccade.pipelines.sources.index import Index
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
+from saccade.pipelines.sources.split_names import split_word
 
 SYSTEM_FOLDERS = {
     "@eadir",
@@ -27,6 +28,7 @@ SYSTEM_FOLDERS = {
     "#recycle",
     "@recycle",
 }
+ARCHIVES = {".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 _NO_IMAGES = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".idx", ".npy"}
 
 
@@ -59,6 +61,8 @@ class FolderSource(Source):
         if not files:
             held = "is empty" if not any(folder.iterdir()) else "holds no image file"
             left = f" ({account.line()})" if account.left_out else ""
+            if any(reason.split(" ")[0].lower() in ARCHIVES for reason in account.left_out):
+                raise UserError(f"the folder {folder} holds no image file but archives{left}; unpack them.")
             raise UserError(
                 f"the folder {folder} {held}{left}; images end in {', '.join(sorted(extensions() & _USUAL))} and "
                 f"the like."
@@ -87,6 +91,9 @@ def scan(folder: Path, account: Account) -> Iterator[str]:
             account.see()
             account.leave(f"folders that cannot be read ({error.strerror})", prefix or place)
             return
+        if prefix and not entries:
+            account.see()
+            account.leave("empty folders", prefix, aside=True)
         folders = []
         for entry in entries:
             name = prefix + entry.name
@@ -159,6 +166,12 @@ def _labelled(
         )
     elif len(set(of)) == 1:
         account.guess(f"all images of {folder} are of one class, {printable(of[0])}; accuracy means nothing with one")
+    below = {parts[1].lower() for name in inside if len(parts := name[len(prefix) :].split("/")) > 2}
+    if len(below) > 1 and all(split_word(part) for part in below):
+        account.guess(
+            f"the class folders of {folder} hold {', '.join(map(printable, sorted(below)))}, which are all taken "
+            "together; to keep them apart, let SPLIT/CLASS lie there instead of CLASS/SPLIT"
+        )
     classes = tuple(sorted(set(of)))
     manifest = manifest_of(folder)
     if manifest and manifest.classes and set(classes) <= set(manifest.classes):

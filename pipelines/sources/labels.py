@@ -3,6 +3,7 @@ one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,13 +29,38 @@ def check_labels(labels: np.ndarray | None, name: str, classes: Sequence[str] | 
     return labels.astype(np.int64) if high >= 0 else None
 
 
+_NOTHING = {"", "-1", "nan", "null", "n/a", "#n/a", "<na>"}  # what tables hold where there is no label
+_WHOLE = re.compile(r"-?\d+(\.0*)?")
+
+
+def plain_labels(labels: Sequence[str | None]) -> list[str | None]:
+    """Texts as they are meant: none for -1, NaN and the like; 1 for 1.0, where all are whole numbers."""
+    found = [None if text is None or text.strip().lower() in _NOTHING else text.strip() for text in labels]
+    if all(_WHOLE.fullmatch(text) for text in {text for text in found if text is not None}):
+        whole = [None if text is None else text.partition(".")[0] for text in found]
+        found = [None if text in (None, "-1") else str(int(text)) for text in whole]
+    return found
+
+
+def mixed_kinds(labels: Sequence[str | None]) -> str:
+    """A sentence where some labels are numbers and others names; "" where they are of one kind."""
+    known = sorted({text for text in labels if text is not None})
+    numbers = [text for text in known if is_number(text)]
+    if not numbers or len(numbers) == len(known):
+        return ""
+    name = next(text for text in known if not is_number(text))
+    return f"some labels are numbers, such as {numbers[0]}, and others names, such as {printable(name)}: all are names"
+
+
 def numbered(
-    labels: Sequence[str | None], name: str, classes: Sequence[str] | None = None
+    labels: Sequence[str | None], name: str, classes: Sequence[str] | None = None, plain: bool = True
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """(N,) int64 and class names of label texts (None: no label): numbers as they are, names numbered in sorted order.
 
-    classes: names by label that a manifest gives.
+    classes: names by label that a manifest gives; plain: as `plain_labels` means them.
     """
+    if plain and not (classes and {label for label in labels if label is not None} <= set(classes)):
+        labels = plain_labels(labels)
     known = {label for label in labels if label is not None}
     if not known:
         return None, None
@@ -63,6 +89,11 @@ def share_classes(sources: dict[str, Source]) -> dict[str, Source]:
 
 def with_classes_of(train: Source, val: Source) -> Source:
     """The evaluation source numbered by the training classes' names; a class the training set lacks is an error."""
+    if train.classes and not val.classes and val.labels is not None:
+        check_labels(val.labels, val.name, train.classes)
+        val.account.guess(
+            f"{val.name} has labels without names: they are taken for places in the classes of {train.name}"
+        )
     if not train.classes or not val.classes or train.classes == val.classes:
         return val
     if unknown := sorted(set(val.classes) - set(train.classes)):

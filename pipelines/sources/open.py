@@ -13,20 +13,21 @@ from pathlib import Path
 from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.pipelines.sources.account import Account
-from saccade.pipelines.sources.arrays import load_npz
+from saccade.pipelines.sources.arrays import load_npz, npz_splits
 from saccade.pipelines.sources.beton import BetonSource
-from saccade.pipelines.sources.folder import FolderSource, scan
+from saccade.pipelines.sources.folder import ARCHIVES, FolderSource, scan
 from saccade.pipelines.sources.labels import share_classes
 from saccade.pipelines.sources.mixed import mixed, parts_of
 from saccade.pipelines.sources.named import FOLDERS, NAMES, named_splits
-from saccade.pipelines.sources.options import PLAIN, Options
+from saccade.pipelines.sources.options import FOLDER_LABELS, PLAIN, Options
 from saccade.pipelines.sources.own import is_own, open_own
 from saccade.pipelines.sources.parquet import ParquetSource
 from saccade.pipelines.sources.ranges import with_channels, with_range
 from saccade.pipelines.sources.remote import is_pattern, is_remote, local_files
 from saccade.pipelines.sources.shards import ShardSource
 from saccade.pipelines.sources.source import Source
-from saccade.pipelines.sources.splits import VALIDATION, by_split, is_train, split_folders
+from saccade.pipelines.sources.split_names import VALIDATION, is_train
+from saccade.pipelines.sources.splits import by_split, split_folders
 from saccade.pipelines.sources.table import TableSource, read_table, with_table
 
 Opener = Callable[[], Source]
@@ -152,12 +153,18 @@ def _file(path: Path, options: Options) -> Found:
     if suffix in _MANY:
         kind, opener = _MANY[suffix]
         return Found(kind, {"train": partial(opener, [path], options=options)} | _beside(path, options))
+    if suffix in ARCHIVES:
+        raise UserError(f"--data {printable(str(path))}: an archive; unpack it, and give the folder or the .tar in it.")
+    if suffix == ".npy":
+        raise UserError(f"--data {printable(str(path))}: a single array; save it with np.savez(FILE, images=array).")
     if suffix not in _ONE:
         raise UserError(
             f"--data {printable(str(path))}: a folder of images, a file ending in {', '.join([*_ONE, *_MANY])} "
             f"is needed, "
             f"not a {suffix or 'plain'} file."
         )
+    if suffix == ".npz" and not options.image_key and (splits := npz_splits(path)):
+        return Found("npz", {split: partial(load_npz, path, options, split) for split in splits})
     return Found(_KIND[suffix], {"train": partial(_ONE[suffix], path, options)} | _beside(path, options))
 
 
@@ -208,7 +215,7 @@ def _folder(path: Path, options: Options) -> Found:
     if containers:
         return _containers_found(path, containers, options)
     account = Account()
-    inside = split_folders(path, account)
+    inside = split_folders(path, account, options.labels != FOLDER_LABELS)
     if inside:
         return Found("folder", {name: partial(_one_folder, place, options) for name, place in inside.items()}, account)
     found = Found("folder", {"train": partial(FolderSource, path, options)}, account)

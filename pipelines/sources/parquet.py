@@ -202,6 +202,10 @@ def _columns(file: Path, opened: _Parquet | _Arrow, options: Options, account: A
     label = options.label_key or next((name for name in LABEL_COLUMNS if name in names and name != image), None)
     if options.labels == NO_LABELS or options.table:
         label = None
+    elif label and options.label_key is None:
+        other = next((name for name in names if name != label and (name in LABEL_COLUMNS or "label" in name)), None)
+        if other:
+            account.guess(f"column {label} is taken for the labels, {other} is not; --label-key {other} takes that one")
     return image, label
 
 
@@ -263,7 +267,10 @@ def _numbered(columns: list, names: list[str] | None, told: str) -> tuple[np.nda
     if types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
     if types.is_boolean(kind) or types.is_integer(kind):
-        numbers = column.cast(pa.int64()).fill_null(-1).to_numpy()
+        try:
+            numbers = column.cast(pa.int64()).fill_null(-1).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{told}: holds larger numbers than any class has ({error}).") from error
     elif types.is_floating(kind):
         numbers = column.fill_null(-1).to_numpy()
         numbers = np.where(np.isnan(numbers), -1, numbers)

@@ -88,17 +88,20 @@ def _sample(source: Source) -> list[np.ndarray] | None:
             if candidates
             else []
         )
-    found = []
+    found, unsaid = [], {}
     for i in candidates:
         try:
             data = source.reader.encoded(source.index, int(i))
             found_one = _deep(data, source.channels)
             if source.channels == 3 and (more := more_than_told(data, source.read(int(i)))):
-                source.account.guess(f"{source.name_of(int(i))} holds {more[0]}; {more[1]}")
+                unsaid.setdefault(more, []).append(source.name_of(int(i)))
         except BadImage:
             continue  # met again, and counted, when it is read
         if found_one is not None:
             found.append(found_one)
+    for (what, way), named in unsaid.items():
+        told = f"{len(named)} of {len(candidates)} looked-at images, such as {named[0]}, hold"
+        source.account.guess(f"{told} {what}; {way}")
     return found or None
 
 

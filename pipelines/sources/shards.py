@@ -27,7 +27,7 @@ from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account, LeftOut
 from saccade.pipelines.sources.decode import BadImage, extensions
 from saccade.pipelines.sources.index import Index
-from saccade.pipelines.sources.labels import numbered
+from saccade.pipelines.sources.labels import mixed_kinds, numbered
 from saccade.pipelines.sources.members import EACH, MAYBE_LABELS, Part, grouped, label, picture
 from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
@@ -135,7 +135,7 @@ class ShardSource(Source):
             raise UserError(
                 f"{name}: no sample with an image; members are named KEY.jpg (or .png, .webp ...) and KEY.cls{held}."
             )
-        labels, classes = _numbered(members, files[0], options)
+        labels, classes = _numbered(members, files[0], options, account)
         index = Index.of(
             [member.name for member in members],
             labels,
@@ -235,7 +235,7 @@ def _scan(shard: Path, image_key: str | None = None, label_key: str | None = Non
 
 def _leave(parts: dict[str, Part], account: Account, where: str) -> None:
     for ending, part in parts.items():
-        way = ""
+        way = f"--label-key {ending} takes them for labels" if ending in ("txt", "text") else ""
         if ending.rpartition(".")[2] in MAYBE_LABELS:
             way = f"--label-key {ending} takes them for labels"
         elif f".{ending.rpartition('.')[2]}" in extensions():
@@ -291,12 +291,16 @@ def _listed(shard: Path) -> tuple[list[Part], bool] | None:
         return None
 
 
-def _numbered(members: list[Member], first: Path, options: Options) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+def _numbered(
+    members: list[Member], first: Path, options: Options, account: Account
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Labels of the members, else the folders that hold the images."""
     if options.labels == NO_LABELS or options.table:
         return None, None
-    labels = [member.label for member in members]
+    labels, plain = [member.label for member in members], True
     if all(text is None for text in labels) and all("/" in member.name for member in members):
-        labels = [member.name.split("/")[-2] for member in members]
+        labels, plain = [member.name.split("/")[-2] for member in members], False
+    elif told := mixed_kinds(labels):
+        account.guess(told)
     manifest = manifest_of(first)
-    return numbered(labels, f"{members[0].name} and the others", manifest.classes if manifest else None)
+    return numbered(labels, f"{members[0].name} and the others", manifest.classes if manifest else None, plain)

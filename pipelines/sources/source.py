@@ -204,7 +204,8 @@ class Source:
         if self.classes:
             text = f"{len(self):,} images, {len(self.classes)} classes"
         else:
-            text = f"{len(self):,} images" + (", no labels" if self.labels is None else "")
+            numbers = "no labels" if self.labels is None else f"labels up to {int(self.labels.max())}"
+            text = f"{len(self):,} images, {numbers}"
         if known and known < len(self):
             text += f", {known:,} of {len(self):,} labelled"
         return "; ".join(filter(None, (text, self.account.line())))

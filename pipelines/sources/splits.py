@@ -12,13 +12,7 @@ from saccade.base.text import printable
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.folder import SYSTEM_FOLDERS, scan
-
-VALIDATION = ("val", "valid", "validation", "test", "testing", "dev")  # the first that is there
-SPLITS = ("train", "training", *VALIDATION, "unlabeled", "unlabelled")
-
-
-def is_train(name: str) -> bool:
-    return name.lower() in ("train", "training")
+from saccade.pipelines.sources.split_names import SPLITS, is_train, split_word
 
 
 def split_of(file: Path) -> str | None:
@@ -43,9 +37,9 @@ def _place(name: str) -> int:
     return SPLITS.index(name) if name in SPLITS else 0
 
 
-def split_folders(folder: Path, account: Account) -> dict[str, Path]:
-    """The sub-folders that are splits, by their names in lower case; {} where the sub-folders are classes. What lies
-    beside them, and what was guessed, is accounted.
+def split_folders(folder: Path, account: Account, loose: bool = True) -> dict[str, Path]:
+    """The sub-folders that are splits, by the splits' names; {} where the sub-folders are classes. What lies beside
+    them, and what was guessed, is accounted. loose: where each of them is named like one, train_set and val2017 too.
 
     A folder called `train` among others is a class, unless it holds class folders and they do not.
     """
@@ -55,9 +49,17 @@ def split_folders(folder: Path, account: Account) -> dict[str, Path]:
     for place in inside:
         if place.name.lower() in SPLITS:
             found.setdefault(place.name.lower(), place)
+    for place in found.values():
+        if not _depth(place):
+            account.guess(f"{printable(place.name)} in {folder} holds no images, so it is no split")
     found = {name: found[name] for name in sorted(found, key=_place) if _depth(found[name])}
+    if loose and (named := _named_alike(inside, found)):
+        names = " and ".join(f"{printable(place.name)} for {split}" for split, place in named.items())
+        account.guess(f"folders of {folder} are taken for splits: {names}; --labels folders takes them for classes")
+        _leave_beside(folder, list(named.values()), account)
+        return named
     if len(inside) == 1 and not found and _depth(folder) > 1:
-        deeper = split_folders(inside[0], account)
+        deeper = split_folders(inside[0], account, loose)
         if deeper:
             _leave_beside(folder, [inside[0]], account)
             account.guess(f"the splits are those in {printable(str(inside[0]))}; --data names it to settle that")
@@ -90,6 +92,16 @@ def split_folders(folder: Path, account: Account) -> dict[str, Path]:
         "them are not read; --data FOLDER names what is meant"
     )
     return found
+
+
+def _named_alike(inside: list[Path], exact: dict[str, Path]) -> dict[str, Path]:
+    """All folders with images by the splits they are named like, each another, train among them; {} where they are
+    not, or are called by the splits' own names."""
+    full = [place for place in inside if _depth(place)]
+    named = {word: place for place in full if (word := split_word(place.name))}
+    if len(full) < 2 or len(named) < len(full) or len(exact) == len(full) or not any(map(is_train, named)):
+        return {}
+    return {name: named[name] for name in sorted(named, key=_place)}
 
 
 def _leave_beside(folder: Path, taken: list[Path], account: Account) -> None:

@@ -3,7 +3,9 @@ images itself."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import is_image_name, looks_like_image
 from saccade.pipelines.sources.folder import FileReader
 from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.labels import mixed_kinds, plain_labels
 from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Source
 
@@ -43,6 +46,7 @@ class Table:
     path: Path
     labels: dict[str, str | None]
     rows: int = 0  # with those that repeat another
+    remarks: tuple[str, ...] = ()  # sentences on what was guessed to read it
     unread: tuple[str, ...] = ()  # names of the other columns
     labelled: bool = True  # whether there is a column of labels
 
@@ -50,14 +54,17 @@ class Table:
 def read_table(path: Path, need_labels: bool = True, label_key: str | None = None, flag: str = "--label-key") -> Table:
     """The rows of a CSV. UserError for one that cannot be read, or that gives a file two labels."""
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            text = file.read()
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=_delimiter(text)) if any(map(str.strip, row))]
-    except (OSError, csv.Error) as error:
+        text, remarks = _text(path)
+        read = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        rows = [row for row in read if any(map(str.strip, row))]
+        while rows and rows[0][0].lstrip().startswith("#"):  # lines on the table
+            rows = rows[1:]
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"--labels {path}: cannot be read as CSV ({error}).") from error
     if not rows:
         raise UserError(f"--labels {path}: is empty; it needs a row FILE,LABEL for each image.")
     head = rows[0]
+    names = [name.strip().lower() for name in rows[0]]
     file_column, label_column, rows = _columns(path, rows, need_labels, label_key, flag)
     labels: dict[str, str | None] = {}
     for number, row in enumerate(rows, 1):
@@ -72,12 +79,32 @@ def read_table(path: Path, need_labels: bool = True, label_key: str | None = Non
             )
         labels[name] = label
     unread = tuple(name for k, name in enumerate(head) if k not in (file_column, label_column))
-    return Table(path, labels, len(rows), unread, label_column is not None)
+    if label_column is not None and label_key is None and (other := next((n for n in unread if _may_label(n)), None)):
+        remarks.append(f"{path}: column {names[label_column]} is the label, --label-key {other} takes that one")
+    return Table(path, labels, len(rows), tuple(remarks), unread, label_column is not None)
+
+
+def _text(path: Path) -> tuple[str, list[str]]:
+    """The table as text, UTF-16 of spreadsheets too; what is no UTF-8 is kept as bytes, and said."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16"), []
+    text = data.decode("utf-8-sig", errors="surrogateescape")
+    odd = next((line for line in text.splitlines() if any("\udc80" <= c <= "\udcff" for c in line)), None)
+    if odd is None:
+        return text, []
+    return text, [f"{path}: is no UTF-8 (see {printable(odd)}), so names and labels may look odd; save it as UTF-8"]
+
+
+def _may_label(name: str) -> bool:
+    return name in LABEL_COLUMNS or "label" in name or "class" in name
 
 
 def _delimiter(text: str) -> str:
-    head = text.split("\n", 1)[0]
-    return max(",;\t", key=head.count) if any(c in head for c in ",;\t") else ","
+    head = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    if any(c in head for c in ",;\t"):
+        return max(",;\t", key=head.count)
+    return " " if " " in head.strip() and not is_image_name(head.strip()) else ","
 
 
 def _columns(
@@ -111,7 +138,8 @@ def _normal(name: str) -> str:
 
 def class_numbers(labels: list[str | None]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Labels numbered in the order of their names, numbers by their value; -1 for None. The names are the classes."""
-    known = {label for label in labels if label is not None and label != "-1"}
+    labels = plain_labels(labels)
+    known = {label for label in labels if label is not None}
     names = sorted(known, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     if not names:
         return None, None
@@ -124,7 +152,7 @@ def class_numbers(labels: list[str | None]) -> tuple[np.ndarray | None, tuple[st
 
 def with_table(source: Source, table: Table) -> Source:
     """The source under the table's labels; images without a row or with a blank one have none."""
-    rows = _matched(source, table)
+    rows, alike = _matched(source, table)
     found: list[str | None] = [None] * len(source)
     for name, i in rows.items():
         found[i] = table.labels[name]
@@ -136,6 +164,15 @@ def with_table(source: Source, table: Table) -> Source:
             f"label; its images are called like {example}."
         )
     other = source.relabelled(labels, classes)
+    for told in (*table.remarks, mixed_kinds([text for text in found if text is not None])):
+        if told:
+            other.account.guess(told)
+    if alike:
+        name, image = map(printable, alike[0])
+        other.account.guess(
+            f"{len(alike):,} rows of {table.path} are taken for images by the end of their path or in other letters, "
+            f"such as {name} for {image}"
+        )
     missing = len(source) - int((labels >= 0).sum())
     if missing:
         first = printable(source.key_of(int(np.argmin(labels))))
@@ -158,45 +195,56 @@ def column_of(source: Source, table: str, column: str) -> list[str | None]:
     """The texts of a column of the CSV for each image, None where it has no row or a blank cell."""
     read = read_table(Path(table).expanduser(), label_key=column, flag="--sampling")
     texts: list[str | None] = [None] * len(source)
-    for name, i in _matched(source, read).items():
+    for name, i in _matched(source, read)[0].items():
         texts[i] = read.labels[name]
     return texts
 
 
-def _matched(source: Source, table: Table) -> dict[str, int]:
-    """Row's name -> image's number. A row may name an image by its path or its name, with or without the extension."""
+def _matched(source: Source, table: Table) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Row's name -> image's number, and the (name, image) that are alike only. A row may name an image by its path or
+    its name, with or without the extension; by another path that ends like it, or in capitals, where nothing fits."""
     folder = getattr(source, "folder", None)
     keys = [source.key_of(i) for i in range(len(source))]
-    exact = {key: i for i, key in enumerate(keys)}
-    stems, bases = defaultdict(list), defaultdict(list)
+    exact, stems, bases, folded = {key: i for i, key in enumerate(keys)}, *(defaultdict(list) for _ in range(3))
     for i, key in enumerate(keys):
         stems[os.path.splitext(key)[0]].append(i)
+        folded[key.lower()].append(i)
         base = key.rpartition("/")[2]
         bases[base].append(i)
         if (stem := os.path.splitext(base)[0]) != base:
             bases[stem].append(i)
     rows: dict[str, int] = {}
+    named: dict[int, str] = {}
+    alike = []
     for name in table.labels:
         inside = _relative(name, folder, table.path.parent)
         found = [exact[inside]] if inside in exact else stems.get(inside) or bases.get(inside) or []
-        if not found and os.path.isabs(name):
+        if not found and (found := _alike(inside, exact, folded)):
+            alike.append((name, keys[found[0]]))
+        if not found:
             continue
         if len(found) > 1:
             first, second = (printable(keys[i]) for i in found[:2])
             raise UserError(
-                f"--labels {table.path}: {printable(name)} could be {len(found)} images, {first} or {second}; "
-                f"write the "
-                "folder and the extension too."
+                f"--labels {table.path}: {printable(name)} could be {len(found)} images, {first} or {second}; write "
+                "the folder and the extension too."
             )
-        if found:
-            if (other := next((n for n, i in rows.items() if i == found[0]), None)) and (
-                table.labels[other] != table.labels[name]
-            ):
-                raise UserError(
-                    f"--labels {table.path}: {printable(other)} and {printable(name)} are one image with two labels."
-                )
-            rows[name] = found[0]
-    return rows
+        other = named.setdefault(found[0], name)
+        if table.labels[other] != table.labels[name]:
+            raise UserError(
+                f"--labels {table.path}: {printable(other)} and {printable(name)} are one image with two labels."
+            )
+        rows[name] = found[0]
+    return rows, alike
+
+
+def _alike(name: str, exact: dict[str, int], folded: dict[str, list[int]]) -> list[int]:
+    """The images whose whole path ends the name (C:/elsewhere/cat/1.jpg, a set that was moved), or is it in other
+    letters."""
+    parts = name.split("/")
+    tails = ("/".join(parts[k:]) for k in range(1, len(parts)))
+    tail = next((tail for tail in tails if tail in exact), None)
+    return folded.get(name.lower(), []) if tail is None else [exact[tail]]
 
 
 def _relative(name: str, folder: Path | None, beside: Path) -> str:
@@ -229,6 +277,8 @@ class TableSource(Source):
             else:
                 account.leave("rows whose file is no image", name)
         _account(table, account, "", [])
+        for told in table.remarks:
+            account.guess(told)
         if not files:
             raise UserError(
                 f"{path}: not one of its {len(table.labels):,} rows names an image below {folder.absolute()}; "

@@ -157,8 +157,8 @@ def test_executors_of_colour_refuse_in_one_sentence():
     [
         ((8, 9, 5), {"photometric": "minisblack", "planarconfig": "contig"}, "TIFF of 5 channels; --channels 5"),
         ((13, 8, 9), {"photometric": "minisblack", "planarconfig": "separate"}, "TIFF of 13 channels; --channels 13"),
-        ((8, 9, 4), {"photometric": "rgb"}, "a fourth channel, which is not read; --channels 4"),
-        ((6, 8, 9), {"photometric": "minisblack"}, "6 pages, of which the first is read; --channels 6"),
+        ((8, 9, 4), {"photometric": "rgb"}, "hold a fourth channel, which is not read; --channels 4"),
+        ((6, 8, 9), {"photometric": "minisblack"}, "hold 6 pages, of which the first is read; --channels 6"),
     ],
 )
 def test_more_than_three_channels_without_the_flag_are_told_it(tmp_path, shape, kind, told):

@@ -119,11 +119,11 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"data": IMAGES}, "needs `images`.*it has data"),
+        ({"pixels": IMAGES}, "needs `images`.*it has pixels"),
         ({"images": IMAGES.astype(np.complex64)}, "its images are complex64"),
         ({"images": IMAGES[..., :1]}, r"\(4, 8, 8, 1\)"),
         ({"images": IMAGES, "labels": np.zeros(3, int)}, r"labels are int64 \(3,\) for 4 images"),
-        ({"images": IMAGES, "labels": np.zeros(4)}, "labels are float64"),
+        ({"images": IMAGES, "labels": np.full(4, 0.5)}, "labels are float64"),
         ({"images": IMAGES, "labels": np.array([0, -2, 0, 0])}, "some negative"),
         ({"images": np.array([{}, {}], dtype=object)}, "cannot be read as .npz"),
     ],

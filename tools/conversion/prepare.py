@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +13,9 @@ from PIL import Image
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.jpeg import decode_into
 from saccade.pipelines.sources import BadImage, image_size
-from saccade.pipelines.sources.decode import decode_bytes, formats
+from saccade.pipelines.sources.bands import is_deep_colour, tiff_layout
+from saccade.pipelines.sources.decode import bad_image, decode_bytes
+from saccade.pipelines.sources.decode import opened as pil_opened
 
 RAW = ".raw"  # Prepared.kind of pixels; other kinds are file extensions
 _KINDS = {
@@ -31,7 +31,6 @@ _KINDS = {
     "HEIF": ".heic",
 }
 _RESIZED_QUALITY = 95
-_NAMELESS = re.compile(r"<_io.BytesIO object at \w+>")
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,19 @@ class _Head:
                 known.orientation == 1,
             )
             return
+        self.plain_jpeg = False
+        if is_deep_colour(image) and (layout := tiff_layout(image)):  # PIL knows not all of them
+            self.kind, (self.height, self.width) = ".tif", layout[2:]
+            return
+        file = io.BytesIO(image)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(io.BytesIO(image), formats=formats()) as opened:
-                    self.kind, self.plain_jpeg = _kind(opened.format or ""), False
-            self.height, self.width = image_size(io.BytesIO(image))
+            with pil_opened(file) as opened:
+                self.kind = _kind(opened.format or "")
+            self.height, self.width = image_size(file)
         except BadImage:
             raise
         except Exception as error:  # PIL raises anything on a broken file
-            raise BadImage(f"{type(error).__name__}: {_NAMELESS.sub('the file', str(error))}") from error
+            raise bad_image(error, file) from error
 
 
 def _kind(name: str) -> str:
