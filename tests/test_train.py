@@ -121,27 +121,6 @@ def test_backbone_loads_in_timm_and_in_ours(finished):
     assert torch.equal(ours.get_parameter("conv1.weight"), trained)
 
 
-def test_killed_run_continues_as_if_nothing_had_happened(data, finished, tmp_path):
-    out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command("--data", str(data), "--steps", "20", "--out", str(out), "--checkpoint-every", "3", *SMALL),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert load_checkpoint(out)["step"] < 20
-    assert train.main(["--resume", str(out)]) == 0
-    whole, resumed = load_checkpoint(finished)["learner"], load_checkpoint(out)["learner"]
-    assert losses(out).items() >= {s: v for s, v in losses(finished).items() if s > 1}.items()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
-
-
 @pytest.mark.parametrize("command", [["train.py"], ["eval.py"], ["-m", "tools.doctor"], ["-m", "tools.parity"]])
 def test_ctrl_c_while_libraries_load_leaves_no_traceback(command):
     process = subprocess.Popen(
