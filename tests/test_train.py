@@ -267,7 +267,7 @@ def test_folder_without_labels_trains_and_evaluation_says_why_not(tmp_path, caps
         (["--set", "method=simclr"], "use --method"),
         (["--set", "views=view_1"], "name a view's field"),
         (["--set", "epochs=0"], "epochs=0: give 1 or more"),
-        (["--set", "optimizer.name=adam"], "lars, sgd or adamw"),
+        (["--set", "optimizer.name=adan"], "lars, sgd, adam or adamw"),
         (["--set", "optimizer.weight_decay=-1"], "give 0 or more"),
         (["--set", "optimizer.momentum=1"], "0 to 1"),
         (["--out", "/proc/saccade"], "cannot be written"),
