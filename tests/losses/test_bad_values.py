@@ -24,7 +24,7 @@ def data(tmp_path_factory) -> str:
         (["--method", "ressl", "--batch-size", "64", "--accumulate", "16"], "a forward pass of 4 images"),
         (["--method", "ressl", "--set", "batch_norm=grouped"], "use local, sync or"),
         (["--method", "resa", "--set", "options.temperature=0"], "temperature is 0.0; it must be above 0"),
-        (["--method", "ressl", "--set", "options.t_teacher=-1"], "must be above 0"),
+        (["--method", "ressl", "--set", "options.t_teacher=-1"], "must be 0 or above"),
         (
             ["--method", "byol", "--set", "options.teacher_momentum=1.5"],
             "teacher_momentum is 1.5; it must lie in [0, 1]",

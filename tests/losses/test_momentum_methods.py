@@ -197,7 +197,7 @@ def test_too_few_views_are_refused(recipe, kept):
         (RESA["cifar10"], {"epsilon": -1.0}),
         (RESA["cifar10"], {"form": "both"}),
         (RESA["cifar10"], {"teacher_momentum": 1.01}),
-        (RESSL["cifar10"], {"t_teacher": 0.0}),
+        (RESSL["cifar10"], {"t_student": 0.0}),
         (RESSL["cifar10"], {"teacher_momentum": -0.1}),
         (rsa_recipe("cifar10"), {"beta": 2.0}),
         (byol_recipe("cifar10"), {"teacher_momentum": float("nan")}),

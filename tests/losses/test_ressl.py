@@ -81,10 +81,10 @@ def test_the_queue_may_be_filled_after_backward_only():
         loss.backward()
 
 
-@pytest.mark.parametrize("name", ["t_student", "t_teacher"])
-def test_a_temperature_that_is_not_positive_is_refused(name):
-    with pytest.raises(UserError, match=f"{name} is 0"):
-        ressl_loss([torch.eye(3)], torch.eye(3), torch.eye(3), **{name: 0})
+@pytest.mark.parametrize(("name", "value"), [("t_student", 0), ("t_teacher", -1)])
+def test_a_temperature_that_is_none_is_refused(name, value):
+    with pytest.raises(UserError, match=f"{name} is {value}"):
+        ressl_loss([torch.eye(3)], torch.eye(3), torch.eye(3), **{name: value})
 
 
 @pytest.mark.parametrize("crops", [1, 5])
