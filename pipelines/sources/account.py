@@ -35,6 +35,7 @@ class Account:
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     guesses: list[str] = field(default_factory=list)
+    remarks: dict[str, LeftOut] = field(default_factory=dict)  # guesses made for many of what is taken, counted
     damaged: list[str] = field(default_factory=list)  # sentences: containers that end early, which no conversion takes
 
     def see(self, count: int = 1) -> None:
@@ -59,6 +60,10 @@ class Account:
         if count:
             self.used[what] = self.used.get(what, 0) + count
 
+    def remark(self, what: str, first: str, count: int = 1) -> None:
+        """Note a guess made for one of many."""
+        self.remarks.setdefault(what, LeftOut(0, first)).count += count
+
     def guess(self, sentence: str) -> None:
         if sentence not in self.guesses:
             self.guesses.append(sentence)
@@ -72,6 +77,8 @@ class Account:
         for what, count in other.used.items():
             self.use(what, count)
         self.damaged += other.damaged
+        for what, entry in other.remarks.items():
+            self.remark(what, entry.first, entry.count)
         for sentence in other.guesses:
             self.guess(sentence)
 
@@ -104,7 +111,10 @@ class Account:
 
     def warnings(self) -> list[str]:
         """A sentence for each guess, and for each reason that left out more than one in a hundred."""
-        found = list(self.guesses)
+        found = [
+            *self.guesses,
+            *(f"{e.count:,} {what}, such as {printable(e.first)}" for what, e in self.remarks.items()),
+        ]
         for reason, entry in self.left_out.items():
             if entry.guessed or (not entry.aside and entry.count > WORTH_A_WARNING * (self.taken + entry.count)):
                 way = f"; {entry.settled_by}" if entry.settled_by else ""
@@ -119,4 +129,5 @@ class Account:
     def to_json(self) -> dict[str, Any]:
         """Plain values: seen = taken + used + left_out."""
         left = {r: {"count": e.count, "first": printable(e.first)} for r, e in self.left_out.items()}
-        return {"seen": self.seen, "taken": self.taken, "used": self.used, "left_out": left, "guesses": self.guesses}
+        guesses = self.warnings()[: len(self.guesses) + len(self.remarks)]
+        return {"seen": self.seen, "taken": self.taken, "used": self.used, "left_out": left, "guesses": guesses}

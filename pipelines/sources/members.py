@@ -53,9 +53,7 @@ def grouped(members: Iterable[Part], account: Account, each: bool = False) -> It
             continue
         key, ending = folder + slash + stem, ending.lower()
         if sample is not None and key == sample.key and ending in sample.parts:
-            account.guess(
-                f"the key {printable(key)} repeats with a second {ending}: taken as two samples (webdataset refuses it)"
-            )
+            account.remark("keys repeat within their sample: each is taken as two (webdataset refuses them)", key)
         if sample is None or key != sample.key or ending in sample.parts:
             if sample is not None:
                 yield sample

@@ -33,7 +33,7 @@ from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
 
 _OPEN_FILES = 128  # shards kept open at a time
-_FORMAT = 3  # of the kept index
+_FORMAT = 4  # of the kept index
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ def _load_index(place: Path, key: dict) -> Shard | None:
         kept = content["account"]
         left = {str(reason): LeftOut(**entry) for reason, entry in kept["left_out"].items()}
         account = Account(int(kept["seen"]), int(kept["taken"]), left, dict(kept["used"]), list(kept["guesses"]))
+        account.remarks = {str(what): LeftOut(**entry) for what, entry in kept["remarks"].items()}
         return Shard(members, bool(content["cut"]), account)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # none there, or not one of ours
