@@ -37,13 +37,8 @@ class Run:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     backbone: BackboneSpec
+    exported: str  # the network whose backbone it exports: "teacher" where the method's paper evaluates that
     options: Options = PLAIN  # how its data was read
-
-    @property
-    def exported(self) -> str:
-        """The network whose backbone the run exports: "teacher" where the method's paper evaluates that."""
-        method = methods().get(self.method)
-        return "teacher" if method and method.objective.evaluate_teacher else "student"
 
 
 @dataclass(frozen=True)
@@ -90,10 +85,18 @@ def read_run(folder: Path) -> Run:
             tuple(recipe["views"]["mean"]),
             tuple(recipe["views"]["std"]),
             BackboneSpec(**recipe["backbone"]),
+            _exported(config),
             _options(config),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its config.json cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _exported(config: Mapping[str, Any]) -> str:
+    """As the record says, which knows the user's own methods too; one of before 2026-11-25 does not say."""
+    method = methods().get(config["recipe"]["method"])
+    usual = "teacher" if method and method.objective.evaluate_teacher else "student"
+    return "teacher" if config.get("exported", usual) == "teacher" else "student"
 
 
 def _options(config: Mapping[str, Any]) -> Options:

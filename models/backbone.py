@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ STEMS = {
     "cifar-pad": "3x3 stride 1 behind one more pixel of zero padding, no max-pool: 34x34 maps (ReSA's own CIFAR runs)",
     "no-maxpool": "timm's own without the max-pool (S-TEC on STL-10)",
 }
+ENTRY_POINTS = "saccade.backbones"  # NAME = "package.module", a module that registers NAME with timm
 FETCHING = ("checkpoint_path", "cache_dir")
 
 
@@ -185,9 +187,19 @@ def known_backbone(name: str) -> str:
     return wanted
 
 
+@cache
+def _offered() -> dict[str, object]:
+    """Names of backbones that installed packages offer, whose modules have registered them with timm when this ends."""
+    return dict(own.offered(ENTRY_POINTS, _registered))
+
+
+def _registered(module: object, place: str) -> object:
+    return module
+
+
 def check_backbone(name: str) -> None:
     """Raise UserError with the nearest names unless timm knows the model."""
-    if not timm.is_model(name):
+    if not (timm.is_model(name) or name in _offered()):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UserError(
             f"--backbone {name}: timm has no such model"
@@ -196,8 +208,14 @@ def check_backbone(name: str) -> None:
         )
 
 
-def load_backbone(folder: Path) -> tuple[nn.Module, dict]:
-    """A backbone exported into `folder` (backbone.safetensors + backbone.json), in eval mode, and its description."""
+def load_backbone(folder: Path | str) -> tuple[nn.Module, dict]:
+    """The backbone of a run folder (backbone.safetensors + backbone.json), in eval mode on the CPU: (N, 3, S, S) ->
+    (N, D), and its description: architecture, image_size, mean and std of its input, method, data.
+
+    Nothing in the folder is executed: where the architecture is of your own, import the module that registers it with
+    timm before.
+    """
+    folder = Path(folder)
     description_file, weights = folder / "backbone.json", folder / "backbone.safetensors"
     try:
         description = json.loads(description_file.read_text())

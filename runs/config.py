@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
+from saccade.base.own import absolute
 from saccade.losses.recipe import TrainingRecipe
 from saccade.models.backbone import BackboneSpec, known_backbone
 from saccade.pipelines.data import NAMES
@@ -180,8 +181,11 @@ def _absolute(place: str | None) -> str | None:
     """A path from wherever the run is continued or evaluated; names of data sets and URLs as they are."""
     if place is not None and PLUS in place:
         return PLUS.join(str(_absolute(part)) for part in place.split(PLUS))
-    if place is None or place in (*NAMES, TIMM, NO_LABELS, FOLDER_LABELS) or is_own(place):
+    if place is None or place in (*NAMES, TIMM, NO_LABELS, FOLDER_LABELS):
         return place
+    if is_own(place):
+        code, _, argument = place.partition(":")
+        return f"{absolute(code)}:{argument}"
     if "://" in place or place.startswith("pipe:"):
         return place
     return os.path.abspath(os.path.expanduser(place))

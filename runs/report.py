@@ -68,7 +68,8 @@ def announce(session: Session, folder: RunFolder) -> None:
         )
     source.account.show()
     if not config.resume:
-        made = {"version": __version__, "versions": versions(), "commit": git_commit()}
+        exported = "teacher" if session.learner.objective.evaluate_teacher else "student"
+        made = {"exported": exported, "version": __version__, "versions": versions(), "commit": git_commit()}
         write_record(config.out, {**config.to_json(), **_data(session), **made})
         if changes := git_diff():
             write_atomically(config.out / "checkout.diff", lambda f: f.write((changes + "\n").encode()))

@@ -1,8 +1,10 @@
 """examples/ run as their first lines say; a method and a backbone of one's own, from a file, a module, a package."""
 
 import json
+import re
 import runpy
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,12 @@ import pytest
 import saccade
 from saccade import eval as program
 from saccade import train
+from saccade.base import own
+from saccade.evaluation.subject import open_subject, with_encoder
+from saccade.losses import registry
 from saccade.losses.registry import find_method, methods
+from saccade.models import backbone
+from saccade.tools import parity
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 METHOD, BACKBONE = str(EXAMPLES / "own_method.py"), f"{EXAMPLES / 'own_backbone.py'}:four_convolutions"
@@ -49,6 +56,41 @@ def test_a_method_and_a_backbone_from_files_train_and_are_evaluated_without_the_
     assert (said["backbone"], said["features"]) == ("four_convolutions", 128)
 
 
+def test_a_run_knows_which_network_its_own_method_exported(tmp_path, data):
+    text = Path(METHOD).read_text().replace('"barlow"', '"followed"')
+    teacher = '    evaluate_teacher = True\n    teacher_views = ("view_1",)\n    momentum = lambda self, step: 0.9\n'
+    views = '    student_views = ("view_1", "view_2")\n'
+    (tmp_path / "followed.py").write_text(text.replace(views, views + teacher))
+    out = tmp_path / "run"
+    flags = ["--method", str(tmp_path / "followed.py"), "--backbone", "test_resnet", "--steps", "1"]
+    assert run(*flags, data=data, out=out) == 0
+    registry._OWN.clear()  # as in a process of its own
+    subject = open_subject(out)
+    assert subject.network == "teacher" and with_encoder(subject, "student")[0].network == "student"
+
+
+def test_an_operation_from_a_file_is_on_the_views(data, tmp_path, capsys):
+    setting = f"views.view_1.operations+={EXAMPLES / 'own_operation.py'}:Vignette"
+    out = tmp_path / "run"
+    assert run("--set", setting, "--backbone", "test_resnet", "--steps", "1", data=data, out=out) == 0
+    assert json.loads((out / "config.json").read_text())["recipe"]["views"]["views"][0]["operations"][-1] == {
+        "name": "vignette",
+        "p": 0.5,
+        "strength": [0.3, 0.9],
+    }
+    assert parity.main(["--operation", setting.partition("=")[2], "--executor", "resident", "--images", "2"]) == 0
+    assert re.search(r"^vignette +0\.00\d/0\.0", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_lightlys_loss_trains_on_our_views(data, tmp_path):
+    pytest.importorskip("lightly")
+    out = tmp_path / "run"
+    method = str(EXAMPLES / "lightly_loss.py")
+    assert run("--method", method, "--backbone", "test_resnet", "--steps", "3", data=data, out=out) == 0
+    losses = [json.loads(line).get("loss") for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] > 0
+
+
 def test_a_record_that_names_code_is_not_followed_until_it_is_named_again(own_run, capsys):
     assert train.main(["--resume", str(own_run)]) == 2
     assert f"say so: --method {METHOD}" in capsys.readouterr().err
@@ -80,6 +122,18 @@ def test_a_method_that_an_installed_package_offers_has_a_name(tmp_path, monkeypa
         methods.cache_clear()
 
 
+def test_a_backbone_that_an_installed_package_offers_has_a_name(tmp_path, monkeypatch):
+    text = Path(BACKBONE.partition(":")[0]).read_text()
+    (tmp_path / "my_backbones.py").write_text(text.replace("def four_conv", "def offered_conv"))
+    monkeypatch.syspath_prepend(tmp_path)
+    offered = EntryPoint("offered_convolutions", "my_backbones", "saccade.backbones")
+    monkeypatch.setattr(own, "entry_points", lambda group: [offered] if group == "saccade.backbones" else [])
+    backbone._offered.cache_clear()
+    spec = backbone.BackboneSpec("offered_convolutions")
+    assert backbone.feature_size(backbone.create_backbone(spec, 32), 32) == 128
+    backbone._offered.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -103,6 +157,7 @@ def test_training_from_python_gives_the_run(data, tmp_path):
     assert trained.folder == tmp_path / "run" and trained.summary["steps"] == 2 and len(repr(trained)) < 200
     assert json.loads((trained.folder / "config.json").read_text())["recipe"]["options"]["temperature"] == 0.5
     assert trained.backbone().num_features == 96
+    assert saccade.load_backbone(str(trained.folder))[1]["method"] == "simclr"
     again = saccade.pretrain(method="simclr", out=tmp_path / "other", set={"options.temperature": 0.5}, **flags)
     assert all(
         (a == b).all() for a, b in zip(again.backbone().parameters(), trained.backbone().parameters(), strict=True)

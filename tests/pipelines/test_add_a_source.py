@@ -39,6 +39,8 @@ def test_one_file_outside_of_the_project_is_a_source(arrays):
     assert val is None and source.classes == ("cat", "dog", "eel") and len(source) == 24
     assert sorted(int(source.read(i)[0, 0, 0]) for i in range(24)) == list(range(24))
     assert source.account.seen == 25 and "1 .txt files" in source.account.line()
+    by_file, _ = open_data(f"{arrays.parent}/npy_folder.py:{arrays}")
+    assert [by_file.key_of(i) for i in range(24)] == [source.key_of(i) for i in range(24)]
     few = source.subset([3, 1])
     assert few.key_of(0) == source.key_of(3) and few.labels.tolist() == source.labels[[3, 1]].tolist()
     for executor in ("resident", "reference"):
