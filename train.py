@@ -29,7 +29,7 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.imbalance import imbalanced
 from saccade.pipelines.sources.options import options_of
 from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
-from saccade.runs.config import resolve
+from saccade.runs.config import Kept, resolve
 from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, method_of, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
 from saccade.runs.folder import RunFolder, default_folder
@@ -38,6 +38,7 @@ from saccade.runs.monitor import Monitor
 from saccade.runs.ranks import Ranks
 from saccade.runs.record import follow_data
 from saccade.runs.report import announce, finish
+from saccade.runs.resume import follow_changes, made_of, taken_up
 from saccade.runs.session import Session, start_accelerator, start_processes
 from saccade.runs.trackers import start_trackers
 
@@ -50,16 +51,17 @@ def main(argv: list[str] | None = None) -> int:
 def pretrain(flags: argparse.Namespace) -> int:
     """Check what was asked for; then until the run has ended, signals stop it in an orderly way."""
     check_flags(flags)
+    flags, kept = taken_up(flags) if flags.resume else (flags, None)
     with Interrupt() as interrupt:
-        return open_and_train(flags, interrupt)
+        return open_and_train(flags, kept, interrupt)
 
 
-def open_and_train(flags: argparse.Namespace, interrupt: Interrupt) -> int:
+def open_and_train(flags: argparse.Namespace, kept: Kept | None, interrupt: Interrupt) -> int:
     """Open the images, resolve every value of the run, put it together, train."""
     with Ranks(start_processes(flags.device, flags.rank_timeout).device, flags.rank_timeout) as ranks:
-        train_data, val_data, labelled = ranks.first_on_each_node("opening the images", lambda: open_all(flags))
+        train_data, val_data, labelled = ranks.first_on_each_node("opening the images", lambda: open_all(flags, kept))
         out = Path(flags.out or ranks.of_main("the run folder", str(new_folder(flags))))
-        config = resolve(flags, train_data, out)
+        config = resolve(flags, train_data, out, kept)
         ranks.same("--resume", str(config.resume))
         accelerator = start_accelerator(config.device, config.precision)
         train_data = imbalanced(train_data, config.recipe.imbalance)
@@ -69,7 +71,7 @@ def open_and_train(flags: argparse.Namespace, interrupt: Interrupt) -> int:
             return train(session, folder, val_data, interrupt, ranks)
 
 
-def open_all(flags: argparse.Namespace) -> tuple[Source, Source | None, Source | None]:
+def open_all(flags: argparse.Namespace, kept: Kept | None) -> tuple[Source, Source | None, Source | None]:
     """The images to train on, to evaluate on, and those with labels beside unlabelled ones."""
     train_data, val_data = open_data(
         flags.data,
@@ -77,7 +79,7 @@ def open_all(flags: argparse.Namespace) -> tuple[Source, Source | None, Source |
         flags.data_dir,
         allow_pipe=flags.allow_pipe or None,
         options=options_of(flags),
-        unlabelled=labelled_beside(flags),
+        unlabelled=(kept.recipe.companion is not None) if kept else labelled_beside(flags),
     )
     return train_data, val_data, open_labelled(flags.labelled_data, flags.data, flags.data_dir, train_data)
 
@@ -102,6 +104,7 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
         if accelerator.is_main_process:
             folder.rewind(session.steps)
             follow_data(config.out, {name: getattr(config, name) for name in DATA_FLAGS})
+            follow_changes(config, folder, state)
     session.prepare()
     start_trackers(accelerator, config)
     with Monitor(folder, session, state.get("totals")) as monitor:
@@ -159,7 +162,7 @@ def checkpoint_due(session: Session, saved_at: float) -> bool:
 
 def save(session: Session, folder: RunFolder, totals: dict[str, float], baselines: dict[str, float]) -> None:
     """A checkpoint of everything that changes during a run, on the main process; UserError if it has diverged."""
-    state = {**session.state_dict(), "totals": totals, "baselines": baselines}
+    state = {**session.state_dict(), **made_of(session.config), "totals": totals, "baselines": baselines}
     if session.accelerator.is_main_process:
         folder.list_bad(session.pipeline.source.known_bad)
         save_checkpoint(folder.path, session.steps, state, session.config.keep)

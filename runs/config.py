@@ -13,8 +13,8 @@ from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.base.own import absolute
-from saccade.losses.recipe import TrainingRecipe
-from saccade.models.backbone import BackboneSpec, known_backbone
+from saccade.losses.recipe import TrainingRecipe, at_size
+from saccade.models.backbone import known_backbone
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.mixed import PLUS
@@ -26,10 +26,10 @@ from saccade.runs.check_recipe import check_recipe
 from saccade.runs.choice import chosen_recipe, data_named, named_operations
 from saccade.runs.flags import DATA_FLAGS
 from saccade.runs.initial import TIMM, read_initial, started_from
-from saccade.runs.precision import training_precision
-from saccade.runs.record import read_record
+from saccade.runs.precision import on_gpu, training_precision
 from saccade.runs.settings import blamed, with_settings
 
+PLACES = (*DATA_FLAGS, "labels", "init")  # paths, of what may be moved
 ONE_OF = {  # a flag, and what --set calls the same
     "epochs": "epochs",
     "batch_size": "batch_size",
@@ -70,6 +70,7 @@ class Config:
     checkpoint_every: int | None
     keep: int
     track: tuple[str, ...]
+    changes: tuple[str, ...] = ()  # what a resumed run goes on with that its checkpoint had otherwise
 
     def __repr__(self) -> str:
         return f"<Config {self.recipe!r} on {self.data}, seed {self.seed}: {self.out}>"
@@ -86,48 +87,90 @@ class Config:
         return json.loads(json.dumps(asdict(self), default=str))
 
 
-def resolve(flags: argparse.Namespace, source: Source, out: Path) -> Config:
-    """defaults < published recipe < flags, given the opened training data."""
+@dataclass(frozen=True)
+class Kept:
+    """What a resumed run takes over from its checkpoint."""
+
+    recipe: TrainingRecipe  # final, with the changes
+    published_precision: str
+    flags: Mapping[str, Any]  # those of the recipe, as they were written
+    changes: tuple[str, ...] = ()  # told in words
+
+
+def resolve(flags: argparse.Namespace, source: Source, out: Path, kept: Kept | None = None) -> Config:
+    """defaults < published recipe, or a file's < flags, given the opened training data; kept: of a resumed run."""
+    if kept is None:
+        published = published_for(flags, source)
+        recipe = resolved_recipe(published, flags, source)
+    else:
+        recipe = kept.recipe
+        check_moved_data(recipe, flags, kept, source)
+    written = {name: value for name, value in vars(flags).items() if name not in ("given", "allow_changes")}
+    written |= {name: _absolute(getattr(flags, name)) for name in PLACES}
+    as_given = {f.name: written[f.name] for f in dataclasses.fields(Config) if f.name in written}
+    return Config(
+        **{
+            **as_given,
+            "recipe": recipe,
+            "precision": recipe.precision,
+            "published_precision": kept.published_precision if kept else published.precision,
+            "flags": {**written, **(kept.flags if kept else {})},
+            "out": out,
+            "resume": kept is not None,
+            "changes": kept.changes if kept else (),
+            "track": tuple(filter(None, flags.track.split(","))),
+        }
+    )
+
+
+def published_for(flags: argparse.Namespace, source: Source) -> TrainingRecipe:
+    """The recipe that the flags name, for images of this size."""
     size = flags.image_size
     if size is None and data_named(flags) == "custom" and (images := source.array()) is not None:
         size = images.shape[1]
-    published = chosen_recipe(flags, size)
+    return chosen_recipe(flags, size)
+
+
+def resolved_recipe(published: TrainingRecipe, flags: argparse.Namespace, source: Source) -> TrainingRecipe:
+    """The recipe with all that the flags change, for these images."""
     recipe = changed(published, flags)
     recipe = replace(recipe, precision=training_precision(flags, recipe))
     if flags.init:
-        recipe = started(recipe, flags, out)
+        recipe = started(recipe, flags)
         if (taken := recipe.backbone.options.get("in_chans", 3)) != source.channels:
             raise UserError(
                 f"--init {flags.init}: its backbone takes {taken} channels, the images have {source.channels}; give "
                 "weights of that many, or leave --init out."
             )
-    recipe = replace(
+    recipe = scaled(recipe, flags, _fitting_batch(recipe.batch_size, len(source)))
+    return with_channels(recipe, source, flags.labelled_data is not None)
+
+
+def with_flags(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe:
+    """The recipe of a resumed run, final as it is, with what the flags change."""
+    recipe = at_size(recipe, flags.image_size) if flags.recipe is None else chosen_recipe(flags, flags.image_size)
+    recipe = changed(recipe, flags)
+    if flags.precision != "auto":
+        recipe = replace(recipe, precision=training_precision(flags, recipe))
+    elif recipe.precision == "fp16" and not on_gpu(flags.device):
+        raise UserError(
+            f"--resume {flags.resume}: the run computes in fp16, which needs a GPU; go on with it on one, or with "
+            "--precision bf16 --allow-changes."
+        )
+    return scaled(recipe, flags, recipe.batch_size)
+
+
+def scaled(recipe: TrainingRecipe, flags: argparse.Namespace, batch: int) -> TrainingRecipe:
+    """The recipe with its learning rate at the batch of the run, which is `batch` where no flag gives it."""
+    spec, batch = recipe.optimizer, flags.batch_size or batch
+    lr = flags.lr or (spec.lr if batch == spec.lr_batch else spec.lr * batch / spec.lr_batch)
+    return replace(
         recipe,
         backbone=recipe.backbone.resolved(recipe.image_size),
         epochs=flags.epochs or recipe.epochs,
-        batch_size=flags.batch_size or _fitting_batch(recipe.batch_size, len(source)),
+        batch_size=batch,
+        optimizer=replace(spec, lr=lr, lr_batch=batch),
     )
-    recipe = with_channels(recipe, source, flags.labelled_data is not None)
-    spec = recipe.optimizer
-    lr = flags.lr or spec.lr * recipe.batch_size / spec.lr_batch
-    recipe = replace(recipe, optimizer=replace(spec, lr=lr, lr_batch=recipe.batch_size))
-    kept = {**vars(flags), **{name: _absolute(getattr(flags, name)) for name in (*DATA_FLAGS, "labels", "init")}}
-    as_given = {f.name: kept[f.name] for f in dataclasses.fields(Config) if f.name in kept}
-    config = Config(
-        **{
-            **as_given,
-            "recipe": recipe,
-            "precision": recipe.precision,
-            "published_precision": published.precision,
-            "flags": kept,
-            "out": out,
-            "resume": flags.resume is not None,
-            "track": tuple(filter(None, flags.track.split(","))),
-        }
-    )
-    if config.resume:
-        check_moved_data(config)
-    return config
 
 
 def changed(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe:
@@ -145,14 +188,8 @@ def changed(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe
     return recipe
 
 
-def started(recipe: TrainingRecipe, flags: argparse.Namespace, out: Path) -> TrainingRecipe:
-    """The recipe with the network and the statistics of --init's weights; a resumed run has them in its record."""
-    if flags.resume is not None:
-        saved = read_record(out)["recipe"]
-        views = [(v, saved[name]) for name, v in (("views", recipe.views), ("companion", recipe.companion)) if v]
-        fixed = [replace(v, mean=tuple(old["mean"]), std=tuple(old["std"])) for v, old in views]
-        spec = BackboneSpec(**saved["backbone"])
-        return replace(recipe, backbone=spec, views=fixed[0], companion=(*fixed, None)[1])
+def started(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe:
+    """The recipe with the network and the statistics of --init's weights."""
     found = read_initial(flags.init, recipe.backbone.name, recipe.image_size, named=flags.backbone is not None)
     return started_from(recipe, found, not any(s.startswith(("views.mean", "views.std")) for s in flags.set))
 
@@ -191,16 +228,17 @@ def _absolute(place: str | None) -> str | None:
     return os.path.abspath(os.path.expanduser(place))
 
 
-def check_moved_data(config: Config) -> None:
-    """Raise UserError if a resumed run was given data that would change its recipe (the views' size, the batch)."""
-    saved = read_record(config.out)
-    now = config.to_json()["recipe"]
-    now["precision"] = saved["recipe"].get("precision")  # follows the machine, which may be another one too
-    if config.data != saved["data"] and now != saved["recipe"]:
-        changed = next(name for name in now if now[name] != saved["recipe"].get(name))
+def check_moved_data(recipe: TrainingRecipe, flags: argparse.Namespace, kept: Kept, source: Source) -> None:
+    """Raise UserError if a resumed run was given data that its recipe, made for other data, does not fit."""
+    own_size = kept.flags.get("recipe") is None and kept.flags.get("image_size") is None and flags.data not in NAMES
+    images = source.array() if own_size else None
+    wrong = "image_size" if images is not None and images.shape[1] != recipe.image_size else None
+    if wrong is None and with_channels(recipe, source, flags.labelled_data is not None) != recipe:
+        wrong = "channels"
+    if wrong:
         raise UserError(
-            f"--data {config.data}: these are not the images the run was started with, {saved['data']} (the recipe's "
-            f"{changed} would change); give those, or start a new run."
+            f"--data {flags.data}: these are not the images the run was started with (the recipe's {wrong} would "
+            "change); give those, or start a new run."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import add_flags
 from saccade.runs.checkpoint import checkpoints
 from saccade.runs.choice import check_recipe_name, chosen_recipe, method_of
+from saccade.runs.plain_recipe import Fault, unknown
 from saccade.runs.precision import PRECISIONS
-from saccade.runs.recipe_file import is_file
-from saccade.runs.record import read_flags
+from saccade.runs.recipe_file import RUN, is_file, read_recipe_file
+from saccade.runs.record import check_local, read_flags
 
 DATA_FLAGS = (
     "data",
@@ -34,6 +35,7 @@ MAX_WORKERS = 1024
 RESUMABLE = {
     "resume",
     "operation",
+    "allow_changes",
     "workers",
     "device",
     "compile",
@@ -48,7 +50,26 @@ RESUMABLE = {
     "labels",
     *DATA_FLAGS,
 }
-
+# What makes a recipe; a resumed run has them in the recipe of its checkpoint.
+RECIPE_FLAGS = (
+    "method",
+    "stec_base",
+    "recipe",
+    "backbone",
+    "image_size",
+    "epochs",
+    "batch_size",
+    "lr",
+    "set",
+    "precision",
+)
+# What else decides what is learned: a run's recipe.toml has them too.
+RUN_FLAGS: dict[str, type] = {
+    **dict.fromkeys((*DATA_FLAGS, "labels", "init", "image_key", "label_key", "value_range", "sampling"), str),
+    **dict.fromkeys(("channels", "steps", "seed", "accumulate", "shard_group"), int),
+    "joint_views": bool,
+    "precision": str,
+}
 
 EXAMPLES = {
     "--method stec": "an embedded data set",
@@ -204,6 +225,11 @@ def parser(
         help="continue the run in this folder from its last checkpoint; auto: the run in --out, or start it, so that "
         "the same command may be given again and again",
     )
+    run.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on with another --lr, --set or recipe.toml than the checkpoint's; what changes is said and recorded",
+    )
     run.add_argument("--log-every", type=int, default=10, help="steps between lines of metrics.jsonl (default: 10)")
     run.add_argument(
         "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: a tenth of the run)"
@@ -217,25 +243,51 @@ def parser(
 
 
 def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespace:
-    """The flags; with --resume those of the interrupted run, where only machine, logging and data flags may differ."""
+    """The flags, with `given`, the names of those written; with a run's recipe.toml what else that run was started
+    with; with --resume those of the interrupted run, where those of machine, logging, data and recipe may differ."""
     flags = parser(prog).parse_args(argv)
     given = {name: getattr(flags, name) for name in _written(argv, prog)}
     if flags.resume == "auto":
         flags.resume = begun(given.pop("out", None))
     if flags.resume is None:
-        return flags
+        run = run_table(flags.recipe, given) if is_file(flags.recipe) else {}
+        return argparse.Namespace(**{**vars(flags), **run, "given": tuple(given)})
     saved = read_flags(
         Path(flags.resume), {**vars(parser(prog).parse_args([])), **dict.fromkeys(("resume", "out"))}, given
     )
     changed = sorted(
-        name for name in given.keys() - RESUMABLE if given[name] != saved[name] and not moved(given[name], saved[name])
+        name
+        for name in given.keys() - RESUMABLE - set(RECIPE_FLAGS)
+        if given[name] != saved[name] and not moved(given[name], saved[name])
     )
-    if changed:
+    if changed and not flags.allow_changes:
         raise UserError(
             f"--resume continues the run as it was; drop --{changed[0].replace('_', '-')} {given[changed[0]]}: it was "
-            f"{saved[changed[0]]} (only {', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} may change)."
+            f"{saved[changed[0]]} (only {', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} may change; "
+            "all others with --allow-changes)."
         )
-    return argparse.Namespace(**{**saved, **given, "resume": flags.resume, "out": flags.resume})
+    return argparse.Namespace(**{**saved, **given, "resume": flags.resume, "out": flags.resume, "given": tuple(given)})
+
+
+def run_table(file: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's recipe.toml says beside the recipe, without what is `given` now."""
+    text = read_recipe_file(file)
+    with text.blamed():
+        run = text.values.get(RUN, {})
+        if not isinstance(run, dict):
+            raise Fault((RUN,), "give a table, or leave it out.")
+        for name, value in run.items():
+            if name not in RUN_FLAGS:
+                raise unknown((RUN, name), RUN_FLAGS)
+            if type(value) is not RUN_FLAGS[name] or (isinstance(value, str) and "\0" in value):
+                raise Fault((RUN, name), f"that is no {RUN_FLAGS[name].__name__}.")
+    for name in ("data", "val_data", "labelled_data"):
+        if name in run and name not in given:
+            check_local(run[name], f"--{name.replace('_', '-')}", Path(file))
+    taken = {name: value for name, value in run.items() if name not in given}
+    if "epochs" in given:  # which says the same as --steps
+        taken.pop("steps", None)
+    return taken
 
 
 def begun(out: str | None) -> str | None:
@@ -292,6 +344,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     find_executor(flags.pipeline)
     if flags.backbone:
         check_backbone(known_backbone(flags.backbone))
+    if flags.resume is not None:
+        return  # its recipe is the checkpoint's
     check_recipe_name(method_of(flags), flags.recipe)
     if is_file(flags.recipe):
         chosen_recipe(flags)  # before the images are opened

@@ -14,14 +14,15 @@ from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.base.own import absolute
 from saccade.base.own import names_code as names_own_code
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.own import names_code
 from saccade.pipelines.sources.remote import is_remote
 from saccade.runs import settings
 
-NAME = "config.json"
-PERMISSIONS = ("allow_pipe",)
+NAME, RECIPE = "config.json", "recipe.toml"
+PERMISSIONS = ("allow_pipe", "operation", "allow_changes")
 REPORTING = ("wandb",)  # trackers that send what they are told elsewhere
 
 
@@ -68,11 +69,13 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
                 f"{folder}: its record has --{name} {kept[name]}, which runs code; if you trust it, say so: --{name} "
                 f"{kept[name]}."
             )
-    if "set" not in given and (own := [setting for setting in kept["set"] if settings.names_code(str(setting))]):
-        raise UserError(
-            f"{folder}: its record has --set {own[0]}, which runs code; if you trust it, say so: give every --set of "
-            f"the run again ({' '.join(f'--set {setting}' for setting in kept['set'])})."
-        )
+    named = [*given.get("operation", ()), *(code_of(setting) for setting in given.get("set", ()))]
+    for place in filter(None, (code_of(str(setting)) for setting in kept["set"])):
+        if place not in named:
+            raise UserError(
+                f"{folder}: its record has --set ...{settings.ADD}={place}, which runs code; if you trust it, say so: "
+                f"--operation {place}."
+            )
     if "track" not in given and any(name in kept["track"].split(",") for name in REPORTING):
         print(
             f"note: the run reported to {kept['track']}; to go on with that, give --track {kept['track']}",
@@ -80,6 +83,11 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
         )
         kept["track"] = ",".join(name for name in kept["track"].split(",") if name not in REPORTING)
     return kept
+
+
+def code_of(setting: str) -> str | None:
+    """The place of the code that a --set brings in, from any folder; None where it brings none."""
+    return absolute(setting.partition("=")[2]) if settings.names_code(setting) else None
 
 
 def check_local(place: str | None, flag: str, folder: Path) -> None:

@@ -13,12 +13,13 @@ from saccade.runs.config import Config
 from saccade.runs.folder import RunFolder
 from saccade.runs.monitor import BASELINES
 from saccade.runs.pictures import plot_curves, save_png, view_grid
-from saccade.runs.record import write_record
+from saccade.runs.record import RECIPE, write_record
+from saccade.runs.resume import write_recipe
 from saccade.runs.session import Session
 
 
 def announce(session: Session, folder: RunFolder) -> None:
-    """Print the resolved run; write config.json, the checkout's changes if it has any, and views.png."""
+    """Print the resolved run; write config.json, recipe.toml, views.png, the checkout's changes if any."""
     config, pipeline, total_steps = session.config, session.pipeline, session.total_steps
     recipe, source, accelerator = config.recipe, session.source, session.accelerator
     parameters = sum(p.numel() for p in session.learner.student.backbone.parameters()) / 1e6
@@ -70,7 +71,8 @@ def announce(session: Session, folder: RunFolder) -> None:
     if not config.resume:
         exported = "teacher" if session.learner.objective.evaluate_teacher else "student"
         made = {"exported": exported, "version": __version__, "versions": versions(), "commit": git_commit()}
-        write_record(config.out, {**config.to_json(), **_data(session), **made})
+        write_recipe(config)
+        write_record(config.out, {"recipe_file": RECIPE, **config.to_json(), **_data(session), **made})
         if changes := git_diff():
             write_atomically(config.out / "checkout.diff", lambda f: f.write((changes + "\n").encode()))
         save_png(view_grid(source, recipe.views, config.seed), config.out / "views.png")
