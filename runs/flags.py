@@ -255,16 +255,14 @@ def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespa
     saved = read_flags(
         Path(flags.resume), {**vars(parser(prog).parse_args([])), **dict.fromkeys(("resume", "out"))}, given
     )
-    changed = sorted(
-        name
-        for name in given.keys() - RESUMABLE - set(RECIPE_FLAGS)
-        if given[name] != saved[name] and not moved(given[name], saved[name])
-    )
-    if changed and not flags.allow_changes:
+    differs = [
+        n for n in sorted(given) if n not in RESUMABLE and given[n] != saved[n] and not moved(given[n], saved[n])
+    ]
+    if not flags.allow_changes and not set(differs) <= set(RECIPE_FLAGS):  # those are compared with the recipe later
+        dropped = "; ".join(f"drop --{n.replace('_', '-')} {given[n]}: it was {saved[n]}" for n in differs)
+        may = ", ".join(sorted(f"--{n.replace('_', '-')}" for n in RESUMABLE))
         raise UserError(
-            f"--resume continues the run as it was; drop --{changed[0].replace('_', '-')} {given[changed[0]]}: it was "
-            f"{saved[changed[0]]} (only {', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} may change; "
-            "all others with --allow-changes)."
+            f"--resume continues the run as it was; {dropped} ({may} may change, all others with --allow-changes)."
         )
     return argparse.Namespace(**{**saved, **given, "resume": flags.resume, "out": flags.resume, "given": tuple(given)})
 
