@@ -44,11 +44,22 @@ def open_data(
     if val_data:
         beside = options if options.table is None else replace(options, labels=None)
         other = find(val_data, beside, "--val-data")
-        val = open_split(other, _evaluation_split(other), beside)
+        val = open_split(other, _evaluation_split(other), beside, part=True)
     else:
         name = evaluation_split(found, training)
         val = open_split(found, name, options) if name else None
+    if val is not None and _same_images(train, val):
+        train.account.guess(
+            f"the images to test on are those of {train.name} themselves, so each is its own neighbour and accuracy "
+            "says nothing; --val-data names others (without it, each is tested against all others)"
+        )
     return train, val and with_classes_of(train, val)
+
+
+def _same_images(train: Source, val: Source) -> bool:
+    last = len(train) - 1
+    alike = len(val) == len(train) and all(train.key_of(i) == val.key_of(i) for i in (0, last))
+    return alike and train.identity() == val.identity()
 
 
 def open_labelled(labelled_data: str | None, data: str, data_dir: str, train: Source) -> Source | None:

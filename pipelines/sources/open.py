@@ -65,9 +65,12 @@ def open_dataset(data: str, options: Options = PLAIN, split: str | None = None) 
     return DataSet(found.kind, share_classes(sources))
 
 
-def open_split(found: Found, split: str, options: Options) -> Source:
-    """One split, under the labels of a CSV where one was given."""
+def open_split(found: Found, split: str, options: Options, part: bool = False) -> Source:
+    """One split, under the labels of a CSV where one was given. part: of a mixture or beside other data, which the
+    options may mean."""
     source = with_range(with_channels(found.splits[split](), options.channels or 3), options.value_range)
+    if not part:
+        _check_options(source, options)
     if options.table:
         table = Path(options.table).expanduser()
         if not table.is_file():
@@ -78,6 +81,24 @@ def open_split(found: Found, split: str, options: Options) -> Source:
     source.account.add(found.account)
     source.account.check(source.name)
     return source
+
+
+_ROWS = ("wds", "parquet", "beton", "npz")  # where members, columns or fields have names
+_OF_KIND = {"image_key": _ROWS, "label_key": (*_ROWS, "csv")}
+
+
+def _check_options(source: Source, options: Options) -> None:
+    """UserError for an option that such a source has no use for: it would change nothing, without a word."""
+    for name, kinds in _OF_KIND.items():
+        value, listed = getattr(options, name), name == "label_key" and options.table
+        if value and not listed and source.kind in ("folder", "csv") and source.kind not in kinds:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} {value}: {source.name} is files, of which no part has a name; leave it out"
+                f"{', or give a CSV with --labels' if name == 'label_key' else ''}."
+            )
+    if options.labels == FOLDER_LABELS and source.kind in ("npz", "beton", "parquet", "csv"):
+        raise UserError(f"--labels folders: the images of {source.name} lie in no folders; leave it out.")
 
 
 def train_split(found: Found, data: str, labelled: bool, unlabelled: bool = False) -> str:
@@ -124,11 +145,11 @@ def _mixture(parts: list[tuple[str, float]], options: Options) -> Found:
     beside = [(each, name) for each, name in tests if name]
     without = [part for (_, part, _), (_, name) in zip(found, tests, strict=True) if name is None]
     splits: dict[str, Opener] = {
-        "train": lambda: mixed([open_split(e, name, options) for e, name, _ in chosen], [w for *_, w in chosen])
+        "train": lambda: mixed([open_split(e, name, options, True) for e, name, _ in chosen], [w for *_, w in chosen])
     }
     account = Account()
     if beside:
-        splits["val"] = lambda: mixed([open_split(e, name, options) for e, name in beside], [1] * len(beside))
+        splits["val"] = lambda: mixed([open_split(e, name, options, True) for e, name in beside], [1] * len(beside))
         if without:
             account.guess(f"{', '.join(map(printable, without))} has no validation split; the others' are tested on")
     return Found("mixed", splits, account)
@@ -182,6 +203,8 @@ def _files(files: list[Path], name: str, options: Options) -> Found:
     if len(suffixes) > 1 or not suffixes <= set(_MANY):
         raise UserError(f"--data {name}: several files must all be {' or '.join(_MANY)}, not {', '.join(suffixes)}.")
     kind, opener = _MANY[suffixes.pop()]
+    if twice := len(files) - len(set(files)):
+        raise UserError(f"{name}: names {twice} of its files twice; to show images more often, mix sets: --data A B:2.")
     groups = by_split(files)
     if kind == "parquet":
         _check_configurations(name, groups)

@@ -24,6 +24,8 @@ def with_range(source: Source, wanted: ValueRange | None = None) -> Source:
     if not source.reader.gives_files or source.kind in ("beton", "mixed"):
         return source
     looked_at = _sample(source)
+    if looked_at is None and wanted is not None:
+        source.account.guess(f"--value-range {wanted} changes nothing: no image of more than 8 bits was met")
     source.reader.value_range = (
         wanted if looked_at is None else choose_range(looked_at, wanted, source.name, source.account)
     )

@@ -250,6 +250,11 @@ def _headers(shard: Path, account: Account) -> tuple[list[Part], bool]:
     with tarfile.open(shard, "r:") as tar:
         try:
             for member in tar:
+                if member.issparse():
+                    end = tar.offset  # of what follows it: less lies there than it is long
+                    account.see()
+                    account.leave("sparse files in the tar (pack them with tar without --sparse)", member.name)
+                    continue
                 end = max(end, member.offset_data + (member.size if member.isfile() else 0))
                 if member.isfile():
                     parts.append(Part(member.name, member.offset_data, member.size))

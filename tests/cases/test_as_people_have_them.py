@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import tarfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from saccade.base.errors import UserError
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import BadImage, Options
+from saccade.pipelines.sources.decode import ValueRange
 from tests.present import present
 
 RNG = np.random.default_rng(0)
@@ -272,3 +274,55 @@ def test_numbers_that_no_class_has_are_one_sentence(tmp_path):
     table = pa.table({"image": [png()] * 2, "label": [0, 1], "coarse_label": [3, 4]})
     parquet.write_table(table, tmp_path / "y.parquet")
     assert "--label-key coarse_label takes that one" in said(open_data(str(tmp_path / "y.parquet"))[0])
+
+
+# --- flags and files that change nothing, or the wrong thing --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(image_key="depth.png"), "--image-key depth.png: .* no part has a name"),
+        (Options(label_key="species"), "--label-key species: .* or give a CSV with --labels"),
+        (Options(labels="nowhere.csv"), "--labels nowhere.csv: no such file"),
+    ],
+)
+def test_an_option_without_a_use_is_refused(tmp_path, options, words):
+    tree(tmp_path, "cat", "dog")
+    with pytest.raises(UserError, match=words):
+        open_data(str(tmp_path), options=options)
+
+
+def test_more_options_without_a_use_are_refused_or_said(tmp_path):
+    np.savez(tmp_path / "x.npz", images=X, labels=Y)
+    with pytest.raises(UserError, match=r"--labels folders: .* lie in no folders"):
+        open_data(str(tmp_path / "x.npz"), options=Options(labels="folders"))
+    tree(tmp_path / "p", "cat", "dog")
+    source, _ = open_data(str(tmp_path / "p"), options=Options(value_range=ValueRange(0, 4095)))
+    assert "--value-range 0,4095 changes nothing" in said(source)
+
+
+def test_a_shard_given_twice_is_refused(tmp_path):
+    shard(tmp_path / "s", "a.tar", samples(kind))
+    with pytest.raises(UserError, match="1 of its files twice"):
+        open_data(f"{tmp_path}/s/a.tar::{tmp_path}/s/a.tar")
+
+
+def test_training_images_to_test_on_are_said(tmp_path):
+    tree(tmp_path / "p", "cat", "dog")
+    tree(tmp_path / "q", "cat", "dog", count=2)
+    assert "each is its own neighbour" in said(open_data(str(tmp_path / "p"), str(tmp_path / "p"))[0])
+    assert "neighbour" not in said(open_data(str(tmp_path / "p"), str(tmp_path / "q"))[0])
+
+
+def test_sparse_members_are_left_out(tmp_path):
+    with open(tmp_path / "1.png", "wb") as file:
+        file.write(png())
+        file.truncate(1 << 20)
+    put(tmp_path, "0.png")
+    done = subprocess.run(["tar", "--sparse", "-cf", "a.tar", "0.png", "1.png"], cwd=tmp_path, check=False)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        if done.returncode or not tar.getmember("1.png").issparse():
+            pytest.skip("this tar makes no sparse members here")
+    source, _ = open_data(str(tmp_path / "a.tar"))
+    assert len(source) == 1 and "1 sparse files in the tar" in said(source) and source.read(0).shape == (6, 8, 3)
