@@ -112,6 +112,8 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
         baselines = state.get("baselines") or ranks.on_main("measuring the baselines", judge.baselines) or {}
         interrupt.saves()
         evaluations = evaluation_steps(config.eval_every, session.steps_per_epoch, session.total_steps)
+        if state and session.steps in evaluations:
+            ranks.on_main("measuring kNN", judge.make_up)
         saved_at, compiling, stop = time.monotonic(), session.compiles, 0
         done = session.steps >= session.total_steps
         while not done:
@@ -123,7 +125,8 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
                 monitor.step(losses)
                 ranks.at(f"after step {session.steps}")
                 if evaluate := session.steps in evaluations:
-                    ranks.on_main("measuring kNN", judge.score)
+                    last = session.steps == session.total_steps
+                    ranks.on_main("measuring kNN", judge.score if last else lambda: interrupt.give_up(judge.score))
                 stop = ranks.agreed(interrupt.code, now=evaluate)
                 done = session.steps == session.total_steps or stop > 0
                 if done or checkpoint_due(session, saved_at):

@@ -60,6 +60,11 @@ class OnlineKNN:
         self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
         return found
 
+    def make_up(self) -> None:
+        """Measure what a stop left out, if it did."""
+        if not self._monitor.scored(self._session.steps):
+            self.score()
+
     def score(self) -> None:
         """Measure the backbone now and log it."""
         if self._why_not or not self._accelerator.is_main_process:

@@ -21,6 +21,10 @@ from saccade.base.processes import REQUEUE, SIGNALS, descriptor, launcher
 SAME_WISH, UNWINDING = 1.0, 5.0  # seconds: launchers deliver a signal twice; how long an ordinary end may take
 
 
+class _GivenUp(KeyboardInterrupt):
+    """No Exception, as Stopped."""
+
+
 class Interrupt:
     """Its `code` is the exit code once a signal came, or the launcher died; 0 until then.
 
@@ -33,6 +37,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.code = 0
         self._why, self._at, self._training, self._over = "", 0.0, False, False
+        self._gives_up = False
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._main = threading.get_ident() if threading.current_thread() is threading.main_thread() else None
         self._end, self._woken = socket.socketpair()
@@ -64,6 +69,17 @@ class Interrupt:
             raise self._stopped()
         self._training = True
 
+    def give_up(self, work: Callable[[], object]) -> None:
+        """work(), which a first signal ends without an error: the run that goes on does it again."""
+        self._gives_up = True
+        try:
+            if not self.code:
+                work()
+        except _GivenUp:
+            pass
+        finally:
+            self._gives_up = False
+
     def done(self) -> None:
         """Everything is saved, or about to be left: signals change nothing any more."""
         self._over = True
@@ -81,6 +97,8 @@ class Interrupt:
             self.code, self._at = SIGNALS[signal.Signals(number)], now
             if not self._training:
                 raise self._stopped()
+            if self._gives_up:
+                raise _GivenUp
         elif now - self._at > SAME_WISH:
             raise self._stopped()
 

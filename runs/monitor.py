@@ -60,8 +60,10 @@ class Monitor:
     def paused(self) -> Iterator[None]:
         """Time inside is not training time."""
         self._lap()
-        yield
-        self._mark = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._mark = time.perf_counter()
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
@@ -119,6 +121,10 @@ class Monitor:
         if self._accelerator.is_main_process:
             self._folder.log(record)
             self._accelerator.log({k: v for k, v in record.items() if isinstance(v, int | float)}, step=record["step"])
+
+    def scored(self, step: int) -> bool:
+        """Whether kNN of this step is in metrics.jsonl."""
+        return any(record.get("step") == step and "knn_top1" in record for record in self._folder.metrics())
 
     def message(self, text: str) -> None:
         """Print above the progress bar, once."""

@@ -179,7 +179,15 @@ def start_processes(device: str, patience: float = PATIENCE) -> PartialState:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, processes launched on a CPU do not find each other
         keep_freed_memory()
     more = {"timeout": timedelta(seconds=patience + 60)} if asked_processes() > 1 else {}  # after runs/fellows.py has
-    state = PartialState(cpu=cpu, **more)
+    try:
+        state = PartialState(cpu=cpu, **more)
+    except RuntimeError as error:  # torch's, of its store or its sockets
+        reason = str(error).splitlines()[0][:200]
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"the {asked_processes()} processes did not all come to {where} within {patience + 60:.0f} s ({reason}); "
+            "were all of them started, and can they reach each other?"
+        ) from error
     if state.num_processes < (asked := asked_processes()):
         raise UserError(
             f"{asked} processes were asked for but {state.num_processes} found each other, and would train alone; "

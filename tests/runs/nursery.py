@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +94,14 @@ class Run:
         os.kill(self.process, signal.SIGKILL)
         self.wait(10)
         until(lambda: not any(Path(f"/proc/{child}/cmdline").exists() and alive(child) for child in children), 10)
+
+
+def meeting(processes: int) -> dict[str, str]:
+    """The environment in which processes of one machine each find each other, but for their RANK."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "LOCAL_RANK": "0"}
 
 
 def alive(process: int) -> bool:

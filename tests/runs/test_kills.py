@@ -6,7 +6,6 @@ run that nobody touched, bit for bit.
 
 import json
 import random
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from saccade.runs.checkpoint import load_checkpoint
 from saccade.tools.convert import main as convert
-from tests.runs.nursery import Nursery, Run, until
+from tests.runs.nursery import Nursery, Run, meeting, until
 
 FLAGS = ["--backbone", "test_resnet", "--image-size", "16", "--batch-size", "16", "--log-every", "1"]
 FLAGS += ["--eval-every", "1", "--checkpoint-every", "3", "--steps", "12"]
@@ -71,32 +70,33 @@ class Chain:
     """A run of one or two processes that is killed and started again with the same command."""
 
     def __init__(self, nursery: Nursery, flags: list[str], processes: int, out: Path) -> None:
-        self._nursery, self._count, self.out = nursery, processes, out
+        self._nursery, self.processes, self.out = nursery, processes, out
         self._argv = [*FLAGS, *flags, "--out", str(out), "--resume", "auto"]
         self.log = out.with_suffix(".log")
         self._random = random.Random(str(out.name))
         self.kills: list[str] = []
 
+    def more(self, *flags: str) -> None:
+        self._argv += flags
+
     def start(self) -> list[Run]:
-        if self._count == 1:
+        if self.processes == 1:
             return [self._nursery.start(self._argv, self.log)]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(self._count), "LOCAL_RANK": "0"}
-        return [self._nursery.start(self._argv, self.log, RANK=str(r), **shared) for r in range(self._count)]
+        shared = meeting(self.processes)
+        return [self._nursery.start(self._argv, self.log, RANK=str(r), **shared) for r in range(self.processes)]
 
     def finish(self) -> None:
         codes = [run.wait() for run in self.start()]
-        assert codes == [0] * self._count, self.log.read_text()[-3000:]
+        assert codes == [0] * self.processes, self.log.read_text()[-3000:]
 
     def kill(self, moment: str) -> None:
         """Start it, wait for the moment and kill one of its processes; the others end by themselves."""
         runs, before = self.start(), len(self.lines())
         reached = MOMENTS[moment](self, before, lambda: any(run.code is not None for run in runs))
-        victim = self._random.choice(runs)
-        if victim.code is None:
-            victim.kill()
+        victims = runs if moment == "loading" else [self._random.choice(runs)]  # before they have met: a node's end
+        if victims[0].code is None:
+            for victim in victims:
+                victim.kill()
             self.kills.append(f"{moment}{'' if reached else ', missed'}")
         for run in runs:
             run.wait(40)
@@ -191,6 +191,23 @@ def test_a_run_killed_at_three_moments_ends_as_if_nothing_had_been(nursery, data
     killed.finish()
     assert killed.kills == ["epoch", "write", "last write"]
     assert_same(whole.out, killed.out)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_another_number_of_processes(nursery, data, tmp_path):
+    whole, killed = chains(
+        nursery, data, CASES["moco-v2, queue and shuffled groups, resident, two processes"][0], 1, tmp_path
+    )
+    for chain in (whole, killed):
+        chain.more("--steps", "20")
+    whole.finish()
+    killed.kill("write")
+    killed.processes = 2
+    killed.kill("epoch")
+    killed.processes = 4
+    killed.finish()
+    one, other = ({r["step"]: r["loss"] for r in chain.lines() if "loss" in r} for chain in (whole, killed))
+    assert other == pytest.approx(one, rel=1e-4) and len(one) == 20
 
 
 @pytest.mark.slow

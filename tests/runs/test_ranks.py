@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from saccade.models.gather import rank
 from saccade.runs.checkpoint import load_checkpoint
 from saccade.runs.ranks import LATE, Ranks
 from tests.distributed import run_ranks
+from tests.runs.nursery import meeting
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--backbone", "test_resnet", "--batch-size", "16", "--steps", "100000", "--log-every", "5"]
@@ -57,11 +57,8 @@ class Two:
     """Two machines of one process each, as far as they know, which train."""
 
     def __init__(self, folder: Path, *more: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         self.out = folder / "run"
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+        shared = meeting(2)
         self.processes = [
             start([str(ROOT / "train.py"), *FLAGS, "--out", str(self.out), *more], RANK=str(r), **shared)
             for r in range(2)
@@ -155,3 +152,20 @@ def test_fewer_processes_than_were_asked_for_are_refused(tmp_path):
     process = start([*launch, "--out", str(tmp_path / "run")])
     assert "2 processes were asked for but 1 found each other" in process.communicate(timeout=120)[1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_is_one_sentence():
+    shared = meeting(2)
+    process = start(["-c", ALONE], RANK="0", **shared)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2 and "the 2 processes did not all come to 127.0.0.1:" in said
+    assert "Traceback" not in said
+
+
+ALONE = """
+import sys
+from saccade.base.command import run_command
+from saccade.runs.session import start_processes
+run_command("train.py", lambda: start_processes("cpu", -58) and 0)
+"""

@@ -1,12 +1,15 @@
 """The same command again and again, as a scheduler gives it: it starts a run, continues it, leaves a whole one."""
 
+import json
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 from saccade import train
 from saccade.base.files import lock
+from saccade.evaluation.online import OnlineKNN
 from saccade.runs.checkpoint import load_checkpoint
 from saccade.runs.session import Session
 
@@ -33,6 +36,27 @@ def test_the_same_command_starts_continues_and_finishes_a_run(tmp_path, monkeypa
     assert [train.main(command(out)) for _ in range(4)] == [75, 75, 0, 0]
     whole, pieces = load_checkpoint(tmp_path / "whole")["learner"], load_checkpoint(out)["learner"]
     assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
+
+
+def test_a_signal_while_knn_is_measured_is_not_kept_waiting_and_the_next_run_measures_it(tmp_path, monkeypatch):
+    score, asked = OnlineKNN._backbone_top1, []
+
+    def signalled(self):
+        asked.append(self._session.steps)
+        if asked[-1] == 2 and asked.count(2) == 1:
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("it went on measuring")
+        return score(self)
+
+    monkeypatch.setattr(OnlineKNN, "_backbone_top1", signalled)
+    monkeypatch.setattr(train, "evaluation_steps", lambda *_: {2, 4})
+    out, flags = tmp_path / "run", [*FLAGS[:-1], "4", "--resume", "auto", "--eval-every", "1", "--log-every", "1"]
+    assert [train.main([*flags, "--out", str(out)]) for _ in range(2)] == [143, 0]
+    assert asked == [0, 2, 2, 4]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], "knn_top1" in r) for r in lines if r["step"]] == [
+        *((1, False), (2, False), (2, True), (3, False), (4, False), (4, True))
+    ]
 
 
 def test_a_second_member_of_an_array_does_not_write_over_the_first(tmp_path, capsys):
