@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from saccade.models.backbone import load_backbone as load_backbone
     from saccade.pipelines.build import build_pipeline as build_pipeline
     from saccade.pipelines.data import open_data as open_data
+    from saccade.pipelines.views import Crop as Crop
     from saccade.pipelines.views import View as View
     from saccade.pipelines.views import Views as Views
     from saccade.tools.pretrain import pretrain as pretrain
 
 _HOMES = {  # public name: the module it lives in
     "UserError": "saccade.base.errors",
+    "Crop": "saccade.pipelines.views",
     "View": "saccade.pipelines.views",
     "Views": "saccade.pipelines.views",
     "build_pipeline": "saccade.pipelines.build",
@@ -28,7 +30,17 @@ _HOMES = {  # public name: the module it lives in
     "open_data": "saccade.pipelines.data",
     "pretrain": "saccade.tools.pretrain",
 }
-__all__ = ["UserError", "View", "Views", "__version__", "build_pipeline", "load_backbone", "open_data", "pretrain"]
+__all__ = [
+    "Crop",
+    "UserError",
+    "View",
+    "Views",
+    "__version__",
+    "build_pipeline",
+    "load_backbone",
+    "open_data",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:

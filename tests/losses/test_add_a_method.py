@@ -10,6 +10,7 @@ import pytest
 
 from saccade import losses, train
 from saccade.losses.registry import methods
+from saccade.tools import recipes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md"
 
@@ -33,6 +34,17 @@ def test_its_own_test_passes(simsiam):
     assert len(tests) == 2
     for test in tests:
         test()
+
+
+def test_the_file_trains_from_anywhere_under_its_name(tmp_path, capsys):
+    (tmp_path / "simsiam.py").write_text(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])
+    flags = ["--steps", "1", "--batch-size", "8", "--eval-every", "0", "--set", "options.projector_dim=32"]
+    assert train.main(["--method", str(tmp_path / "simsiam.py"), *flags, "--out", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]
+    assert (record["method"], record["data"], record["options"]["projector_dim"]) == ("simsiam", "textures", 32)
+    capsys.readouterr()
+    assert recipes.main([str(tmp_path / "simsiam.py"), "cifar10"]) == 0
+    assert "simsiam on cifar10: predict the other view's projection" in capsys.readouterr().out
 
 
 def test_one_file_is_enough_to_train(simsiam, tmp_path):
