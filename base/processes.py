@@ -41,10 +41,24 @@ def asked_processes() -> int:
     """How many processes whoever started this one meant to start, by what they leave in the environment, or wrote."""
     names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
     asked = [os.environ.get(name, "") for name in names]
-    words = " ".join(command_line(os.getppid()))
-    if "accelerate" in words and (written := re.search(r"--num[_-]processes[= ](\d+)", words)):
-        asked.append(written[1])  # with --cpu it starts one, and says nothing
+    asked.append(_asked_of_accelerate(command_line(os.getppid())))
     return max([1, *(int(number) for number in asked if number.isdecimal())])
+
+
+def _asked_of_accelerate(words: list[str]) -> str:
+    """What `accelerate launch` was told: with --cpu it starts one process whatever that was, and says nothing."""
+    command = " ".join(words)
+    if "accelerate" not in command:
+        return ""
+    if written := re.search(r"--num[_-]processes[= ](\d+)", command):
+        return written[1]
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    named = re.search(r"--config[_-]file[= ](\S+)", command)
+    try:
+        config = Path(named[1] if named else f"{home}/accelerate/default_config.yaml").read_text(errors="replace")
+    except OSError:
+        return ""
+    return found[1] if (found := re.search(r"^num_processes: (\d+)", config, re.MULTILINE)) else ""
 
 
 def descriptor(process: int | None) -> int | None:

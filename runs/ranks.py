@@ -70,11 +70,6 @@ class Ranks:
         """What is being written inside is finished even where a fellow's end takes this process along."""
         return self._fellows.writing() if self._fellows is not None else nullcontext()
 
-    def over(self) -> None:
-        """The run is over on every process alike: nobody's end is a failure any more."""
-        if self._fellows is not None:
-            self._fellows.leave()
-
     def agreed(self, number: int, now: bool = False) -> int:
         """The largest `number` that any process gave, LATE calls ago, on all of them alike; now: of this call.
 
