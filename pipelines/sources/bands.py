@@ -96,6 +96,14 @@ def tiff_layout(data: bytes) -> tuple[int, int, int, int] | None:
         return None
 
 
+def too_many_channels(data: bytes) -> BadImage | None:
+    """Why a TIFF of more than three channels cannot be read as one of three; None for anything else."""
+    layout = tiff_layout(data)
+    if layout is None or layout[0] in (1, 3):
+        return None
+    return BadImage(f"a TIFF of {layout[0]} channels; --channels {layout[0]} reads them")
+
+
 def is_deep_colour(data: bytes) -> bool:
     """Whether it is a TIFF of three samples of more than 8 bits, of which PIL keeps 8 or none."""
     layout = tiff_layout(data)

@@ -15,7 +15,7 @@ import numpy as np
 from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.pipelines.sources.account import Account
-from saccade.pipelines.sources.bands import decode_bands, is_deep_colour, tiff_layout
+from saccade.pipelines.sources.bands import decode_bands, is_deep_colour, too_many_channels
 from saccade.pipelines.sources.decode import BadImage, ValueRange, decode_bytes, image_size
 from saccade.pipelines.sources.index import Index
 
@@ -49,9 +49,7 @@ class Reader:
         try:
             return decode_bytes(data, self.value_range)
         except BadImage as error:
-            if (layout := tiff_layout(data)) and layout[0] not in (1, 3):
-                raise BadImage(f"a TIFF of {layout[0]} channels; --channels {layout[0]} reads them") from error
-            raise
+            raise too_many_channels(data) or error from error
 
     def size(self, index: Index, i: int) -> tuple[int, int]:
         """(height, width) of the upright image, from its header where it has one. Raises BadImage."""

@@ -13,7 +13,7 @@ from PIL import Image
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.jpeg import decode_into
 from saccade.pipelines.sources import BadImage, image_size
-from saccade.pipelines.sources.bands import is_deep_colour, tiff_layout
+from saccade.pipelines.sources.bands import is_deep_colour, tiff_layout, too_many_channels
 from saccade.pipelines.sources.decode import bad_image, decode_bytes
 from saccade.pipelines.sources.decode import opened as pil_opened
 
@@ -111,7 +111,7 @@ class _Head:
         except BadImage:
             raise
         except Exception as error:  # PIL raises anything on a broken file
-            raise bad_image(error, file) from error
+            raise too_many_channels(image) or bad_image(error, file) from error
 
 
 def _kind(name: str) -> str:
