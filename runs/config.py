@@ -105,7 +105,7 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path, kept: Kept | N
     else:
         recipe = kept.recipe
         check_moved_data(recipe, flags, kept, source)
-    written = {name: value for name, value in vars(flags).items() if name not in ("given", "allow_changes")}
+    written = {name: value for name, value in vars(flags).items() if name not in ("given", "final", "allow_changes")}
     written |= {name: _absolute(getattr(flags, name)) for name in PLACES}
     as_given = {f.name: written[f.name] for f in dataclasses.fields(Config) if f.name in written}
     return Config(
@@ -142,7 +142,8 @@ def resolved_recipe(published: TrainingRecipe, flags: argparse.Namespace, source
                 f"--init {flags.init}: its backbone takes {taken} channels, the images have {source.channels}; give "
                 "weights of that many, or leave --init out."
             )
-    recipe = scaled(recipe, flags, _fitting_batch(recipe.batch_size, len(source)))
+    final = getattr(flags, "final", False)  # a run's own recipe: the batch was as it is
+    recipe = scaled(recipe, flags, recipe.batch_size if final else _fitting_batch(recipe.batch_size, len(source)))
     return with_channels(recipe, source, flags.labelled_data is not None)
 
 

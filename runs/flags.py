@@ -251,7 +251,7 @@ def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespa
         flags.resume = begun(given.pop("out", None))
     if flags.resume is None:
         run = run_table(flags.recipe, given) if is_file(flags.recipe) else {}
-        return argparse.Namespace(**{**vars(flags), **run, "given": tuple(given)})
+        return argparse.Namespace(**{**vars(flags), **run, "given": tuple(given), "final": bool(run)})
     saved = read_flags(
         Path(flags.resume), {**vars(parser(prog).parse_args([])), **dict.fromkeys(("resume", "out"))}, given
     )

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from saccade.base.errors import UserError
+from saccade.base.text import printable
 from saccade.losses.recipe import ScheduleSpec, TrainingRecipe
 from saccade.models.schedules import schedule_options
 from saccade.pipelines.operations.operation import Operation
@@ -34,7 +35,7 @@ class Fault(UserError):
 
     def __init__(self, path: Iterable[str], message: str, value: Any = None) -> None:
         self.path, self.message = tuple(path), message if message.endswith(".") else f"{message}."
-        super().__init__(f"{'.'.join(self.path)}{'' if value is None else f' = {value}'}: {self.message}")
+        super().__init__(f"{printable('.'.join(self.path))}{'' if value is None else f' = {value}'}: {self.message}")
 
 
 def unknown(path: Path, known: Iterable[str], more: str = "") -> Fault:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from saccade.base.errors import UserError
+from saccade.base.text import printable
 from saccade.losses.recipe import TrainingRecipe
 from saccade.runs.plain_recipe import Fault, to_plain
 
@@ -50,12 +51,13 @@ class RecipeText:
             raise UserError(f"{self.name}{self._place(fault.path)}: {fault.message}") from fault
 
     def _place(self, path: Sequence[str]) -> str:
+        dotted = printable(".".join(path))
         there = next((path[:n] for n in range(len(path), 0, -1) if _has(self.values, path[:n])), ())
         if not there:
-            return f": {'.'.join(path)}" if path else ""
+            return f": {dotted}" if path else ""
         value = _get(self.values, there)
         shown = "" if isinstance(value, Mapping) or len(there) < len(path) else f" = {spelt(value)[:80]}"
-        return f", line {self.line(there)}: {'.'.join(path)}{shown}"
+        return f", line {self.line(there)}: {dotted}{shown}"
 
     def line(self, path: Sequence[str]) -> int:
         """Where the value at `path` begins: behind the longest beginning of the file that is whole without it."""
