@@ -48,7 +48,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise UserError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
 
 
-def lock(file: IO, patience: float = 2.0) -> None:
+def lock(file: IO, patience: float = 1.0) -> None:
     """Hold `file` for this process alone: what it forks lets go of it, so a killed holder's orphans hold nothing.
 
     A holder that is about to end is waited for, `patience` seconds; then BlockingIOError. Without locks here, a warning

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from saccade import train
 from saccade.base.errors import Stopped
 from saccade.base.processes import SIGNALS, become_worker
-from saccade.runs.checkpoint import load_checkpoint
 from saccade.runs.interrupt import SAME_WISH, Interrupt
-from saccade.runs.session import Session
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -54,22 +51,6 @@ def test_a_signal_that_nohup_took_away_stays_away():
             assert interrupt.code == 0
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_the_schedulers_signal_saves_and_asks_to_be_started_again(tmp_path, monkeypatch, capsys):
-    step = Session.step
-
-    def signalled(self, *args, **kwargs):
-        if self.steps == 2:
-            signal.raise_signal(signal.SIGUSR1)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Session, "step", signalled)
-    out = tmp_path / "run"
-    flags = ["--backbone", "test_resnet", "--batch-size", "16", "--eval-every", "0", "--steps", "9", "--out", str(out)]
-    assert train.main(flags) == 75
-    assert load_checkpoint(out)["step"] == 3
-    assert f"--resume {out}" in capsys.readouterr().out
 
 
 LAUNCHED = """

@@ -4,6 +4,7 @@ import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,14 +14,35 @@ from saccade.evaluation.online import OnlineKNN
 from saccade.runs.checkpoint import load_checkpoint
 from saccade.runs.session import Session
 
-FLAGS = ["--backbone", "test_resnet", "--batch-size", "16", "--eval-every", "0", "--steps", "6"]
+FLAGS = [
+    "--data",
+    "images.npz",
+    "--backbone",
+    "test_resnet",
+    "--batch-size",
+    "16",
+    "--renderer",
+    "torch",
+    "--eval-every",
+    "0",
+    "--steps",
+    "6",
+]
+
+
+@pytest.fixture(autouse=True)
+def few_images(tmp_path, monkeypatch):
+    """They are `images.npz` here."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(64) % 4)
+    monkeypatch.chdir(tmp_path)
 
 
 def command(out: Path) -> list[str]:
     return [*FLAGS, "--out", str(out), "--resume", "auto"]
 
 
-def test_the_same_command_starts_continues_and_finishes_a_run(tmp_path, monkeypatch):
+def test_the_same_command_starts_continues_and_finishes_a_run_and_another_is_refused(tmp_path, monkeypatch, capsys):
     assert train.main([*FLAGS, "--out", str(tmp_path / "whole")]) == 0
     step = Session.step
     preempted = []
@@ -33,9 +55,12 @@ def test_the_same_command_starts_continues_and_finishes_a_run(tmp_path, monkeypa
 
     monkeypatch.setattr(Session, "step", signalled)
     out = tmp_path / "run"
-    assert [train.main(command(out)) for _ in range(4)] == [75, 75, 0, 0]
+    assert [train.main(command(out)) for _ in range(3)] == [75, 75, 0]
+    assert f"--resume {out}" in capsys.readouterr().out
     whole, pieces = load_checkpoint(tmp_path / "whole")["learner"], load_checkpoint(out)["learner"]
     assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
+    assert train.main([*command(out), "--lr", "0.5"]) == 2
+    assert "--lr" in capsys.readouterr().err
 
 
 def test_a_signal_while_knn_is_measured_is_not_kept_waiting_and_the_next_run_measures_it(tmp_path, monkeypatch):
@@ -72,9 +97,3 @@ def test_a_second_member_of_an_array_does_not_write_over_the_first(tmp_path, cap
 def test_without_a_folder_it_is_one_sentence(capsys):
     assert train.main([*FLAGS, "--resume", "auto"]) == 2
     assert "give --out" in capsys.readouterr().err
-
-
-def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
-    assert train.main([*FLAGS[:-1], "1", "--out", str(tmp_path / "run")]) == 0
-    assert train.main([*command(tmp_path / "run"), "--lr", "0.5"]) == 2
-    assert "drop --lr" in capsys.readouterr().err
