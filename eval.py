@@ -273,9 +273,9 @@ def print_table(result: dict, evaluation: Evaluation, said: list[tuple[str, str]
         rows.append(("unreadable", f"{result['unreadable']} images, replaced by others, such as {names}"))
     rows += [("departs", text) for text in result["deviations"]] + [("note", text) for text in result["notes"]]
     print("\n".join(f"{name:>10}  {printable(str(text))}" for name, text in rows))
-    print(f"\n{'':>34}{'top-1 %':>9}{'top-5 %':>9}")
+    print(f"\n{'':>40}{'top-1 %':>9}{'top-5 %':>9}")
     for name, top1, top5 in evaluation.rows:
-        print(f"{name:>34}{top1:>9.2f}{top5:>9.2f}")
+        print(f"{name:>40}{top1:>9.2f}{top5:>9.2f}")
     print(f"\n{result['seconds']} s")
 
 

@@ -39,8 +39,12 @@ class VICReg(Objective[VICRegOptions]):
 
 
 def recipe(data, image_size=None):
-    """SimCLR's for these images, whose views it takes as they are."""
-    return replace(find_method("simclr").recipe(data, image_size), method="vicreg", options=VICRegOptions())
+    """SimCLR's for these images, whose views it takes as they are; judged by a linear classifier."""
+    theirs = find_method("simclr").recipe(data, image_size)
+    why = {"all": "SimCLR's recipe with another loss"}
+    return replace(
+        theirs, method="vicreg", options=VICRegOptions(), companion=None, protocol="linear", sources={}, proposals=why
+    )
 
 
 METHODS = (Method("vicreg", "lightly's VICReg loss", VICReg, recipe, published=()),)

@@ -9,10 +9,10 @@ class FourConvolutions(nn.Module):
 
     num_features = 128
 
-    def __init__(self, width: int = 128) -> None:
+    def __init__(self, channels: int = 3, width: int = 128) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in ((3, 16), (16, 32), (32, 64), (64, width)):
+        for before, after in ((channels, 16), (16, 32), (32, 64), (64, width)):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -21,5 +21,6 @@ class FourConvolutions(nn.Module):
 
 
 @register_model
-def four_convolutions(pretrained: bool = False, **unused: object) -> FourConvolutions:
-    return FourConvolutions()
+def four_convolutions(pretrained: bool = False, in_chans: int = 3, **unused: object) -> FourConvolutions:
+    """timm calls it, with pretrained=False, num_classes=0 and the recipe's backbone.options."""
+    return FourConvolutions(in_chans)

@@ -42,8 +42,12 @@ class Barlow(Objective[BarlowOptions]):
 
 
 def recipe(data: str, image_size: int | None = None) -> TrainingRecipe:
-    """SimCLR's for these images, whose views it takes as they are."""
-    return replace(find_method("simclr").recipe(data, image_size), method="barlow", options=BarlowOptions())
+    """SimCLR's for these images, whose views it takes as they are; judged by a linear classifier."""
+    theirs = find_method("simclr").recipe(data, image_size)
+    why = {"all": "SimCLR's recipe with another loss"}
+    return replace(
+        theirs, method="barlow", options=BarlowOptions(), companion=None, protocol="linear", sources={}, proposals=why
+    )
 
 
 METHODS = (Method("barlow", "decorrelate the dimensions of two views", Barlow, recipe, published=()),)

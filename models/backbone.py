@@ -219,9 +219,14 @@ def load_backbone(folder: Path | str) -> tuple[nn.Module, dict]:
     description_file, weights = folder / "backbone.json", folder / "backbone.safetensors"
     try:
         description = json.loads(description_file.read_text())
-        check_backbone(description["architecture"])  # a hub's address is no model's name
+        name = description["architecture"]
+        if not (timm.is_model(name) or name in _offered()):  # a hub's address is no model's name
+            raise UserError(
+                f"{folder}: timm has no such model as its {name}; if it is of your own, name the file that registers "
+                f"it, --backbone path/to/file.py:{name} (in Python: import that first)."
+            )
         options = _harmless(description["options"])
-        model = timm.create_model(description["architecture"], pretrained=False, num_classes=0, **options)
+        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
         replace_stem(model, description["stem"])
         model.load_state_dict(load_file(weights))
     except UserError:

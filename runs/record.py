@@ -61,21 +61,10 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
     for name in ("data", "val_data", "labelled_data"):
         if name not in given:
             check_local(kept.get(name), f"--{name.replace('_', '-')}", folder)
-    for name in ("method", "backbone", "pipeline"):
-        named = kept.get(name)
-        code = isinstance(named, str) and (":" in named if name == "backbone" else names_own_code(named))
-        if code and name not in given:
-            raise UserError(
-                f"{folder}: its record has --{name} {kept[name]}, which runs code; if you trust it, say so: --{name} "
-                f"{kept[name]}."
-            )
-    named = [*given.get("operation", ()), *(code_of(setting) for setting in given.get("set", ()))]
-    for place in filter(None, (code_of(str(setting)) for setting in kept["set"])):
-        if place not in named:
-            raise UserError(
-                f"{folder}: its record has --set ...{settings.ADD}={place}, which runs code; if you trust it, say so: "
-                f"--operation {place}."
-            )
+    if code := unnamed_code(kept, given):
+        raise UserError(
+            f"{folder}: its record names files of code, which would run; if you trust them, say so: {' '.join(code)}."
+        )
     if "track" not in given and any(name in kept["track"].split(",") for name in REPORTING):
         print(
             f"note: the run reported to {kept['track']}; to go on with that, give --track {kept['track']}",
@@ -83,6 +72,19 @@ def read_flags(folder: Path, defaults: Mapping[str, Any], given: Mapping[str, An
         )
         kept["track"] = ",".join(name for name in kept["track"].split(",") if name not in REPORTING)
     return kept
+
+
+def unnamed_code(kept: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The flags by which a record brings in code, of those that the user has not written again."""
+    flags = []
+    for name in ("method", "backbone", "pipeline"):
+        named = kept.get(name)
+        code = isinstance(named, str) and (":" in named if name == "backbone" else names_own_code(named))
+        if code and name not in given:
+            flags.append(f"--{name} {named}")
+    said = [*given.get("operation", ()), *(code_of(setting) for setting in given.get("set", ()))]
+    places = dict.fromkeys(place for setting in kept["set"] if (place := code_of(str(setting))))
+    return [*flags, *(f"--operation {place}" for place in places if place not in said)]
 
 
 def code_of(setting: str) -> str | None:

@@ -93,9 +93,9 @@ def test_lightlys_loss_trains_on_our_views(data, tmp_path):
 
 def test_a_record_that_names_code_is_not_followed_until_it_is_named_again(own_run, capsys):
     assert train.main(["--resume", str(own_run)]) == 2
-    assert f"say so: --method {METHOD}" in capsys.readouterr().err
+    assert f"say so: --method {METHOD} --backbone {BACKBONE}." in capsys.readouterr().err
     assert train.main(["--resume", str(own_run), "--method", METHOD]) == 2
-    assert f"say so: --backbone {BACKBONE}" in capsys.readouterr().err
+    assert f"say so: --backbone {BACKBONE}." in capsys.readouterr().err
     assert train.main(["--resume", str(own_run), "--method", METHOD, "--backbone", BACKBONE]) == 0
 
 

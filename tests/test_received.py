@@ -99,6 +99,7 @@ def test_a_flag_at_its_default_is_compared_too(poisoned):
     [
         ("architecture", "hf-hub:somebody/model", "no such model"),
         ("architecture", "local-dir:/tmp", "no such model"),
+        ("architecture", "module_of_mine.py:net", "no such model"),
         ("options", {"pretrained": True}, "weights are not fetched"),
         ("options", {"pretrained_cfg": {"url": "http://127.0.0.1/x"}}, "weights are not fetched"),
         ("options", {"checkpoint_path": "/etc/passwd"}, "weights are not fetched"),
@@ -129,4 +130,19 @@ def test_an_operation_in_a_record_is_not_run_unless_it_is_named_again(poisoned, 
     (tmp_path / "mine.py").write_text("raise SystemExit(99)")
     folder = poisoned(set=[f"views.view_1.operations+={tmp_path}/mine.py:Mine"])
     assert train.main(["--resume", str(folder)]) == 2
-    assert "which runs code; if you trust it, say so" in capfd.readouterr().err
+    assert "which would run; if you trust them, say so" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["method", "backbone", "pipeline"])
+@pytest.mark.parametrize("place", ["module_of_mine.py:x", "module_of_mine:x"])
+def test_code_of_any_kind_in_a_record_is_not_imported_until_it_is_named(
+    poisoned, capfd, tmp_path, flag, place, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "module_of_mine.py").write_text("raise SystemExit(99)")
+    folder = poisoned(**{flag: place})
+    assert train.main(["--resume", str(folder)]) == 2
+    assert f"would run; if you trust them, say so: --{flag} {place}." in capfd.readouterr().err
+    assert evaluate.main([str(folder)]) == 0
+    with pytest.raises(SystemExit, match="99"):
+        train.main(["--resume", str(folder), f"--{flag}", place])

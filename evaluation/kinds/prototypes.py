@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from saccade.base.errors import UserError
 from saccade.evaluation.accuracy import Accuracy, accuracy, named
-from saccade.evaluation.protocol import Measure, Protocol
+from saccade.evaluation.protocol import Measure, Protocol, Row
 
 if TYPE_CHECKING:
     from saccade.evaluation.evaluate import Evaluation
@@ -25,7 +26,6 @@ class Prototypes(Measure):
     Source: Wang et al. 2019, SimpleShot (arXiv 1911.04623).
     """
 
-    title: ClassVar = "nearest class mean"
     shots: int | None = None
     draws: int = 1
 
@@ -46,6 +46,10 @@ class Prototypes(Measure):
         every = torch.tensor(found, dtype=torch.float64)
         spread = {"top1_std": round(every[:, 0].std().item(), 3)} if self.draws > 1 else {}
         return {**named(Accuracy(*every.mean(0).tolist())), **spread, "shots": self.shots, "draws": self.draws}
+
+    def rows(self, found: Mapping[str, Any]) -> list[Row]:
+        few = f", {self.shots} a class (+- {found['top1_std']:.2f})" if self.shots else ""
+        return [(f"nearest class mean{few}", found["top1"], found["top5"])]
 
 
 def few_of_each(labels: Tensor, shots: int | None, random: torch.Generator) -> Tensor:

@@ -67,7 +67,7 @@ def test_it_trains_and_a_resume_asks_for_it_again(threads, photos, tmp_path, cap
     flags = [*small, "--data", str(photos), "--device", "cpu", "--workers", "1", "--steps", "2"]
     assert train.main([*flags, "--pipeline", threads, "--out", str(tmp_path / "run")]) == 0
     assert train.main(["--resume", str(tmp_path / "run")]) == 2
-    assert f"which runs code; if you trust it, say so: --pipeline {threads}" in capsys.readouterr().err
+    assert f"which would run; if you trust them, say so: --pipeline {threads}." in capsys.readouterr().err
     moved = tmp_path / "threads.py"
     moved.write_text(Path(threads.rpartition(":")[0]).read_text())
     assert train.main(["--resume", str(tmp_path / "run"), "--pipeline", f"{moved}:Threads"]) == 0
