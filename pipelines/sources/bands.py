@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,21 @@ def is_deep_colour(data: bytes) -> bool:
     return layout is not None and layout[0] == 3 and layout[1] > 8 and find_spec("tifffile") is not None
 
 
-def more_than_told(data: bytes, pixels: np.ndarray) -> tuple[str, str] | None:
+def more_than_told(data: bytes, read: Callable[[], np.ndarray]) -> tuple[str, str] | None:
     """(what is in the file beside the three channels that were read, what settles it), None where nothing is."""
     layout = tiff_layout(data)
     if layout and not is_deep_colour(data):
-        with opened(io.BytesIO(data)) as image:
-            pages, mode = getattr(image, "n_frames", 1), image.mode
+        if layout[0] == 3 and layout[1] > 8:
+            return f"{layout[1]} bits a colour, of which 8 are read", "pip install 'saccade[tiff]' reads all"
+        try:
+            with opened(io.BytesIO(data)) as image:
+                pages, mode = getattr(image, "n_frames", 1), image.mode
+        except Exception:  # PIL raises anything on a broken file, which is met again when it is read
+            return None
         if mode in ("RGBX", "RGBA"):
             return "a fourth channel, which is not read", "--channels 4 takes it"
         if pages > 1:
             return f"{pages} pages, of which the first is read", f"--channels {pages} takes them for channels"
-    if data[:4] == b"\x89PNG" and data[24:26] in (b"\x10\x02", b"\x10\x06") and pixels.max() < 64:
+    if data[:4] == b"\x89PNG" and data[24:26] in (b"\x10\x02", b"\x10\x06") and read().max() < 64:
         return "16 bits a colour, of which 8 are read, and they use few", "save them as TIFF, or as an .npz"
     return None

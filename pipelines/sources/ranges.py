@@ -95,7 +95,7 @@ def _sample(source: Source) -> list[np.ndarray] | None:
         try:
             data = source.reader.encoded(source.index, int(i))
             found_one = _deep(data, source.channels)
-            if source.channels == 3 and (more := more_than_told(data, source.read(int(i)))):
+            if source.channels == 3 and (more := more_than_told(data, lambda i=i: source.read(int(i)))):
                 unsaid.setdefault(more, []).append(source.name_of(int(i)))
         except BadImage:
             continue  # met again, and counted, when it is read

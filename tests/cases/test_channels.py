@@ -2,6 +2,8 @@
 what is right."""
 
 import json
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -183,3 +185,17 @@ def test_deep_colour_keeps_its_values(tmp_path, kind):
     assert np.abs(source.read(2).astype(float) - pixels[2].astype(float) * 255 / top).max() <= 0.51
     with tifffile.TiffFile(tmp_path / "2.tif") as file:
         assert (file.asarray() == pixels[2]).all() and source.size(2) == (8, 9)
+
+
+def test_a_16_bit_colour_png_of_few_values_is_said(tmp_path):
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    for k in range(3):
+        pixels = RNG.integers(0, 4096, (6, 8, 3)).astype(">u2")
+        header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+        lines = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+        png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+        (tmp_path / f"{k}.png").write_bytes(png)
+    source, _ = open_data(str(tmp_path))
+    assert "3 of 3 looked-at images, such as 0.png, hold 16 bits a colour" in " ".join(source.account.warnings())
