@@ -17,6 +17,7 @@ from saccade.runs.plain_recipe import Fault, leaves, to_plain
 from saccade.runs.precision import PRECISIONS
 
 MAX_IMAGE_SIZE = 4096  # pixels
+WIDTHS = ("_dim", "_hidden", "_size")  # how the names of options end that are sizes of layers
 
 
 def check_recipe(recipe: TrainingRecipe[Any]) -> None:
@@ -75,6 +76,9 @@ def _options(recipe: TrainingRecipe[Any]) -> Iterator[tuple[str, Any, str, bool]
             positive = "temperature" in name
             allowed = f"a {'positive' if positive else 'finite'} number"
             yield f"options.{name}", value, allowed, isfinite(value) and (value > 0 or not positive)
+        elif name.endswith(WIDTHS) and value is not None and not isinstance(value, bool):
+            widths = value if isinstance(value, tuple) else (value,)
+            yield f"options.{name}", value, "1 or more", all(isinstance(w, int) and w >= 1 for w in widths)
 
 
 def _words(recipe: TrainingRecipe[Any]) -> Iterator[tuple[str, str, Sequence[str]]]:

@@ -113,7 +113,8 @@ class Monitor:
         if not math.isfinite(named["loss"]):  # reduced over the processes: all of them stop here
             raise UserError(
                 f"the run diverged: its loss is {named['loss']} at step {step}, and nothing was saved of it; "
-                "start again with a lower --lr, a longer warm-up, or --precision fp32."
+                "start again with a lower --lr, a longer warm-up, or --precision fp32, or go on from a checkpoint: "
+                f"--resume {session.config.out} --lr ... --allow-changes."
             )
 
     def log(self, record: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -68,7 +68,8 @@ class Session:
         self.pipeline = build_train_pipeline(config, accelerator, source, labelled, self.sampling)
         self.steps_per_epoch = len(self.pipeline)
         self.total_steps = config.steps or max(1, config.recipe.epochs * self.steps_per_epoch)
-        learner = build_learner(config, self.known_data, self.steps_per_epoch, self.total_steps)
+        with buildable():
+            learner = build_learner(config, self.known_data, self.steps_per_epoch, self.total_steps)
         memory = torch.contiguous_format if plain else torch.channels_last
         self.learner = learner.to(accelerator.device).to(memory_format=memory)
         self.optimizer = build_optimizer(self.learner, config.recipe.optimizer)
@@ -128,7 +129,8 @@ class Session:
         if not bool(torch.stack([value.float() for value in largest]).isfinite().all()):
             raise UserError(
                 f"the run diverged: its weights are not finite at step {self.steps}, so nothing was saved or exported; "
-                "start again with a lower --lr, a longer warm-up, or --precision fp32."
+                "start again with a lower --lr, a longer warm-up, or --precision fp32, or go on from a checkpoint: "
+                f"--resume {self.config.out} --lr ... --allow-changes."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,6 +239,18 @@ def build_train_pipeline(
     if labelled is None or config.recipe.companion is None:
         return pipeline
     return CompanionPipeline(pipeline, build(labelled, config.recipe.companion))
+
+
+@contextmanager
+def buildable() -> Iterator[None]:
+    """What a network's layers raise at sizes that cannot be becomes one sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, IndexError, TypeError, ArithmeticError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"the networks of this recipe cannot be built ({reason}); look at its options and backbone."
+        ) from error
 
 
 def build_learner(config: Config, source: Source, steps_per_epoch: int, total_steps: int) -> Learner:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saccade import train
 from saccade.base.errors import UserError
 from saccade.losses.recipe import TrainingRecipe
 from saccade.losses.registry import find_method
@@ -116,6 +117,7 @@ def test_another_kind_of_schedule_brings_its_own_options():
         (["options.transformer_heads=1"], "no bool; give true or false"),
         (["options.temperature.x=1"], "options.temperature is one value"),
         (["optimizer={name='sgd', lr=1}"], "lr_batch, weight_decay must be given too"),
+        (["options.projector_dim=0"], "give 1 or more"),
         (["optimizer.rule=al"], "did you mean all"),
         (["optimizer.betas=1,0.9"], "without 1"),
         (["backbone.stem=cifarr"], "did you mean cifar"),
@@ -166,3 +168,9 @@ def test_what_is_set_of_the_backbone_is_set_of_the_one_that_is_named():
 def test_a_flag_and_a_setting_that_contradict_each_other_are_refused(flags, words):
     with pytest.raises(UserError, match=words):
         resolved(*flags)
+
+
+def test_networks_of_impossible_sizes_are_one_sentence(capsys, tmp_path):
+    huge = ["--set", "options.projector_hidden=900000000000", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert train.main(["--method", "simclr", *huge]) == 2
+    assert "cannot be built" in capsys.readouterr().err and not (tmp_path / "run").exists()
