@@ -38,10 +38,12 @@ def test_its_own_test_passes(simsiam):
 
 def test_the_file_trains_from_anywhere_under_its_name(tmp_path, capsys):
     (tmp_path / "simsiam.py").write_text(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])
-    flags = ["--steps", "1", "--batch-size", "8", "--eval-every", "0", "--set", "options.projector_dim=32"]
+    np.savez(tmp_path / "train.npz", images=np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8))
+    small = ["--data", str(tmp_path / "train.npz"), "--backbone", "test_resnet", "--eval-every", "0"]
+    flags = [*small, "--steps", "1", "--batch-size", "8", "--set", "options.projector_dim=32"]
     assert train.main(["--method", str(tmp_path / "simsiam.py"), *flags, "--out", str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]
-    assert (record["method"], record["data"], record["options"]["projector_dim"]) == ("simsiam", "textures", 32)
+    assert (record["method"], record["data"], record["options"]["projector_dim"]) == ("simsiam", "custom", 32)
     capsys.readouterr()
     assert recipes.main([str(tmp_path / "simsiam.py"), "cifar10"]) == 0
     assert "simsiam on cifar10: predict the other view's projection" in capsys.readouterr().out
