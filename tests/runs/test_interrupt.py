@@ -16,13 +16,16 @@ from saccade.runs.interrupt import SAME_WISH, Interrupt
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_while_training_and_the_handlers_come_back(number):
-    before = signal.getsignal(number)
-    with Interrupt() as interrupt:
-        interrupt.saves()
-        signal.raise_signal(number)
-        signal.raise_signal(number)  # as torchrun and accelerate pass it on: the same wish
-        assert interrupt.code == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, 75)
-    assert signal.getsignal(number) == before
+    found = signal.signal(number, signal.SIG_DFL)  # nohup starts a suite with some ignored
+    try:
+        with Interrupt() as interrupt:
+            interrupt.saves()
+            signal.raise_signal(number)
+            signal.raise_signal(number)  # as torchrun and accelerate pass it on: the same wish
+            assert interrupt.code == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, 75)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, found)
 
 
 def test_a_second_wish_stops_at_once_and_none_counts_when_all_is_saved(monkeypatch):
