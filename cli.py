@@ -7,13 +7,13 @@ when it is called, so that `saccade --help` is instant.
 
 from __future__ import annotations
 
-import difflib
 import signal
 import sys
 from importlib import import_module
 
 from saccade import __version__
 from saccade.base.command import run_command
+from saccade.base.text import did_you_mean
 
 COMMANDS = {  # name: the module, what it does
     "train": ("saccade.train", "pre-train a backbone on your images, or continue a run"),
@@ -56,8 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     elif name == "--version":
         print(f"saccade {__version__}")
     elif name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(name, COMMANDS)
         print(f"saccade: there is no command {name}; use one of {', '.join(COMMANDS)}{hint}.", file=sys.stderr)
         sys.exit(2)
     else:

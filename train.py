@@ -26,7 +26,6 @@ from saccade.base.command import exit_code
 from saccade.evaluation.online import OnlineKNN
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
-from saccade.pipelines.sources.imbalance import imbalanced
 from saccade.pipelines.sources.options import options_of
 from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
 from saccade.runs.config import Kept, resolve
@@ -64,7 +63,6 @@ def open_and_train(flags: argparse.Namespace, kept: Kept | None, interrupt: Inte
         config = resolve(flags, train_data, out, kept)
         ranks.same("--resume", str(config.resume))
         accelerator = start_accelerator(config.device, config.precision)
-        train_data = imbalanced(train_data, config.recipe.imbalance)
         with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
             ranks.on_main("making the run folder", lambda: begin(session, folder))
             ranks.words(config.out)

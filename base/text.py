@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def printable(text: str) -> str:
     """`text` with line breaks, terminal escapes and bytes that are no UTF-8 written as \\n, \\x1b, \\xfb; the rest
     as it is."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean X?)" with the nearest of the known names, "" where none is near.
+
+    Examples:
+        >>> did_you_mean("linaer", ["knn", "linear"])
+        ' (did you mean linear?)'
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _escaped(character: str) -> str:

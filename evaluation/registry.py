@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from functools import cache, partial
 
 from saccade.base import own
 from saccade.base.errors import UserError
+from saccade.base.text import did_you_mean
 from saccade.evaluation import kinds
 from saccade.evaluation.protocol import LARGE_IMAGE, Protocol
 from saccade.evaluation.protocols import PROTOCOLS
@@ -40,11 +40,9 @@ def find_protocol(name: str, image_size: int | None = None) -> Protocol:
         known = {**known, found.name: found}
         name = found.name
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise UserError(
-            f"--protocol {name} is unknown; use one of {', '.join(known)}"
-            + (f" (did you mean {near[0]}?)" if near else "")
-            + ", or one of your own as path/to/file.py or package.module."
+            f"--protocol {name} is unknown; use one of {', '.join(known)}{did_you_mean(name, known)}, "
+            "or one of your own as path/to/file.py or package.module."
         )
     protocol = known[name]
     if protocol.large and image_size is not None and image_size >= LARGE_IMAGE:

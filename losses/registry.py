@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from functools import cache, partial
@@ -10,6 +9,7 @@ from functools import cache, partial
 from saccade import losses
 from saccade.base import own
 from saccade.base.errors import UserError
+from saccade.base.text import did_you_mean
 from saccade.losses import recipes
 from saccade.losses.objective import Method
 
@@ -48,10 +48,8 @@ def find_method(name: str) -> Method:
         return method
     known = {**methods(), **_OWN}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise UserError(
-            f"--method {name} is unknown; use one of {', '.join(known)}"
-            + (f" (did you mean {near[0]}?)" if near else "")
-            + ", or one of your own as path/to/file.py or package.module."
+            f"--method {name} is unknown; use one of {', '.join(known)}{did_you_mean(name, known)}, "
+            "or one of your own as path/to/file.py or package.module."
         )
     return known[name]

@@ -4,7 +4,6 @@ Every schedule is a frozen dataclass called with the 0-based optimizer step. Len
 given in epochs and counted in steps here, so accumulation or skipped forwards cannot make two schedules disagree.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from saccade.base.errors import UserError
+from saccade.base.text import did_you_mean
 
 Schedule = Callable[[int], float]
 
@@ -169,8 +169,6 @@ def schedule_options(kind: str) -> dict[str, tuple[Any, Any]]:
         {'warmup_epochs': (<class 'float'>, 2.0), 'final': (<class 'float'>, 0.1)}
     """
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"unknown schedule {kind!r}; choose one of {', '.join(KINDS)}{hint}")
+        raise UserError(f"unknown schedule {kind!r}; choose one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     hints = get_type_hints(KINDS[kind])
     return {f.name: (hints[f.name], None if f.default is MISSING else f.default) for f in fields(KINDS[kind])[3:]}

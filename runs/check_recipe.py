@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from math import inf, isfinite
 from typing import Any
 
+from saccade.base.text import did_you_mean
 from saccade.losses.recipe import TrainingRecipe
 from saccade.models.backbone import STEMS, check_backbone
 from saccade.models.norm import batch_norm_splits
@@ -27,9 +27,7 @@ def check_recipe(recipe: TrainingRecipe[Any]) -> None:
             raise Fault(path.split("."), f"give {allowed}.", value)
     for path, value, known in _words(recipe):
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise Fault(path.split("."), f"give {', '.join(known)}{hint}.", value)
+            raise Fault(path.split("."), f"give {', '.join(known)}{did_you_mean(value, known)}.", value)
     for keys, value in leaves(to_plain(recipe)):
         numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, float)]
         if not all(map(isfinite, numbers)):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from typing import Any
 
 from saccade.base.errors import UserError
+from saccade.base.text import did_you_mean
 from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe, at_size
 from saccade.losses.registry import find_method, methods
@@ -78,9 +78,9 @@ def check_recipe_name(method: Method, name: str | None) -> None:
     known = [*IMAGE_SIZE, *(variant for variant in method.published if variant not in IMAGE_SIZE)]
     if name is not None and not is_file(name) and not method.knows(name):
         ablated = [f"{data}-{ablation.name}" for data in known for ablation in method.ablations]
-        near = difflib.get_close_matches(name, [*known, *ablated], n=1)
+        hint = did_you_mean(name, [*known, *ablated])
         more = f", each also with -{', -'.join(a.name for a in method.ablations)}" if method.ablations else ""
         raise UserError(
             f"--recipe {name} is unknown for {method.name}; use one of {', '.join(known)}{more}, or a recipe "
-            "file, FILE.toml" + (f" (did you mean {near[0]}?)." if near else ".")
+            f"file, FILE.toml{hint}."
         )

@@ -7,7 +7,6 @@ executed here: an operation of somebody's own is used where its class was given,
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from saccade.base.errors import UserError
-from saccade.base.text import printable
+from saccade.base.text import did_you_mean, printable
 from saccade.losses.recipe import ScheduleSpec, TrainingRecipe
 from saccade.models.schedules import schedule_options
 from saccade.pipelines.operations.operation import Operation
@@ -41,8 +40,7 @@ class Fault(UserError):
 def unknown(path: Path, known: Iterable[str], more: str = "") -> Fault:
     """The fault of a key that is not there: with those that are, and the nearest."""
     known = list(known)
-    near = difflib.get_close_matches(path[-1], known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(path[-1], known)
     return Fault(path, f"there is no {path[-1]!r} here; use one of {', '.join(known) or 'none'}{more}{hint}.")
 
 

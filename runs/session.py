@@ -35,6 +35,7 @@ from saccade.pipelines.companion import CompanionPipeline
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sampling import Sampling, find_sampling
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.imbalance import imbalanced
 from saccade.pipelines.stream import stream_key
 from saccade.pipelines.views import Views
 from saccade.runs.config import Config
@@ -63,6 +64,7 @@ class Session:
     ) -> None:
         set_seed(config.seed)
         self.config, self.accelerator = config, accelerator
+        source = imbalanced(source, config.recipe.imbalance)
         self.source, self.known_data = source, labelled or source
         self.sampling = find_sampling(config.sampling, source, config.table) if config.sampling else None
         self.pipeline = build_train_pipeline(config, accelerator, source, labelled, self.sampling)

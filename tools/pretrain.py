@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 
 from saccade import train
 from saccade.base.errors import UserError
+from saccade.base.text import did_you_mean
 from saccade.models.backbone import load_backbone
 from saccade.runs.flags import parse_flags, parser
 from saccade.runs.recipe_file import spelt
@@ -64,10 +64,7 @@ def as_arguments(flags: Mapping[str, Any]) -> list[str]:
     arguments: list[str] = []
     for name, value in flags.items():
         if name not in actions:
-            near = difflib.get_close_matches(name, actions, n=1)
-            raise UserError(
-                f"pretrain has no {name}{f' (did you mean {near[0]}?)' if near else ''}; see train.py --help."
-            )
+            raise UserError(f"pretrain has no {name}{did_you_mean(name, actions)}; see train.py --help.")
         action = actions[name]
         if value is None:
             continue

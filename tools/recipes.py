@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
+from saccade.base.text import did_you_mean
 from saccade.losses.objective import Method
 from saccade.losses.recipe import IMAGE_SIZE, TrainingRecipe
 from saccade.losses.registry import find_method, methods
@@ -98,10 +98,8 @@ def find_recipe(method: Method, name: str) -> TrainingRecipe:
     """The recipe of that name; a UserError with the nearest where there is none."""
     known = recipe_names(method)
     if not method.knows(name):
-        near = difflib.get_close_matches(name, known, n=1)
         raise UserError(
-            f"{method.name} has no recipe {name}; use one of {', '.join(known)}"
-            + (f" (did you mean {near[0]}?)." if near else ".")
+            f"{method.name} has no recipe {name}; use one of {', '.join(known)}{did_you_mean(name, known)}."
         )
     return method.recipe(name, None)
 

@@ -162,7 +162,7 @@ def _weak(change: Callable[[View], View]) -> Callable[[Recipe], Recipe]:
     return lambda recipe: _views_of(recipe, lambda view: change(view) if view.name == "weak" else view)
 
 
-_PAPER = "arXiv 2107.09282, on the teacher's augmentation and temperature"
+_PAPER = "the question is arXiv 2107.09282's (weak augmentation, the teacher's temperature); its tables were not found"
 ABLATIONS = (
     Ablation("contrastive-teacher", "the teacher's view augmented as the student's", _PAPER, _contrastive),
     Ablation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -10,6 +9,7 @@ from functools import cache
 
 from saccade.base import own
 from saccade.base.errors import UserError
+from saccade.base.text import did_you_mean
 from saccade.pipelines import operations
 from saccade.pipelines.operations.operation import Operation
 
@@ -38,11 +38,9 @@ def find_operation(name: str) -> type[Operation]:
         return _of(own.load_code(place, f"the operation {name}"), wanted, place)
     known = known_operations()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise UserError(
-            f"the operation {name} is unknown; use one of {', '.join(known)}"
-            + (f" (did you mean {near[0]}?)" if near else "")
-            + ", or one of your own as path/to/file.py:Class or package.module:Class."
+            f"the operation {name} is unknown; use one of {', '.join(known)}{did_you_mean(name, known)}, "
+            "or one of your own as path/to/file.py:Class or package.module:Class."
         )
     return known[name]
 

@@ -3,7 +3,6 @@ conversion ask it."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from saccade.base.errors import UserError
-from saccade.base.text import printable
+from saccade.base.text import did_you_mean, printable
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.arrays import load_npz, npz_splits
 from saccade.pipelines.sources.beton import BetonSource
@@ -128,10 +127,9 @@ def find(data: str, options: Options = PLAIN, flag: str = "--data") -> Found:
     if not path.exists() and (is_remote(data) or is_pattern(data)):
         return _files(local_files(data, options.allow_pipe), data, options)
     if not path.exists():
-        near = difflib.get_close_matches(data, NAMES, n=1)
         raise UserError(
             f"{flag} {printable(data)}: no such file or folder, nor a data set's name ({', '.join(NAMES)})"
-            + (f"; did you mean {near[0]}?" if near else ".")
+            f"{did_you_mean(data, NAMES)}."
         )
     return _folder(path, options) if path.is_dir() else _file(path, options)
 

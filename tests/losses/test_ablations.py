@@ -41,9 +41,10 @@ def test_every_ablation_starts_for_two_steps(tmp_path):
         flags = parse_flags([*written, "--batch-size", "4", "--steps", "2", "--device", "cpu"])
         config = resolve(flags, source, tmp_path)
         assert config.recipe.variant == ablation.name and ablation.summary in config.recipe.sources["ablation"]
-        with Session(config, accelerator, imbalanced(source, config.recipe.imbalance)) as session:
+        with Session(config, accelerator, source) as session:
             session.prepare()
             losses = [session.step(batch)["loss"] for _, batch in zip(range(2), session.pipeline, strict=False)]
+        assert (len(session.source) < len(source)) == (config.recipe.imbalance != "none")
         assert len(losses) == 2 and all(loss.isfinite() for loss in losses), (name, ablation.name)
 
 
@@ -129,5 +130,6 @@ def test_imbalanced_sets_hold_the_codes_share_of_each_class(kind, shares):
     subset = imbalanced(source, kind)
     counts = np.bincount(np.asarray(subset.labels), minlength=20)
     assert counts.tolist() == [int(500 * shares(c // 2 + 1) + 1e-9) for c in range(20)]
-    with pytest.raises(UserError, match="no labels"):
-        imbalanced(ArraySource("bare", np.zeros((10, 4, 4, 3), np.uint8)), kind)
+    for labels in (None, np.array([*range(9), -1])):  # of none, of all but one
+        with pytest.raises(UserError, match="images without a label"):
+            imbalanced(ArraySource("bare", np.zeros((10, 4, 4, 3), np.uint8), labels), kind)
