@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from saccade.base.errors import UserError
-
-BROKEN = (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
 
 
 class _Record:
@@ -38,7 +34,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
         names = get_unsafe_globals_in_checkpoint(path) if _is_zip(path) else []
         with safe_globals([(_Record, name) for name in names]):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (*BROKEN, SafetensorError) as error:
+    except Exception as error:  # torch's readers raise whatever the bytes of a stranger lead them to
         raise UserError(
             f"{path} cannot be read as weights (.safetensors, or .pth and the like that torch.save made of tensors and "
             f"plain values): {type(error).__name__}."

@@ -319,9 +319,16 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"--rank-timeout {flags.rank_timeout} is no time to wait; give 1 to 1000000 seconds.")
     if flags.seed >= 2**32:
         raise UserError(f"--seed {flags.seed} is too large; give a number below 2^32.")
-    for name in ("data", "val_data", "labelled_data"):
+    for name, known in (
+        ("data", "a data set's name"),
+        ("val_data", "a data set's name"),
+        ("labelled_data", "a data set's name"),
+        ("init", "timm"),
+    ):
         if getattr(flags, name) is not None and not getattr(flags, name).strip():
-            raise UserError(f"--{name.replace('_', '-')} is empty; give a folder, a file or a data set's name.")
+            raise UserError(f"--{name.replace('_', '-')} is empty; give a folder, a file or {known}.")
+    if flags.allow_changes and flags.resume is None:
+        raise UserError("--allow-changes goes with --resume FOLDER; leave it out of a new run.")
     if flags.steps is not None and flags.epochs is not None:
         raise UserError("--steps and --epochs both say how long to train; give one of them.")
     if flags.lr is not None and not 0 < flags.lr < float("inf"):

@@ -72,6 +72,9 @@ def test_what_is_no_weights_is_refused_before_a_folder_is_made(data, tmp_path, c
     for flags, says in (
         (["--init", str(tmp_path / "nowhere")], "no such run folder or file of weights"),
         (["--init", str(tmp_path / "empty")], "no backbone can be loaded from it"),
+        (["--init", ""], "--init is empty; give a folder, a file or timm"),
+        (["--init", "/etc/passwd"], "cannot be read as weights"),
+        (["--allow-changes"], "goes with --resume"),
         (["--set", "backbone.freeze=99"], "layers; give 0 to"),
         (["--set", "optimizer.layer_decay=0"], "above 0, up to 1"),
     ):

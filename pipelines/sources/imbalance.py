@@ -25,8 +25,8 @@ def imbalanced(source: Source, kind: str, seed: int = SEED) -> Source:
         raise UserError(f"the imbalance {kind!r} is unknown; use one of {', '.join(IMBALANCES)}.")
     if source.labels is None or (source.labels < 0).any():
         raise UserError(
-            f"{source.name} has images without a label, which imbalance={kind} needs of each; give --labels, or leave it "
-            "out."
+            f"{source.name} has images without a label, which imbalance={kind} needs of each; give --labels, or "
+            "leave it out."
         )
     labels = np.asarray(source.labels)
     classes, kept = int(labels.max()) + 1, []

@@ -1,15 +1,20 @@
 """Files as the papers' own code and other libraries write them, against networks filled by hand."""
 
 import argparse
+import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from saccade.base.errors import UserError
@@ -213,6 +218,27 @@ def test_weights_of_nothing_we_know_name_what_was_seen(tmp_path):
         load_foreign(tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"2 unknown \(tower"):
         load_foreign(tmp_path / "a.pth", backbone="resnet18")
+
+
+WHOLE = io.BytesIO()
+torch.save({"state_dict": {"conv1.weight": torch.zeros(2, 3)}, "args": argparse.Namespace(x=1)}, WHOLE)
+TABLE = safetensors.torch.save({"conv1.weight": torch.zeros(2, 3)})
+
+
+@given(
+    st.sampled_from([WHOLE.getvalue(), TABLE, b"root:x:0:0"]),
+    st.data(),
+    st.sampled_from(["pth", "ckpt", "safetensors"]),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_weights_or_one_sentence(tmp_path, whole, data, ending):
+    content = bytearray(whole)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=6)):
+        content[place] = data.draw(st.integers(0, 255))
+    file = tmp_path / f"theirs.{ending}"
+    file.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with suppress(UserError):
+        load_foreign(file, backbone="resnet18")
 
 
 class Evil:
