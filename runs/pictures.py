@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ def describe(view: View, params: ViewParams, i: int) -> list[str]:
     """What was drawn for sample i, in a few short lines."""
     top, left, height, width = params.box[i].tolist()
     lines = [f"crop {width}x{height} at {left},{top}" + ("  flip" if params.flip[i] else "")]
-    words = [o.caption(params.values(key, i)) for key, o in view.keyed.items() if params.drawn[key]["chosen"][i]]
-    for word in words:
+    captions = [o.caption(params.values(key, i)) for key, o in view.keyed.items() if params.drawn[key]["chosen"][i]]
+    for word in (piece for caption in captions for piece in wrap(caption, _LETTERS)):  # RandAugment names up to eight
         if len(lines) > 1 and len(lines[-1]) + 2 + len(word) <= _LETTERS:
             lines[-1] += f", {word}"
         else:

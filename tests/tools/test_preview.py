@@ -1,9 +1,13 @@
 """tools.preview: a picture of every view, or one sentence."""
 
 import pytest
+import torch
 from PIL import Image
 
 from saccade.base.errors import UserError
+from saccade.losses.registry import find_method
+from saccade.pipelines.draw import draw
+from saccade.runs.pictures import describe
 from saccade.tools import preview
 
 
@@ -29,3 +33,10 @@ def test_bad_input_is_one_sentence_and_makes_nothing(flags, words, tmp_path, mon
     with pytest.raises(UserError, match=words):
         preview.main(flags)
     assert not any(tmp_path.iterdir())
+
+
+def test_no_caption_is_wider_than_its_picture():
+    views = find_method("ressl").recipe("textures-strong", None).views  # RandAugment's captions are the longest
+    params = draw(views, 0, 0, torch.arange(200), torch.full((200, 2), 32))["contrastive"]
+    lines = [line for i in range(200) for line in describe(views["contrastive"], params, i)]
+    assert max(map(len, lines)) <= 28 and any("autocontrast" in line for line in lines)
