@@ -20,6 +20,7 @@ import argparse
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from saccade.base.command import exit_code
@@ -95,8 +96,10 @@ def begin(session: Session, folder: RunFolder) -> None:
 def train(session: Session, folder: RunFolder, val_data: Source | None, interrupt: Interrupt, ranks: Ranks) -> int:
     """The loop: from the first step, or from the last checkpoint, to the last step."""
     config, accelerator, pipeline = session.config, session.accelerator, session.pipeline
-    state = load_checkpoint(config.out) if config.resume else {}
-    if state:
+    state = {}
+    if config.resume:
+        say = partial(print, file=sys.stderr) if accelerator.is_main_process else str
+        state = load_checkpoint(config.out, session.foreign, session.total_steps, say)
         session.load_state_dict(state)
         ranks.same("the step of the last checkpoint", str(session.steps))
         if accelerator.is_main_process:

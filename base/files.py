@@ -34,18 +34,30 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call write(file) on a `whole_file`; a full disk or a missing right becomes a UserError."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) -> None:
+    """Call write(file) on a `whole_file`; a full disk or a missing right becomes a UserError. size: bytes, if known."""
     try:
         with whole_file(path) as file:
             write(file)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer
-        if isinstance(error, RuntimeError) and "writ" not in str(error) and "unexpected pos" not in str(error):
-            raise
-        full = path.parent.exists() and shutil.disk_usage(path.parent).free < 1 << 22
-        reason = getattr(error, "strerror", None) or ("the disk is full" if full else error)
-        raise UserError(f"{path} cannot be written ({reason}); free some space or choose another folder.") from error
+    except OSError as error:
+        raise Unwritable(path, error, size) from error
+
+
+class Unwritable(UserError):
+    """A file that could not be written, and why; for a full disk what the file takes and what there is."""
+
+    def __init__(self, path: Path, error: OSError, size: int = 0) -> None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = error.strerror or str(error)
+        if full and size and path.parent.exists():  # what was written of it is removed by now
+            reason += f": it takes {megabytes(size)}, {megabytes(shutil.disk_usage(path.parent).free)} are free"
+        super().__init__(f"{path} cannot be written ({reason}); free some space or choose another folder.")
+        self.passes = full or error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # may be better in a while
+
+
+def megabytes(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def lock(file: IO, patience: float = 1.0) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
@@ -16,7 +16,7 @@ from saccade.losses.registry import methods
 from saccade.models.backbone import BackboneSpec, create_backbone, feature_size, load_backbone
 from saccade.models.layouts import load_foreign
 from saccade.pipelines.sources.options import PLAIN, Options, read_value_range
-from saccade.runs.checkpoint import checkpoints
+from saccade.runs.checkpoint import checkpoints, holds_run, newest_whole, read_checkpoint
 from saccade.runs.record import read_record
 
 PREFIXES = {"student": "student.backbone.", "teacher": "teacher.network.backbone."}
@@ -165,11 +165,12 @@ def _run_folder(folder: Path) -> Subject:
                 run.exported if run else "given",
                 run,
                 newest,
+                () if "checksum" in description else ("an export without a checksum: damage would not be noticed",),
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / 'backbone.json'} lacks {error}; export the run again.") from error
-    if run and newest:
-        return _run_checkpoint(folder, newest)
+    if run and holds_run(folder):
+        return _run_checkpoint(folder, newest_whole(folder, partial(print, file=sys.stderr)))
     raise UserError(
         f"{folder} is no run folder: it needs backbone.safetensors with backbone.json, or config.json with "
         "checkpoints/."
@@ -210,10 +211,7 @@ def _foreign(path: Path, backbone: str | None, stem: str, image_size: int | None
 
 
 def _learner(checkpoint: Path) -> Mapping[str, Tensor]:
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)["learner"]
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{checkpoint} is no checkpoint of a run ({type(error).__name__}).") from error
+    return read_checkpoint(checkpoint)["learner"]
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

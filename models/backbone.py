@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -226,9 +227,11 @@ def load_backbone(folder: Path | str) -> tuple[nn.Module, dict]:
                 f"it, --backbone path/to/file.py:{name} (in Python: import that first)."
             )
         options = _harmless(description["options"])
+        content = weights.read_bytes()
+        check_export(content, description)
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
         replace_stem(model, description["stem"])
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load(content))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
@@ -295,4 +298,21 @@ def export_backbone(
         "image_size": image_size,
         **description,
     }
-    return {"backbone.safetensors": save(weights), "backbone.json": (json.dumps(described, indent=2) + "\n").encode()}
+    content = save(weights)
+    described["checksum"] = export_checksum(content, described)
+    return {"backbone.safetensors": content, "backbone.json": (json.dumps(described, indent=2) + "\n").encode()}
+
+
+def export_checksum(weights: bytes, description: Mapping[str, object]) -> str:
+    """SHA-256 of the bytes of backbone.safetensors, then of what backbone.json says beside this checksum."""
+    said = {name: value for name, value in description.items() if name != "checksum"}
+    return hashlib.sha256(hashlib.sha256(weights).digest() + json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def check_export(weights: bytes, description: Mapping[str, object]) -> None:
+    """Raise ValueError if an export was changed after it was written; one of version 0.1 has no checksum."""
+    if description.get("checksum") not in (None, export_checksum(weights, description)):
+        raise ValueError(
+            "its checksum is wrong: backbone.safetensors or backbone.json was changed after it was written; export or "
+            'copy it again, or take the line "checksum" out of backbone.json if the change is yours'
+        )

@@ -1,40 +1,98 @@
-"""Checkpoints: atomic, the last few kept, holding all that a run needs to go on as if nothing had happened."""
+"""Checkpoints: atomic, checked when read, the last few kept, holding all that a run needs to go on as if nothing had
+happened."""
 
 from __future__ import annotations
 
-import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.runs.tensor_file import Damaged, read_tree, size_of, write_tree
+
+ENDING, OLD = ".safetensors", ".pt"  # OLD: torch.save's, of version 0.1
+PATTERN = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write checkpoints/step-NNNNNNNN.pt and remove all but the newest `keep`."""
-    path = folder / "checkpoints" / f"step-{step:08d}.pt"
-    write_atomically(path, lambda f: torch.save(state, f))
-    for old in checkpoints(folder)[:-keep]:
+    """Write checkpoints/step-NNNNNNNN.safetensors and remove all but the newest `keep` up to it."""
+    path = folder / "checkpoints" / f"step-{step:08d}{ENDING}"
+    write_atomically(path, lambda f: write_tree(f, state), size_of(state))
+    for old in [p for p in checkpoints(folder) if p.name <= path.name][:-keep]:
         old.unlink(missing_ok=True)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted((folder / "checkpoints").glob("step-*.pt"))
+    return sorted(p for p in (folder / "checkpoints").glob(f"step-*{ENDING}") if PATTERN.fullmatch(p.name))
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The newest readable checkpoint, on the CPU. Only tensors and plain values are unpickled (weights_only)."""
-    found = checkpoints(folder)
-    if not found:
-        raise UserError(f"--resume {folder}: there is no checkpoint in {folder / 'checkpoints'}; start the run anew.")
-    reasons = []
-    for path in reversed(found):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            reasons.append(f"{path.name}: {type(error).__name__}")  # torch's text advises to unpickle it all the same
-    raise UserError(f"--resume {folder}: no checkpoint can be read ({'; '.join(reasons)}).")
+def newest_whole(folder: Path, say: Callable[[str], object]) -> Path:
+    """The newest checkpoint that can be read; UserError if there is none. Those left out are said."""
+    step = load_checkpoint(folder, say=say)["step"]
+    return folder / "checkpoints" / f"step-{step:08d}{ENDING}"
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left checkpoints here, of this version or an older one."""
+    return any(folder.glob("checkpoints/step-*.*"))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """One checkpoint, on the CPU. UserError where it is damaged or something else."""
+    state, reason = _read(path)
+    if reason:
+        raise UserError(f"{path} cannot be used: {reason}.")
+    return state
+
+
+def load_checkpoint(
+    folder: Path,
+    foreign: Callable[[dict[str, Any]], str | None] = lambda state: None,
+    total_steps: int = 0,
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """The newest checkpoint that is whole and not `foreign` (why it is of another run). Those left out are said."""
+    reasons: list[tuple[Path, str]] = []
+    for path in reversed(checkpoints(folder)):
+        state, reason = _read(path)
+        if reason := reason or foreign(state):
+            reasons.append((path, reason))
+            continue
+        for bad, why in reasons:
+            done, most = state["step"], _step(bad)
+            again = f"steps {done + 1} to {most}" if done < most <= total_steps else f"steps after {done}"
+            again = f": the {again} are done again" if total_steps else ""
+            say(f"warning: {bad} is left out: {why}; going on from {path.name}{again}")
+        return state
+    if reasons:
+        listed = "; ".join(f"{path.name}: {why}" for path, why in reasons)
+        raise UserError(f"{folder}: no checkpoint can be used ({listed}); start the run anew.")
+    if any(folder.glob(f"checkpoints/step-*{OLD}")):
+        raise UserError(
+            f"{folder}: its checkpoints (step-*{OLD}) were written by Saccade 0.1, without checksums, and are "
+            "not read any more; finish the run with that version, or start it anew."
+        )
+    raise UserError(f"{folder}: there is no checkpoint in {folder / 'checkpoints'}; start the run anew.")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The state and None, or {} and why it cannot be used."""
+    if path.suffix == OLD:
+        return {}, "it was written by Saccade 0.1, without a checksum, and is not read any more"
+    try:
+        state = read_tree(path)
+    except OSError as error:
+        return {}, f"it cannot be read ({error.strerror})"
+    except Damaged as error:
+        return {}, str(error)
+    whole = isinstance(state, dict) and isinstance(state.get("step"), int) and isinstance(state.get("learner"), dict)
+    return (state, None) if whole else ({}, "it is no checkpoint of a run")
+
+
+def _step(path: Path) -> int:
+    found = PATTERN.fullmatch(path.name)
+    return int(found[1]) if found else 0

@@ -13,6 +13,7 @@ from typing import IO, Any
 from saccade.base.errors import UserError
 from saccade.base.files import lock, write_atomically
 from saccade.base.text import printable
+from saccade.runs.checkpoint import holds_run
 
 
 def default_folder(method: str, data: str) -> Path:
@@ -41,7 +42,7 @@ class RunFolder:
 
     def create(self, resume: bool) -> None:
         """Make the folder and hold it; UserError if it cannot be written, holds another run, or a process holds it."""
-        if not resume and any((self.path / "checkpoints").glob("step-*.pt")):
+        if not resume and holds_run(self.path):
             raise UserError(f"--out {self.path} already holds a run; --resume it, or choose another folder.")
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ class Difference:
 def taken_up(flags: argparse.Namespace) -> tuple[argparse.Namespace, Kept]:
     """The flags and the recipe to go on with; UserError where they are not the checkpoint's and that is not allowed."""
     folder = Path(flags.resume)
-    state, record = load_checkpoint(folder), read_record(folder)
+    state, record = load_checkpoint(folder, _recipeless, say=str), read_record(folder)  # train.py says what is left out
     text, started = state.get("recipe"), state.get("flags")
     if not isinstance(text, str) or not isinstance(started, dict):
         raise UserError(
@@ -72,6 +72,10 @@ def taken_up(flags: argparse.Namespace) -> tuple[argparse.Namespace, Kept]:
     return flags, Kept(
         final, published if isinstance(published, str) else recipe.precision, kept_flags, tuple(map(str, differences))
     )
+
+
+def _recipeless(state: Mapping[str, Any]) -> str | None:
+    return None if isinstance(state.get("recipe"), str) else "it holds no recipe, so it is of an older Saccade"
 
 
 def _given(flags: argparse.Namespace, started: Mapping[str, Any]) -> argparse.Namespace:

@@ -147,6 +147,14 @@ class Session:
             "pipeline": self.pipeline.state_dict(),
         }
 
+    def foreign(self, state: dict[str, Any]) -> str | None:
+        """Why a checkpoint is of another run: its network's tensors are not this one's."""
+        own, other = ({k: v.shape for k, v in of.items()} for of in (self.learner.state_dict(), state["learner"]))
+        if own == other:
+            return None
+        name = next(name for name in {**own, **other} if own.get(name) != other.get(name))
+        return f"it is of another run ({name} is {_shape(other.get(name))}, here {_shape(own.get(name))})"
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put everything back as the checkpoint has it; before `prepare`."""
         try:
@@ -172,6 +180,10 @@ class Session:
         steps, parameters = COMPILING_PAYS
         large = sum(p.numel() for p in self.learner.parameters()) >= parameters
         return self.accelerator.device.type == "cuda" and self.total_steps >= steps and large
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
 def start_processes(device: str, patience: float = PATIENCE) -> PartialState:

@@ -15,6 +15,7 @@ from torch import nn
 from saccade import eval as evaluate
 from saccade.evaluation.registry import protocols
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, feature_size
+from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
 
 SIZE, MEAN, STD = 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -63,7 +64,7 @@ def write_run(folder: Path, data: str, method: str = "stec") -> Path:
         )
         for name, tensor in module.state_dict().items()
     }
-    torch.save({"step": 1, "learner": state}, folder / "checkpoints" / "step-00000001.pt")
+    save_checkpoint(folder, 1, {"step": 1, "learner": state}, keep=1)
     return folder
 
 
@@ -131,7 +132,7 @@ def test_student_and_teacher_are_different_networks(run, capsys, tmp_path):
 def test_a_missing_teacher_is_said(tmp_path, capsys):
     data = write_images(tmp_path / "train.npz", 32, 0)
     folder = write_run(tmp_path / "run", data)
-    (folder / "checkpoints" / "step-00000001.pt").unlink()
+    (folder / "checkpoints" / "step-00000001.safetensors").unlink()
     result, _ = measure(capsys, folder, "--val-data", data, "--protocol", "resa-cifar", "--epochs", 1)
     assert "evaluates the teacher, of which the run holds no weights; this is its student" in result["notes"][0]
     assert result["network"] == "student"
@@ -139,7 +140,7 @@ def test_a_missing_teacher_is_said(tmp_path, capsys):
 
 def test_the_online_classifier_is_the_checkpoints(run, capsys):
     result, _ = measure(capsys, run, "--protocol", "stec-online")
-    state = torch.load(run / "checkpoints" / "step-00000001.pt", weights_only=True)["learner"]
+    state = load_checkpoint(run)["learner"]
     backbone = create_backbone(BackboneSpec("test_resnet", "cifar"), SIZE)
     backbone.load_state_dict(
         {k.removeprefix("student.backbone."): v for k, v in state.items() if k.startswith("student")}
@@ -159,7 +160,7 @@ def test_an_unfinished_run_is_measured_at_its_checkpoint(tmp_path, run, capsys):
     folder = write_run(tmp_path / "run", str(run.parent / "train.npz"))
     (folder / "backbone.json").unlink()
     expected, _ = measure(capsys, run)
-    for path in (folder, folder / "checkpoints" / "step-00000001.pt"):
+    for path in (folder, folder / "checkpoints" / "step-00000001.safetensors"):
         assert measure(capsys, path)[0]["top1"] == expected["top1"]
 
 
@@ -259,6 +260,10 @@ def test_a_diverged_backbone_is_said(run, tmp_path, capsys):
     weights = safetensors.torch.load_file(folder / "backbone.safetensors")
     weights["conv1.weight"].fill_(float("nan"))
     safetensors.torch.save_file(weights, folder / "backbone.safetensors")
+    assert "its checksum is wrong" in refuse(capsys, folder)
+    description = json.loads((folder / "backbone.json").read_text())
+    del description["checksum"]  # as version 0.1 wrote it
+    (folder / "backbone.json").write_text(json.dumps(description))
     assert "the backbone has diverged" in refuse(capsys, folder)
 
 

@@ -80,7 +80,10 @@ def test_run_folder_holds_what_a_user_needs(finished):
         "backbone.safetensors",
         "backbone.json",
     } <= names
-    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["step-00000014.pt", "step-00000020.pt"]
+    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == [
+        "step-00000014.safetensors",
+        "step-00000020.safetensors",
+    ]
     summary = json.loads((finished / "summary.json").read_text())
     wanted = {
         "method",
@@ -347,7 +350,7 @@ def test_a_diverged_run_fails_and_exports_nothing(data, tmp_path, capsys, more, 
         == 2
     )
     assert words in capsys.readouterr().err
-    assert not (out / "backbone.safetensors").exists() and not list((out / "checkpoints").glob("*.pt"))
+    assert not (out / "backbone.safetensors").exists() and not list((out / "checkpoints").glob("*.safetensors"))
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
@@ -370,7 +373,7 @@ def test_resume_refuses_what_would_change_the_run(finished, capsys, tmp_path):
 def stopped_run(data: Path, out: Path) -> Path:
     """The run of `finished`, taken for one that was killed after its checkpoint of step 14."""
     assert train.main(["--data", str(data), "--steps", "20", "--out", str(out), "--checkpoint-every", "7", *SMALL]) == 0
-    (out / "checkpoints" / "step-00000020.pt").unlink()
+    (out / "checkpoints" / "step-00000020.safetensors").unlink()
     return out
 
 

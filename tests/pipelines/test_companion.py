@@ -115,8 +115,8 @@ def test_stec_trains_its_classifier_beside_unlabelled_data_and_resumes_exactly(s
     assert learner["objective.classifier.weight"].shape[0] == 4
 
     assert _run(stl, stopped, "--steps", "11", "--checkpoint-every", "5", "--keep", "9") == 0
-    (stopped / "checkpoints" / "step-00000011.pt").unlink()
-    (stopped / "checkpoints" / "step-00000010.pt").unlink()
+    (stopped / "checkpoints" / "step-00000011.safetensors").unlink()
+    (stopped / "checkpoints" / "step-00000010.safetensors").unlink()
     assert train.main(["--resume", str(stopped)]) == 0
     resumed = load_checkpoint(stopped)["learner"]
     assert all(torch.equal(value, resumed[name]) for name, value in learner.items())
