@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -147,6 +146,6 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:
     """The bytes of a contiguous tensor, without a copy."""
-    raw: np.ndarray = tensor.reshape(-1).view(torch.uint8).numpy()
+    raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     for start in range(0, len(raw), PIECE):
         yield memoryview(raw[start : start + PIECE])
