@@ -1,9 +1,8 @@
 """Is a loader slower than it was?  python -m benchmarks.before_after OLD_CHECKOUT [--suite multicrop] [--json FILE]
 
-Two checkouts, a process each, take turns at the same batches; a third process is OLD once more and takes the same turns,
-for what two processes of one code differ by is the noise that a difference must exceed. CPU time of the whole family of
-processes, which a busy machine disturbs less than the clock. Starts them anew `--starts` times: which process is the
-faster one changes from start to start.
+Two checkouts, a process each, take turns at equal batches; a third process is OLD once more and takes the same turns:
+what two processes of one code differ by is the noise that a difference must exceed. CPU time, which a busy machine
+disturbs less than the clock. Starts them anew `--starts` times: which is the faster one changes from start to start.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from saccade.base.errors import UserError
 from saccade.evaluation.features import Features, extract
+from saccade.evaluation.kept import key_of
 from saccade.evaluation.protocol import Protocol, Row
 from saccade.evaluation.quality import effective_rank, feature_std
 from saccade.evaluation.subject import Subject, with_encoder
@@ -103,6 +104,12 @@ class Evaluation:
             "notes": self.notes,
             "seconds": round(time.perf_counter() - started, 2),
         }
+
+    def key(self, measure: object) -> str:
+        """Of all that a measure's result depends on."""
+        s = replace(self.settings, progress=False, batch_size=0, workers=None)
+        sources = (self.train, self.test)
+        return key_of(self.backbone, sources, self.protocol.name, measure, s, self.subject.mean, self.subject.std)
 
     @property
     def train(self) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from typing import Any, Self
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from saccade.base.errors import UserError
 from saccade.base.progress import progress_bar
 from saccade.evaluation.accuracy import Accuracy, accuracy
+from saccade.evaluation.kept import Kept
 from saccade.models.heads import linear_classifier
 from saccade.models.schedules import schedule
 from saccade.pipelines.order import Order
 from saccade.pipelines.views import Crop
 
-Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # one pass over the training set: features (n, D), labels (n,)
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # pass by number: features (n, D), labels (n,)
 OPTIMIZERS = ("sgd", "nesterov", "adam")
 PREPARATIONS = ("raw", "standardise", "l2-standardise")
 
@@ -113,10 +115,9 @@ def cached_batches(features: Tensor, labels: Tensor, probe: Probe, seed: int, de
     """Each pass a new permutation of features (N, D), held on the device."""
     order = Order(len(features), probe.batch_size, seed, drop_last=probe.drop_last)
     features, labels = features.to(device), labels.to(device)
-    passes = iter(range(2**31))
 
-    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
-        batches = order.batches(next(passes))
+    def one_pass(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = order.batches(number)
         whole = torch.cat(batches).to(device)  # once: a copy a step makes the host wait for the step before
         for rows in whole.split([len(batch) for batch in batches]):
             yield features[rows], labels[rows]
@@ -135,11 +136,12 @@ def train_probe(
     device: torch.device | str = "cpu",
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> ProbeResult:
     """Train a classifier of shape (D, classes) in float32 and test it after every epoch.
 
-    passes_length: batches in one pass of `batches`; test: the test features (M, D), asked for after every epoch. Same
-    seed, same result. Raises UserError when the loss is no longer finite.
+    passes_length: batches in one pass of `batches`; test: the test features (M, D), asked for after every epoch; kept:
+    where its state is kept and taken up. Same seed, same result. Raises UserError when the loss is no longer finite.
     """
     head = _classifier(probe, shape, seed).to(device)
     optimizer = _optimizer(probe, head)
@@ -151,9 +153,11 @@ def train_probe(
         steps_per_epoch=steps,
         **probe.schedule_options,
     )
-    endless, history, losses = _endless(batches), [], []
+    history, losses = take_up(kept, head=head, optimizer=optimizer)
+    begun = len(history)
+    endless = _endless(batches, *divmod(begun * steps, passes_length))
     test_labels = test_labels.to(device)
-    for epoch in progress_bar(range(probe.epochs), probe.epochs, "probe", "epoch", progress):
+    for epoch in progress_bar(range(begun, probe.epochs), probe.epochs - begun, "probe", "epoch", progress):
         total = torch.zeros((), device=device)
         for step in range(epoch * steps, (epoch + 1) * steps):
             features, labels = next(endless)
@@ -172,12 +176,34 @@ def train_probe(
             )
         with torch.no_grad():
             history.append(accuracy(head(prepare(test().to(device))), test_labels))
+        if kept:
+            kept.write(state_of(history, losses, head=head, optimizer=optimizer))
+    if kept:
+        kept.remove()
     return ProbeResult(tuple(history), tuple(losses), head)
 
 
-def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        yield from batches()
+def state_of(history: list[Accuracy], losses: list[float], **parts: nn.Module | torch.optim.Optimizer) -> dict:
+    """What a measurement goes on from after an epoch; `take_up` reads it."""
+    told = {"history": [list(one) for one in history], "losses": losses}
+    return told | {name: part.state_dict() for name, part in parts.items()}
+
+
+def take_up(kept: Kept | None, **parts: nn.Module | torch.optim.Optimizer) -> tuple[list[Accuracy], list[float]]:
+    """(accuracies, losses) of the epochs that are done, and each part as it was after them."""
+    state = kept.read() if kept else None
+    if state is None:
+        return [], []
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return [Accuracy(*one) for one in state["history"]], list(state["losses"])
+
+
+def _endless(batches: Batches, number: int, skipped: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """From batch `skipped` of pass `number` on."""
+    yield from islice(batches(number), skipped, None)
+    for later in count(number + 1):
+        yield from batches(later)
 
 
 def _classifier(probe: Probe, shape: tuple[int, int], seed: int) -> nn.Linear:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -103,6 +104,11 @@ class Pipeline(ABC):
             raise RuntimeError(
                 f"{type(self).__name__} made {made} of {steps} batches of epoch {epoch}; please report it."
             )
+
+    def at(self, epoch: int) -> Self:
+        """Itself, at the start of an epoch."""
+        self.epoch, self.seen = epoch, 0
+        return self
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "seen": self.seen, "samples": self.order.samples, "images": self._identity}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saccade.evaluation.accuracy import named
 from saccade.evaluation.features import forward_batches
+from saccade.evaluation.kept import Kept
 from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
 from saccade.evaluation.protocol import Measure, Row
 from saccade.pipelines.build import build_pipeline
@@ -86,6 +87,7 @@ class Linear(Probe, Measure):
             device=device,
             prepare=prepare,
             progress=s.progress,
+            kept=None if self.batch_norm_drift else Kept(on.key(self)),
         )
         frozen = on.test_features.features.to(device)
         if self.crop is None:
@@ -99,7 +101,7 @@ class Linear(Probe, Measure):
         backbone = copy.deepcopy(on.backbone) if drift else on.backbone
         with build_pipeline(on.train, recipe, order, s.executor, device, workers=s.workers) as pipeline:
             return fit(
-                lambda: forward_batches(backbone, pipeline, s.precision, drift),
+                lambda number: forward_batches(backbone, pipeline.at(number), s.precision, drift),
                 len(pipeline),
                 lambda: on.extract(on.test, backbone=backbone).features if drift else frozen,
             )

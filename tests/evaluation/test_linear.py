@@ -92,7 +92,7 @@ def test_a_pass_over_cached_features_is_the_order_of_a_pipeline():
     probe = Probe(1, 4, 0.1)
     batches = cached_batches(torch.arange(10.0)[:, None], torch.arange(10), probe, 3, "cpu")
     for epoch in range(2):
-        made = list(batches())
+        made = list(batches(epoch))
         wanted = Order(10, 4, 3, drop_last=False).batches(epoch)
         assert all(
             torch.equal(y, rows) and torch.equal(x[:, 0].long(), rows)
@@ -105,8 +105,8 @@ def test_an_epoch_of_given_steps_takes_as_many_passes_as_it_needs():
     probe = Probe(epochs=2, batch_size=16, lr=0.1, steps_per_epoch=7)
     batches = cached_batches(x, y, probe, 0, "cpu")
 
-    def counted():
-        for batch in batches():
+    def counted(number):
+        for batch in batches(number):
             seen.append(len(batch[0]))
             yield batch
 

@@ -1,0 +1,74 @@
+"""The state of a long measurement after each epoch, on disk: the same command again goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.base.caches import cache_folder
+from saccade.base.files import write_atomically
+from saccade.pipelines.sources import Source
+from saccade.runs.tensor_file import Damaged, read_tree, write_tree
+
+EVERY = 60.0  # seconds between two writes
+OLD = 30 * 86400.0  # seconds after which what nobody went on with is removed
+
+
+class Kept:
+    """One file in the cache folder, named by a key of everything that the result depends on; gone once it is done.
+
+    A folder that cannot be written costs the way back, never the measurement.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._path, self._last = cache_folder() / "measuring" / f"{key}.safetensors", time.monotonic()
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written last, if it is whole."""
+        try:
+            return read_tree(self._path)
+        except (OSError, Damaged):
+            return None
+
+    def write(self, tree: Mapping[str, Any]) -> None:
+        """At most once in EVERY seconds."""
+        if time.monotonic() - self._last < EVERY:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, lambda file: write_tree(file, tree))
+        except OSError:
+            return
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Its file, and those of others that are a month old."""
+        now = time.time()
+        for path in self._path.parent.glob("*.safetensors") if self._path.parent.is_dir() else ():
+            try:
+                if path == self._path or now - path.stat().st_mtime > OLD:
+                    path.unlink()
+            except OSError:
+                pass
+
+
+def key_of(backbone: nn.Module, sources: tuple[Source, ...], *rest: object) -> str:
+    """Of a backbone's weights, the images' names for themselves, number and labels, and whatever `rest` prints as."""
+    found = hashlib.sha256(json.dumps([str(item) for item in rest]).encode())
+    for name, value in sorted(backbone.state_dict().items()):
+        found.update(name.encode())
+        found.update(_bytes(value))
+    for source in sources:
+        found.update(f"{source.name} {len(source)}".encode())
+        found.update(b"" if source.labels is None else source.labels.tobytes())
+    return found.hexdigest()[:32]
+
+
+def _bytes(tensor: Tensor) -> memoryview | bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b""
