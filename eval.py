@@ -32,6 +32,7 @@ from saccade.base.files import write_atomically
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation, Settings
+from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.registry import find_protocol, protocols
 from saccade.evaluation.subject import Subject, open_subject
 from saccade.models.backbone import STEMS, known_backbone
@@ -58,8 +59,8 @@ def evaluate(flags: argparse.Namespace) -> None:
     subject = replace(
         subject, **{name: _each(flags, name, len(subject.mean)) for name in ("mean", "std") if getattr(flags, name)}
     )
-    protocol = find_protocol(flags.protocol, subject.image_size)
-    train, test, data = open_both(flags, subject)
+    protocol = find_protocol(flags.protocol or usual_protocol(flags, subject), subject.image_size)
+    train, test, data = open_both(flags, subject, protocol)
     evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
     said = [(name, source.account.line()) for name, source in (("train", train), ("test", test))]
     train, test = evaluation.train, evaluation.test  # the labelled images
@@ -76,8 +77,8 @@ def evaluate(flags: argparse.Namespace) -> None:
 
 DEFAULT = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}  # ImageNet's, for the sentence
 EXAMPLES = {
-    "outputs/RUN": "kNN on the run's own images",
-    "outputs/RUN --protocol linear": "a linear probe",
+    "outputs/RUN": "as its recipe's paper evaluates, on the run's own images",
+    "outputs/RUN --protocol knn": "nearest neighbours",
     "resnet50.pth --data PHOTOS/train --val-data PHOTOS/val": "weights that other code wrote",
 }
 
@@ -93,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_argument_group("what to measure")
     what.add_argument(
         "--protocol",
-        default="knn",
-        help="one of those above, or your own: path/to/file.py, package.module (default: knn)",
+        help="one of those above, or your own: path/to/file.py, package.module (default: the run's recipe's own on the "
+        "run's images, else knn)",
     )
     what.add_argument(
         "--data", help="training images: a folder, an .npz, or a name such as cifar10 (default: the run's)"
@@ -144,7 +145,8 @@ def parser() -> argparse.ArgumentParser:
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for values that no data or machine could make right."""
-    find_protocol(flags.protocol)
+    if flags.protocol:
+        find_protocol(flags.protocol)
     find_executor(flags.pipeline)
     for name in ("epochs", "batch_size", "image_size", "k"):
         value = getattr(flags, name)
@@ -209,7 +211,18 @@ def settings(flags: argparse.Namespace) -> Settings:
     )
 
 
-def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Source, str]:
+def usual_protocol(flags: argparse.Namespace, subject: Subject) -> str:
+    """A run's recipe's own on the run's own images, else kNN. A name alone: no code that a received folder names."""
+    if subject.run is None or flags.data is not None or subject.run.protocol not in protocols():
+        return "knn"
+    usual = find_protocol(subject.run.protocol, subject.image_size)
+    if lacking := next(filter(None, (measure.lacks(subject) for measure in usual.measures)), None):
+        print(f"kNN, not the recipe's own {usual.name}: the run lacks {lacking}", file=sys.stderr)
+        return "knn"
+    return usual.name
+
+
+def open_both(flags: argparse.Namespace, subject: Subject, protocol: Protocol) -> tuple[Source, Source, str]:
     """The training and the test source, and the data set's name in the recipes ("custom" for a folder or an .npz)."""
     run, options = subject.run, options_of(flags)
     if flags.data is not None:
@@ -224,7 +237,7 @@ def open_both(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Sour
     data_dir = flags.data_dir or (run.data_dir if run else "data")
     train, test = open_data(data, val_data, data_dir, labelled=True, options=options)
     if test is None:
-        train, test, how = hold_out(train, alone=find_protocol(flags.protocol, subject.image_size).alone)
+        train, test, how = hold_out(train, alone=protocol.alone)
         train.account.guess(how)
     if len(subject.mean) != train.channels:
         raise UserError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from saccade.evaluation.evaluate import Evaluation
+    from saccade.evaluation.subject import Subject
 
 LARGE_IMAGE = 160  # pixels; from here on tests show the central 224/256, as the ImageNet protocols do
 
@@ -25,6 +26,10 @@ class Measure(ABC):
     def takes(self) -> tuple[str, ...]:
         """Which of epochs, lr, k and batch_norm_drift, the fields of Settings, change it."""
         return ()
+
+    def lacks(self, subject: Subject) -> str:
+        """What it needs of a backbone's file and that is not there; "" where it can measure."""
+        return ""
 
     @abstractmethod
     def measure(self, on: Evaluation) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Run:
     std: tuple[float, ...]
     backbone: BackboneSpec
     exported: str  # the network whose backbone it exports: "teacher" where the method's paper evaluates that
+    protocol: str = "knn"  # by which its recipe's paper evaluates
     options: Options = PLAIN  # how its data was read
 
 
@@ -86,6 +87,7 @@ def read_run(folder: Path) -> Run:
             tuple(recipe["views"]["std"]),
             BackboneSpec(**recipe["backbone"]),
             _exported(config),
+            str(recipe.get("protocol", "knn")),
             _options(config),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -136,9 +138,14 @@ def with_encoder(subject: Subject, wanted: str) -> tuple[Subject, str | None]:
     return replace(subject, backbone=backbone.eval(), network=wanted), None
 
 
+def classifier_weights(subject: Subject) -> Mapping[str, Tensor]:
+    """Of the classifier that was trained beside the backbone; empty where there is none."""
+    return subject.classifier or (_part(_learner(subject.checkpoint), CLASSIFIER) if subject.checkpoint else {})
+
+
 def online_classifier(subject: Subject) -> nn.Linear:
     """The classifier that was trained beside the backbone."""
-    weights = subject.classifier or (_part(_learner(subject.checkpoint), CLASSIFIER) if subject.checkpoint else {})
+    weights = classifier_weights(subject)
     if not weights:
         raise UserError(
             f"{subject.name} has no online classifier in a checkpoint; S-TEC and SimCLR train one when the training "

@@ -278,3 +278,25 @@ def test_unreadable_images_are_counted_and_named(run, tmp_path, capsys):
         capsys, run, "--data", tmp_path / "photos", "--k", 5, "--workers", 0, "--pipeline", "reference"
     )
     assert result["unreadable"] == 1 and "class1/5.png" in printed
+
+
+def test_a_run_is_measured_as_its_recipes_paper_does(capsys, tmp_path):
+    run = write_run(tmp_path / "run", write_images(tmp_path / "train.npz", 64, 0))
+    write_images(tmp_path / "test.npz", 32, 1)
+
+    def named(protocol, *flags):
+        config = json.loads((run / "config.json").read_text())
+        config["recipe"]["protocol"] = protocol
+        (run / "config.json").write_text(json.dumps(config))
+        return measure(capsys, run, *flags)[0]["protocol"]
+
+    assert named("stec-online") == "stec-online"
+    assert named("ressl", "--epochs", 1) == "ressl"
+    assert named("ressl", "--protocol", "knn") == "knn"
+    assert named("stec-online", "--data", write_images(tmp_path / "other.npz", 32, 5)) == "knn"
+    for weights in (run / "checkpoints").iterdir():
+        weights.unlink()
+    assert named("stec-online") == "knn", "no checkpoint, no online classifier"
+    code = tmp_path / "code.py"
+    code.write_text("open('executed', 'w')")
+    assert named(str(code)) == "knn" and not Path("executed").exists(), "nothing that a run folder names is executed"

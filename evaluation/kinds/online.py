@@ -9,7 +9,7 @@ import torch
 
 from saccade.evaluation.accuracy import accuracy, named
 from saccade.evaluation.protocol import Measure
-from saccade.evaluation.subject import online_classifier
+from saccade.evaluation.subject import Subject, classifier_weights, online_classifier
 
 if TYPE_CHECKING:
     from saccade.evaluation.evaluate import Evaluation
@@ -20,6 +20,9 @@ class Online(Measure):
     """The classifier as the checkpoint, or a foreign file, holds it."""
 
     title: ClassVar = "online classifier"
+
+    def lacks(self, subject: Subject) -> str:
+        return "" if classifier_weights(subject) else "an online classifier in a checkpoint"
 
     def measure(self, on: Evaluation) -> dict[str, Any]:
         head = online_classifier(on.subject)
