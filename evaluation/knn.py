@@ -17,6 +17,7 @@ from saccade.evaluation.accuracy import Accuracy, accuracy_of_ranks, ranks
 
 METRICS = ("cosine", "euclidean")
 _ELEMENTS = 2**26  # similarities held at once: 256 MB in float32
+_BANK = 2**16  # training images compared with at once: 512 MB of 2,048 features
 
 
 def knn_accuracy(
@@ -77,22 +78,33 @@ def neighbours(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Chunk by chunk of the test features: similarity (m, k) float64, nearest first, and train index (m, k) (CPU).
 
-    The similarity is the cosine, or minus the squared Euclidean distance. An (M, N) matrix is never held.
+    The similarity is the cosine, or minus the squared Euclidean distance. Neither an (M, N) matrix nor a copy of more
+    than 65,536 training features is held: `train` may be float16 in a mapped file.
     """
-    train, test = train.float(), test.float()
-    if metric == "cosine":
-        bank = F.normalize(train, dim=1).to(device)
-    else:
-        centre = train.mean(0)  # distances stay the same and |a|^2 + |b|^2 - 2ab loses fewer digits
-        bank, test = (train - centre).to(device), test - centre
-        bank_norm = bank.square().sum(1)
+    centre = None  # of Euclidean distances, which stay the same, and |a|^2 + |b|^2 - 2ab loses fewer digits
+    if metric != "cosine":
+        centre = sum(part.float().sum(0) for part in train.split(_BANK)) / torch.tensor(float(len(train)))
+
+    def prepared(part: Tensor) -> Tensor:
+        part = part.float()
+        return F.normalize(part, dim=1).to(device) if centre is None else (part - centre).to(device)
+
+    parts = train.split(_BANK)
+    whole = prepared(train) if len(parts) == 1 else None
     for rows in test.split(_rows(len(train))):
-        rows = rows.to(device)
-        if metric == "cosine":
-            similarity = F.normalize(rows, dim=1) @ bank.T
-        else:
-            similarity = torch.addmm(bank_norm, rows, bank.T, beta=-1, alpha=2) - rows.square().sum(1, keepdim=True)
-        best, index = similarity.topk(k, dim=1)
+        rows = prepared(rows)
+        best, index = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.long, device=device)
+        for number, part in enumerate(parts):
+            bank = prepared(part) if whole is None else whole
+            if centre is None:
+                similarity = rows @ bank.T
+            else:
+                similarity = torch.addmm(bank.square().sum(1), rows, bank.T, beta=-1, alpha=2)
+                similarity -= rows.square().sum(1, keepdim=True)
+            near, which = similarity.topk(min(k, len(part)), dim=1)
+            best, order = torch.cat([best, near], 1).sort(dim=1, descending=True, stable=True)
+            index = torch.cat([index, which + number * _BANK], 1).gather(1, order)[:, :k]
+            best = best[:, :k]
         yield best.cpu().double(), index.cpu()
 
 
@@ -103,7 +115,7 @@ def votes(similarity: Tensor, labels: Tensor, classes: int, temperature: float |
 
 
 def _rows(train: int) -> int:
-    return max(1, _ELEMENTS // train)
+    return max(1, _ELEMENTS // min(train, _BANK))
 
 
 def _check(train: Tensor, test: Tensor, ks: Sequence[int], temperature: float | None, metric: str) -> None:
@@ -118,5 +130,5 @@ def _check(train: Tensor, test: Tensor, ks: Sequence[int], temperature: float | 
         raise UserError(f"the kNN temperature is {temperature}; give a positive number of at least 0.002.")
     if metric not in METRICS:
         raise UserError(f"the kNN metric {metric!r} is unknown; use one of {', '.join(METRICS)}.")
-    if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
+    if not all(torch.isfinite(part).all() for features in (train, test) for part in features.split(_BANK)):
         raise UserError("the features are not finite numbers: the backbone has diverged, there is nothing to evaluate.")

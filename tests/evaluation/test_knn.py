@@ -76,6 +76,16 @@ def test_chunks_do_not_change_the_result(clusters, monkeypatch):
     assert knn_accuracy(*clusters, ks=(5, 20)) == whole
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_nor_do_chunks_of_the_training_images(clusters, monkeypatch, metric):
+    train, _, test, _ = clusters
+    similarity, index = next(neighbours(train, test, 40, metric))
+    monkeypatch.setattr("saccade.evaluation.knn._BANK", 13)  # fewer than the neighbours asked for
+    chunked, found = next(neighbours(train, test, 40, metric))
+    assert torch.equal(found, index)
+    torch.testing.assert_close(chunked, similarity, rtol=1e-5, atol=1e-5)
+
+
 def test_ties_of_a_uniform_vote_go_to_the_smallest_class():
     train = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     test, labels = torch.tensor([[1.5]]), torch.tensor([1])
