@@ -136,6 +136,11 @@ def parser() -> argparse.ArgumentParser:
         "--pipeline", default="auto", help=f"executor: {', '.join(executors())}, or your own (default: auto)"
     )
     machine.add_argument("--workers", type=int, help="decoding processes or threads (default: from the CPUs)")
+    machine.add_argument(
+        "--keep-features",
+        action="store_true",
+        help="keep them as float16 in the cache folder: extracted once for all protocols, gone on with after a stop",
+    )
     machine.add_argument("--seed", type=int, default=0, help="of a linear probe's start and order (default: 0)")
     out = p.add_argument_group("also write")
     out.add_argument("--features-out", metavar="FILE.npz", help="the features and labels of both sets")
@@ -208,6 +213,7 @@ def settings(flags: argparse.Namespace) -> Settings:
         progress=True,
         crop_pct=flags.crop_pct,
         interpolation=flags.interpolation,
+        keep_features=flags.keep_features,
     )
 
 

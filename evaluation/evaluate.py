@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from saccade.base.errors import UserError
+from saccade.evaluation.feature_file import FeatureFile
 from saccade.evaluation.features import Features, extract
 from saccade.evaluation.kept import key_of
 from saccade.evaluation.protocol import Protocol, Row
@@ -19,6 +20,8 @@ from saccade.evaluation.quality import effective_rank, feature_std
 from saccade.evaluation.subject import Subject, with_encoder
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import once
+
+PART = 2**16  # features looked at in one go
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Settings:
     progress: bool = False
     crop_pct: float | None = None
     interpolation: str | None = None
+    keep_features: bool = False
 
 
 class Evaluation:
@@ -67,6 +71,8 @@ class Evaluation:
                 self.deviations.append(f"{name} = {getattr(settings, name)}")
         if settings.batch_norm_drift and "batch_norm_drift" not in used:
             raise UserError(f"--batch-norm-drift is a quirk of --protocol rsa-small; leave it out of {protocol.name}.")
+        if settings.keep_features:
+            self.notes.append("the features were kept, and used, as float16")
         self.classes = max(_classes(source) for source in (self._train, self.test) if source is not None)
         self.backbone = self.subject.backbone.to(settings.device)
         self.data = data
@@ -107,7 +113,7 @@ class Evaluation:
 
     def key(self, measure: object) -> str:
         """Of all that a measure's result depends on."""
-        s = replace(self.settings, progress=False, batch_size=0, workers=None)
+        s = replace(self.settings, progress=False, batch_size=0, workers=None, executor="")
         sources = (self.train, self.test)
         return key_of(self.backbone, sources, self.protocol.name, measure, s, self.subject.mean, self.subject.std)
 
@@ -124,11 +130,16 @@ class Evaluation:
 
     @cached_property
     def test_features(self) -> Features:
-        return self.extract(self.test)
+        found = self.extract(self.test)
+        return replace(found, features=found.features.float())
 
     def extract(self, source: Source, interpolation: str = "bilinear", backbone: nn.Module | None = None) -> Features:
         """Features of the images' centre crops; backbone: instead of the subject's."""
         s, subject = self.settings, self.subject
+        interpolation, kept = s.interpolation or interpolation, None
+        if s.keep_features and backbone is None:
+            how = (subject.image_size, subject.mean, subject.std, self.fraction, interpolation, s.precision)
+            kept = FeatureFile(key_of(self.backbone, (source,), *how), len(source))
         features = extract(
             backbone or self.backbone,
             source,
@@ -141,10 +152,11 @@ class Evaluation:
             s.precision,
             s.executor,
             s.workers,
-            interpolation=s.interpolation or interpolation,
+            interpolation=interpolation,
             progress=s.progress,
+            kept=kept,
         )
-        if not torch.isfinite(features.features).all():
+        if not all(torch.isfinite(part).all() for part in features.features.split(PART)):
             raise UserError(f"{subject.name}: its features are not finite numbers; the backbone has diverged.")
         return features
 

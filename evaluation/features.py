@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saccade.base.errors import UserError
 from saccade.base.progress import progress_bar
+from saccade.evaluation.feature_file import FeatureFile
 from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Pipeline
@@ -23,7 +24,8 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Features:
-    """features (N, D) float32 and labels (N,) int64, -1 for none; both on the CPU, in the order of the data."""
+    """features (N, D) float32, or float16 where they are kept in a file, and labels (N,) int64, -1 for none; both on
+    the CPU, in the order of the data."""
 
     features: Tensor
     labels: Tensor
@@ -65,20 +67,27 @@ def extract(
     interpolation: str = "bilinear",
     max_images: int | None = None,
     progress: bool = False,
+    kept: FeatureFile | None = None,
 ) -> Features:
     """Features of every image of `source` (or of `max_images` of them), by the backbone in eval mode.
 
     The images are centre-cropped to `fraction` of their short side and resized to `image_size`; `augment` replaces that
-    by the first view of a recipe. The backbone must be on `device`; each of its modules gets its mode back.
+    by the first view of a recipe. kept: all of them as float16 in a mapped file, made once and gone on with. The
+    backbone must be on `device`; each of its modules gets its mode back.
     """
+    if kept is not None and (whole := kept.whole()) is not None:
+        source.known_bad.update(kept.bad)
+        return Features(*whole)
     order = Order(len(source), batch_size, shuffle=False, drop_last=False)
     if max_images is not None and max_images < len(source):
         order = SubsetOrder(len(source), max_images, batch_size)
     recipe = augment or _centre_crop(image_size, mean, std, fraction, interpolation)
     with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
-        batches = progress_bar(
-            forward_batches(backbone, pipeline, precision), len(pipeline), "features", "batch", progress
-        )
+        pipeline.seen = kept.done if kept else 0
+        steps = order.steps(pipeline.seen)
+        batches = progress_bar(forward_batches(backbone, pipeline, precision), steps, "features", "batch", progress)
+        if kept is not None:
+            return Features(*kept.fill(batches, source.known_bad))
         features, labels = zip(*batches, strict=True)
     return Features(torch.cat([f.cpu() for f in features]), torch.cat([label.cpu() for label in labels]))
 

@@ -21,6 +21,7 @@ from saccade.pipelines.order import Order
 from saccade.pipelines.views import Crop
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # pass by number: features (n, D), labels (n,)
+PART = 2**16  # features looked at in one go
 OPTIMIZERS = ("sgd", "nesterov", "adam")
 PREPARATIONS = ("raw", "standardise", "l2-standardise")
 
@@ -97,9 +98,8 @@ class Preparation:
         if self.standard:
             if train is None:
                 raise ValueError(f"{kind} needs the training set's features")
-            train = F.normalize(train, dim=1) if self.unit else train
             # Mean-Shift takes torch's default, the unbiased variance; "standardise", ours, that of the population
-            variance, mean = torch.var_mean(train.double(), dim=0, correction=1 if self.unit else 0)
+            variance, mean = _moments(train, self.unit)
             self.mean = mean.float().to(device)
             self.scale = (variance + 1e-5).rsqrt().float().to(device)  # eps of Mean-Shift's code
 
@@ -111,6 +111,18 @@ class Preparation:
         return features
 
 
+def _moments(features: Tensor, unit: bool) -> tuple[Tensor, Tensor]:
+    """Variance and mean (D,) in float64, part by part: a set of millions is never held in float64."""
+
+    def parts() -> Iterator[Tensor]:
+        for part in features.split(PART):
+            yield (F.normalize(part.float(), dim=1) if unit else part).double()
+
+    mean = sum((part.sum(0) for part in parts()), torch.zeros(features.shape[1], dtype=torch.float64)) / len(features)
+    squares = sum(((part - mean).square().sum(0) for part in parts()), torch.zeros_like(mean))
+    return squares / (len(features) - (1 if unit else 0)), mean
+
+
 def cached_batches(features: Tensor, labels: Tensor, probe: Probe, seed: int, device: torch.device | str) -> Batches:
     """Each pass a new permutation of features (N, D), held on the device."""
     order = Order(len(features), probe.batch_size, seed, drop_last=probe.drop_last)
@@ -120,7 +132,7 @@ def cached_batches(features: Tensor, labels: Tensor, probe: Probe, seed: int, de
         batches = order.batches(number)
         whole = torch.cat(batches).to(device)  # once: a copy a step makes the host wait for the step before
         for rows in whole.split([len(batch) for batch in batches]):
-            yield features[rows], labels[rows]
+            yield features[rows].float(), labels[rows]
 
     return one_pass
 

@@ -41,7 +41,7 @@ class Prototypes(Measure):
         found = []
         for _ in range(self.draws):
             rows = few_of_each(train.labels, self.shots, random)
-            scores = class_mean_scores(train.features[rows], train.labels[rows], test.features, on.classes)
+            scores = class_mean_scores(train.features[rows].float(), train.labels[rows], test.features, on.classes)
             found.append(accuracy(scores, test.labels))
         every = torch.tensor(found, dtype=torch.float64)
         spread = {"top1_std": round(every[:, 0].std().item(), 3)} if self.draws > 1 else {}
