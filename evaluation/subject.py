@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saccade.base.errors import UserError
 from saccade.losses.registry import methods
 from saccade.models.backbone import BackboneSpec, create_backbone, feature_size, load_backbone
-from saccade.models.layouts import load_foreign
+from saccade.models.layouts import load_foreign, weights_in
 from saccade.pipelines.sources.options import PLAIN, Options, read_value_range
 from saccade.runs.checkpoint import checkpoints, holds_run, newest_whole, read_checkpoint
 from saccade.runs.record import read_record
@@ -112,7 +112,7 @@ def open_subject(path: Path, backbone: str | None = None, stem: str = "auto", im
     """From a run folder, a checkpoint below one, or a file of weights that other code wrote (models/layouts.py)."""
     if not path.exists():
         raise UserError(f"{path}: no such run folder or checkpoint.")
-    if path.is_dir():
+    if path.is_dir() and weights_in(path) == path:
         subject = _run_folder(path)
     elif path.parent.name == "checkpoints" and (path.parent.parent / "config.json").exists():
         subject = _run_checkpoint(path.parent.parent, path)

@@ -6,7 +6,8 @@ shapes, and the pixels' mean and std are in no tensor at all; only who wrote the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,22 @@ from torch import Tensor, nn
 
 from saccade.base.errors import UserError
 from saccade.models.backbone import STEMS, BackboneSpec, check_backbone, create_backbone, is_resnet, load_backbone
+from saccade.models.names import alexnet_names, resnet_names, torchvision_names, vit_names
 from saccade.models.weights import read_weights, tensors
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 ROUNDED = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as RSA's and CACR's code has it, for both CIFARs
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 HEADS = ("fc.", "head.", "heads.", "head_dist.", "classifier.", "decoder_", "mask_token", "projection_head.")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "teacher", "model", "network", "student")
 OUTER = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-FIRST = ("conv1.weight", "patch_embed.", "stem.", "cls_token", "layers.conv_0", "blocks.0.")  # how networks begin
-PREFIXES = ("", "backbone.", "model.", "timm_model.", "encoder.", "trunk.", "visual.", "base_model.")
+FIRST = ("conv1.", "patch_embed.", "stem.", "cls_token", "layers.conv_0", "blocks.0.")  # how networks begin
+PREFIXES = (
+    *("", "backbone.", "model.", "timm_model.", "encoder.", "trunk.", "visual.", "base_model."),
+    *("encoder_q.", "base_encoder.", "net.", "encoder_k.", "momentum_encoder."),
+)
 STATISTICS = tuple[tuple[float, float, float], tuple[float, float, float]]
 LOOSE = ("conv1.weight", "pos_embed", "layers.fc6.weight")  # parameters whose shapes go with the size of the images
 NETWORKS = (
@@ -39,6 +45,9 @@ NETWORKS = (
     *("vit_small_patch8_224", "vit_base_patch8_224", "vit_small_patch32_224", "vit_base_patch32_224"),
     *("convnext_tiny", "convnext_small", "convnext_base", "swin_tiny_patch4_window7_224", "small_alexnet"),
 )
+
+
+HUGGING, PATCHES = "Hugging Face's", "embeddings.patch_embeddings.projection."
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Layout:
     large: STATISTICS = IMAGENET
     classifier: str | None = None
     heads: tuple[str, ...] = HEADS
+    renamed: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # to timm's names, where they are others
 
 
 LAYOUTS = (  # the first that fits
@@ -89,14 +99,31 @@ LAYOUTS = (  # the first that fits
         small=ROUNDED,
         large=ROUNDED,
         heads=("7.",),
+        renamed=alexnet_names,
     ),
     Layout("MoCo v1 or v2, or CACR with a queue", ("encoder_q.", "queue"), "encoder_q."),
     Layout("MoCo v3, or CACR beside its momentum encoder", ("base_encoder.", "momentum_encoder."), "base_encoder."),
     Layout("DINO", ("backbone.", "head.last_layer."), "backbone."),
     Layout("SimSiam", ("encoder.", "predictor."), "encoder."),
-    Layout("lightly (a Sequential of torchvision's ResNet)", ("backbone.0.weight", "backbone.4.0."), "backbone."),
+    Layout(
+        "lightly (a Sequential of torchvision's ResNet)",
+        ("backbone.0.weight", "backbone.4.0."),
+        "backbone.",
+        renamed=torchvision_names,
+    ),
     Layout("solo-learn", ("backbone.", "projector."), "backbone.", ("cifar-pad",)),
     Layout("VISSL", ("_feature_blocks.",), "_feature_blocks."),
+    *(
+        Layout(f"{HUGGING} {name}", (f"{task}{mark}", *also), task, large=statistics, renamed=renamed)
+        for name, mark, also, tasks, statistics, renamed in (
+            ("MAE", PATCHES, ("decoder.",), ("vit.",), IMAGENET, vit_names),
+            ("DINOv2", PATCHES, ("encoder.layer.0.layer_scale1.",), ("",), IMAGENET, vit_names),
+            ("DINOv2", PATCHES, (), ("dinov2.",), IMAGENET, vit_names),
+            ("ViT", PATCHES, (), ("vit.", ""), HALF, vit_names),
+            ("ResNet", "embedder.embedder.convolution.", (), ("resnet.", ""), IMAGENET, resnet_names),
+        )
+        for task in tasks
+    ),
 )
 
 
@@ -121,18 +148,17 @@ def load_foreign(path: Path, backbone: str | None = None, stem: str = "auto", im
     layout; image_size: pixels, where it is not the network's own (a ViT's position embedding is resampled, and that is
     said).
 
-    Sources: the authors' training scripts; MoCo, DINO, SimSiam, solo-learn, lightly and VISSL as they save.
+    Sources: the authors' training scripts; MoCo, DINO, SimSiam, solo-learn, lightly, VISSL, transformers as they save.
     """
-    if path.is_dir():
+    if path.is_dir() and weights_in(path) == path:
         return _exported(path, image_size)
+    path = weights_in(path)
     if backbone:
         check_backbone(backbone)
     found = read_weights(path)
     weights, layout, prefix, heads = _find(found, path)
-    if layout and layout.name.startswith("CACR's small"):
-        weights = _alexnet_names(weights)
-    if layout and layout.name.startswith("lightly"):
-        weights = _torchvision_names(weights)
+    if layout and layout.renamed:
+        weights = layout.renamed(weights)
     weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
     name = backbone or _network(weights, path, prefix)
     small = _has_small_stem(weights)
@@ -141,9 +167,29 @@ def load_foreign(path: Path, backbone: str | None = None, stem: str = "auto", im
     model = create_backbone(spec, size)
     said = _fill(model, weights, path)
     mean, std = _statistics(layout, small, model)
+    if layout and layout.name.startswith(HUGGING):
+        told = _preprocessor(path)
+        mean, std = told or (mean, std)
+        said += () if told else (f"mean {mean} and std {std}: no preprocessor_config.json beside the file says others",)
     source = layout.name if layout else f"plain names behind {prefix!r}" if prefix else "timm's or torchvision's names"
     classifier = _part(_unwrapped(found)[0], layout.classifier) if layout and layout.classifier else {}
     return Foreign(model.eval(), spec, size, mean, std, source, classifier, said)
+
+
+def weights_in(path: Path) -> Path:
+    """The file itself, or the weights in a folder that transformers saved."""
+    inner = path / "model.safetensors"
+    return inner if inner.exists() and not (path / "backbone.json").exists() else path
+
+
+def _preprocessor(path: Path) -> STATISTICS | None:
+    """Mean and std as transformers keeps them beside its weights."""
+    try:
+        told = json.loads((path.parent / "preprocessor_config.json").read_text())
+        mean, std = (tuple(float(v) for v in told[name]) for name in ("image_mean", "image_std"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])) if len(mean) == len(std) == 3 else None
 
 
 def _exported(folder: Path, image_size: int | None) -> Foreign:
@@ -183,24 +229,6 @@ def _unwrapped(found: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _alexnet_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """align_uniform's blocks.I.J. to those of small_alexnet: convolutions 0 to 4, then two linear layers."""
-    kinds = {f"{i}.{j}.": f"layers.{kind}_{i}." for i in range(5) for j, kind in enumerate(("conv", "bn"))}
-    kinds |= {"5.1.": "layers.fc6.", "5.2.": "layers.bn_fc6.", "6.0.": "layers.fc7.", "6.1.": "layers.bn_fc7."}
-    renamed = {}
-    for name, value in weights.items():
-        old = ".".join(name.split(".")[:2]) + "."
-        renamed[kinds.get(old, old) + name.removeprefix(old)] = value
-    return renamed
-
-
-def _torchvision_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """0.weight, 4.1.conv1.weight ... of Sequential(*resnet.children()) to conv1.weight, layer1.1.conv1.weight ..."""
-    children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-    split = ((*name.partition("."), value) for name, value in weights.items())
-    return {f"{children.get(first, first)}.{rest}": value for first, _, rest, value in split}
 
 
 def _has_small_stem(weights: Mapping[str, Tensor]) -> bool:

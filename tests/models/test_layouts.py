@@ -176,6 +176,58 @@ def test_other_libraries_files_are_recognised(tmp_path, layout):
         torch.testing.assert_close(found.backbone(images), expected(images), rtol=1e-5, atol=1e-5)
 
 
+def saved_by_transformers(kind, folder):
+    """(the folder, features of the saved model for images) of a model of theirs with random weights."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+    small["layer_norm_eps"] = 1e-6  # timm's and the authors'; theirs of 1e-12 shows on random weights alone
+    if kind == "ResNet":
+        config = transformers.ResNetConfig(
+            layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], embedding_size=64
+        )
+        model = transformers.ResNetForImageClassification(config)
+        features = lambda x: model.resnet(x).pooler_output.flatten(1)  # noqa: E731
+    elif kind == "DINOv2":
+        config = transformers.Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=56)
+        model = transformers.Dinov2Model(config)
+        features = lambda x: model(x).last_hidden_state[:, 0]  # noqa: E731
+    elif kind == "MAE":
+        model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**small, mask_ratio=0.0))
+        encoder = transformers.ViTModel(transformers.ViTConfig(**small), add_pooling_layer=False).eval()
+        encoder.load_state_dict({k.removeprefix("vit."): v for k, v in model.state_dict().items() if k[:4] == "vit."})
+        features = lambda x: encoder(x).last_hidden_state[:, 0]  # noqa: E731
+    else:
+        bare = kind == "ViT, bare"
+        config = transformers.ViTConfig(**small)
+        model = transformers.ViTModel(config) if bare else transformers.ViTForImageClassification(config)
+        inner = model if bare else model.vit
+        features = lambda x: inner(x).last_hidden_state[:, 0]  # noqa: E731
+    model.eval().save_pretrained(folder)
+    return folder, features
+
+
+@pytest.mark.parametrize("kind", ["ViT", "ViT, bare", "MAE", "DINOv2", "ResNet"])
+def test_what_transformers_saved_gives_its_own_features(tmp_path, kind):
+    folder, features = saved_by_transformers(kind, tmp_path / "theirs")
+    size, network = (56, "vit_small_patch14_dinov2") if kind == "DINOv2" else (224, None)
+    found = load_foreign(folder, network, image_size=size)
+    assert found.layout == f"Hugging Face's {kind.partition(',')[0]}" and len(found.said) == 1
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(found.backbone(images), features(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_statistics_that_transformers_keeps_beside_its_weights_are_taken(tmp_path):
+    folder, _ = saved_by_transformers("ResNet", tmp_path / "theirs")
+    assert load_foreign(folder).mean == IMAGENET[0]
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
+    found = load_foreign(folder)
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)) and not found.said
+    (folder / "preprocessor_config.json").write_text("[[")
+    assert load_foreign(folder).mean == IMAGENET[0]
+
+
 def test_a_small_stem_that_nothing_tells_is_asked_for(tmp_path):
     torch.save(resnet(18, "cifar").state_dict(), tmp_path / "bare.pth")
     with pytest.raises(UserError, match=r"3x3 stem.*cifar, cifar-maxpool and cifar-pad.*--stem"):
