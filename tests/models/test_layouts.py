@@ -180,8 +180,8 @@ def saved_by_transformers(kind, folder):
     """(the folder, features of the saved model for images) of a model of theirs with random weights."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    small = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
-    small["layer_norm_eps"] = 1e-6  # timm's and the authors'; theirs of 1e-12 shows on random weights alone
+    small: dict[str, float] = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3}
+    small |= {"intermediate_size": 768, "layer_norm_eps": 1e-6}  # theirs of 1e-12 shows on random weights
     if kind == "ResNet":
         config = transformers.ResNetConfig(
             layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], embedding_size=64
