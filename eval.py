@@ -18,25 +18,31 @@ prepare_libraries()  # before torch is imported
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from saccade.base.command import exit_code
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.program import command_parser
 from saccade.base.text import printable
-from saccade.evaluation.evaluate import Evaluation, Settings
+from saccade.evaluation.evaluate import Evaluation
+from saccade.evaluation.options import (
+    add_crop_flags,
+    add_machine_flags,
+    add_model_flags,
+    check_numbers,
+    check_out,
+    check_shared,
+    chosen_settings,
+    chosen_subject,
+)
 from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.registry import find_protocol, protocols
-from saccade.evaluation.subject import Subject, open_subject
-from saccade.models.backbone import STEMS, known_backbone
-from saccade.pipelines.build import executors, find_executor
+from saccade.evaluation.subject import Subject
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import hold_out
@@ -52,16 +58,10 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(flags: argparse.Namespace) -> None:
     """Open the backbone and the images, run the protocol, print and write what it found."""
     check_flags(flags)
-    backbone = flags.backbone and known_backbone(flags.backbone)
-    subject = open_subject(Path(flags.path).expanduser(), backbone, flags.stem, flags.image_size)
-    if backbone and subject.run is not None and subject.architecture != backbone:
-        raise UserError(f"--backbone {backbone}: {subject.name} is of a {subject.architecture}; leave the flag out.")
-    subject = replace(
-        subject, **{name: _each(flags, name, len(subject.mean)) for name in ("mean", "std") if getattr(flags, name)}
-    )
+    subject = chosen_subject(flags, flags.path)
     protocol = find_protocol(flags.protocol or usual_protocol(flags, subject), subject.image_size)
     train, test, data = open_both(flags, subject, protocol)
-    evaluation = Evaluation(protocol, subject, train, test, data, settings(flags))
+    evaluation = Evaluation(protocol, subject, train, test, data, chosen_settings(flags))
     said = [(name, source.account.line()) for name, source in (("train", train), ("test", test))]
     train, test = evaluation.train, evaluation.test  # the labelled images
     result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
@@ -75,7 +75,6 @@ def evaluate(flags: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
-DEFAULT = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}  # ImageNet's, for the sentence
 EXAMPLES = {
     "outputs/RUN": "as its recipe's paper evaluates, on the run's own images",
     "outputs/RUN --protocol knn": "nearest neighbours",
@@ -89,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "path",
         metavar="RUN_FOLDER_OR_CHECKPOINT",
-        help="a run folder, a file of its checkpoints/, or a file of weights that other code wrote",
+        help="a run folder, a file of its checkpoints/, a file of weights that other code wrote, or a timm name",
     )
     what = p.add_argument_group("what to measure")
     what.add_argument(
@@ -105,21 +104,11 @@ def parser() -> argparse.ArgumentParser:
         "--val-data", help="images to test on (default: the run's, or a val/ or test/ split beside --data)"
     )
     what.add_argument("--data-dir", help="where cifar10, cifar100 and stl10 are kept (default: the run's, or data)")
-    model = p.add_argument_group("the model")
-    model.add_argument(
-        "--backbone", help="timm name of the model in a file, where its weights do not tell, or path/to/file.py:NAME"
-    )
-    model.add_argument("--stem", default="auto", help=f"stem of that model: {', '.join(STEMS)} (default: its layout's)")
-    model.add_argument("--image-size", type=int, help="pixels of the test images (default: the run's, or the model's)")
-    model.add_argument(
-        "--mean", metavar="R,G,B", help="subtracted from pixels of 0 to 1 (default: the run's, or timm's)"
-    )
-    model.add_argument("--std", metavar="R,G,B", help="pixels are divided by it (default: the run's, or timm's)")
+    add_model_flags(p.add_argument_group("the model"))
     change = p.add_argument_group("departures from the protocol (the output says so)")
     change.add_argument("--epochs", type=int, help="epochs of a linear probe; its schedule is squeezed into them")
     change.add_argument("--lr", type=float, help="learning rate of a linear probe")
-    change.add_argument("--crop-pct", type=float, help="share of the short side that the centre crop takes, up to 1")
-    change.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of that crop's resize")
+    add_crop_flags(change)
     change.add_argument("--k", type=int, help="neighbours of kNN")
     change.add_argument(
         "--batch-norm-drift",
@@ -127,15 +116,7 @@ def parser() -> argparse.ArgumentParser:
         help="rsa-small: the backbone in train mode while the classifier learns, as in RSA's code",
     )
     machine = p.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    machine.add_argument(
-        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the backbone (default: fp32)"
-    )
-    machine.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default: 256)")
-    machine.add_argument(
-        "--pipeline", default="auto", help=f"executor: {', '.join(executors())}, or your own (default: auto)"
-    )
-    machine.add_argument("--workers", type=int, help="decoding processes or threads (default: from the CPUs)")
+    add_machine_flags(machine)
     machine.add_argument(
         "--keep-features",
         action="store_true",
@@ -152,69 +133,12 @@ def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for values that no data or machine could make right."""
     if flags.protocol:
         find_protocol(flags.protocol)
-    find_executor(flags.pipeline)
-    for name in ("epochs", "batch_size", "image_size", "k"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
-    for name in ("workers", "seed"):
-        value = getattr(flags, name)
-        if value is not None and value < 0:
-            raise UserError(f"--{name} {value} is negative; give 0 or more.")
+    check_shared(flags)
+    check_numbers(flags, ("epochs", "k"), least=1)
+    check_numbers(flags, ("seed",), least=0)
     if flags.lr is not None and not 0 < flags.lr < float("inf"):
         raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
-    if flags.crop_pct is not None and not 0 < flags.crop_pct <= 1:
-        raise UserError(f"--crop-pct {flags.crop_pct}: give a share above 0, up to 1.")
-    if flags.stem not in ("auto", *STEMS):
-        raise UserError(f"--stem {flags.stem} is unknown; use auto or one of {', '.join(STEMS)}.")
-    if flags.device not in ("auto", "cpu") and not flags.device.startswith("cuda"):
-        raise UserError(f"--device {flags.device} is unknown; use auto, cpu or cuda.")
-    if flags.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {flags.device}: no usable GPU was found here; use --device cpu or leave it out.")
-    if flags.precision == "fp16" and not flags.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on a CPU.")
-    for name, ending in (("features_out", ".npz"), ("plot", ".png")):
-        value = getattr(flags, name)
-        if not value:
-            continue
-        flag, folder = f"--{name.replace('_', '-')} {value}", Path(value).absolute().parent
-        if Path(value).suffix != ending or not folder.is_dir():
-            raise UserError(f"{flag}: give a file ending in {ending} in a folder that exists.")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(f"{flag}: the folder {folder} cannot be written.")
-
-
-def _each(flags: argparse.Namespace, name: str, channels: int) -> tuple[float, ...]:
-    """A flag's numbers, one for each channel: of red, green and blue."""
-    text = getattr(flags, name)
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != channels or (name == "std" and min(values) <= 0):
-        numbers = f"three numbers R,G,B, such as {DEFAULT[name]}" if channels == 3 else f"{channels} numbers"
-        raise UserError(f"--{name} {text}: give {numbers}.")
-    return values
-
-
-def settings(flags: argparse.Namespace) -> Settings:
-    device = flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return Settings(
-        device,
-        flags.batch_size,
-        flags.precision,
-        flags.pipeline,
-        flags.workers,
-        flags.seed,
-        flags.epochs,
-        flags.lr,
-        flags.k,
-        flags.batch_norm_drift,
-        progress=True,
-        crop_pct=flags.crop_pct,
-        interpolation=flags.interpolation,
-        keep_features=flags.keep_features,
-    )
+    check_out(flags, features_out=(".npz",), plot=(".png",))
 
 
 def usual_protocol(flags: argparse.Namespace, subject: Subject) -> str:

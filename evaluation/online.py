@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saccade.evaluation.features import Features, extract, raw_pixels
 from saccade.evaluation.knn import fitting_k, knn_accuracy
+from saccade.models.backbone import shown_share
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import hold_out, may_hold_out, once
 from saccade.runs.monitor import BASELINES, Monitor
@@ -76,7 +77,6 @@ class OnlineKNN:
 
     def _backbone_top1(self) -> float:
         recipe = self._session.config.recipe
-        fraction = 0.875 if recipe.image_size >= 160 else 1.0  # photos: 224 of 256, as every paper evaluates
         features = [
             extract(
                 self._session.learner.backbone,
@@ -84,7 +84,7 @@ class OnlineKNN:
                 recipe.image_size,
                 recipe.views.mean,
                 recipe.views.std,
-                fraction,
+                shown_share(recipe.image_size),
                 device=self._accelerator.device,
                 workers=self._session.config.workers,
                 max_images=MAX_IMAGES,

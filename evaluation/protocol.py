@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from saccade.models.backbone import shown_share
+
 if TYPE_CHECKING:
     from saccade.evaluation.evaluate import Evaluation
     from saccade.evaluation.subject import Subject
-
-LARGE_IMAGE = 160  # pixels; from here on tests show the central 224/256, as the ImageNet protocols do
 
 Row = tuple[str, float, float]  # of the printed table: what it is, top-1 and top-5 in percent
 
@@ -67,4 +67,4 @@ class Protocol:
 
     def fraction(self, data: str, image_size: int) -> float:
         """Share of an image's short side that the test crop shows."""
-        return self.fractions.get(data, 224 / 256 if image_size >= LARGE_IMAGE else 1.0)
+        return self.fractions.get(data, shown_share(image_size))

@@ -10,8 +10,9 @@ from saccade.base import own
 from saccade.base.errors import UserError
 from saccade.base.text import did_you_mean
 from saccade.evaluation import kinds
-from saccade.evaluation.protocol import LARGE_IMAGE, Protocol
+from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.protocols import PROTOCOLS
+from saccade.models.backbone import LARGE_IMAGE
 
 ENTRY_POINTS = "saccade.protocols"  # NAME = "package.module", a module that defines PROTOCOLS
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
@@ -17,6 +18,7 @@ from saccade.models.backbone import BackboneSpec, create_backbone, feature_size,
 from saccade.models.layouts import load_foreign, weights_in
 from saccade.pipelines.sources.options import PLAIN, Options, read_value_range
 from saccade.runs.checkpoint import checkpoints, holds_run, newest_whole, read_checkpoint
+from saccade.runs.initial import timms_own
 from saccade.runs.record import read_record
 
 PREFIXES = {"student": "student.backbone.", "teacher": "teacher.network.backbone."}
@@ -109,10 +111,13 @@ def _options(config: Mapping[str, Any]) -> Options:
 
 
 def open_subject(path: Path, backbone: str | None = None, stem: str = "auto", image_size: int | None = None) -> Subject:
-    """From a run folder, a checkpoint below one, or a file of weights that other code wrote (models/layouts.py)."""
-    if not path.exists():
-        raise UserError(f"{path}: no such run folder or checkpoint.")
-    if path.is_dir() and weights_in(path) == path:
+    """From a run folder, a checkpoint below one, a file of weights that other code wrote (models/layouts.py), or a
+    timm name, whose own weights are fetched."""
+    if not path.exists() and timm.is_model(str(path)):
+        subject = _of_timm(str(path), image_size)
+    elif not path.exists():
+        raise UserError(f"{path}: no such run folder or checkpoint, nor a model that timm knows.")
+    elif path.is_dir() and weights_in(path) == path:
         subject = _run_folder(path)
     elif path.parent.name == "checkpoints" and (path.parent.parent / "config.json").exists():
         subject = _run_checkpoint(path.parent.parent, path)
@@ -200,6 +205,13 @@ def _run_checkpoint(folder: Path, checkpoint: Path) -> Subject:
         run,
         checkpoint,
     )
+
+
+def _of_timm(name: str, image_size: int | None) -> Subject:
+    usual = timm.get_pretrained_cfg(name)
+    found = timms_own(name, image_size or (usual.input_size[1] if usual else 224), name)
+    said = (found.layout,)
+    return Subject(name, found.backbone.eval(), name, found.image_size, found.mean, found.std, read=said)
 
 
 def _foreign(path: Path, backbone: str | None, stem: str, image_size: int | None) -> Subject:

@@ -24,6 +24,7 @@ import saccade.models.small_alexnet  # noqa: F401  (timm learns its name)
 from saccade.base import own
 from saccade.base.errors import UserError
 
+LARGE_IMAGE = 160  # pixels; from here on tests show the central 224/256, as the ImageNet protocols do
 SMALL_IMAGE = 64  # pixels; up to here a ResNet's stem is replaced unless the recipe says otherwise
 STEMS = {
     "plain": "timm's own",
@@ -33,6 +34,7 @@ STEMS = {
     "no-maxpool": "timm's own without the max-pool (S-TEC on STL-10)",
 }
 ENTRY_POINTS = "saccade.backbones"  # NAME = "package.module", a module that registers NAME with timm
+RESIZE = "the centre square of crop_fraction of the short side, resized to image_size, antialiased"
 FETCHING = ("checkpoint_path", "cache_dir")
 
 
@@ -239,6 +241,11 @@ def load_backbone(folder: Path | str) -> tuple[nn.Module, dict]:
     return model.eval(), description
 
 
+def shown_share(image_size: int) -> float:
+    """Share of an image's short side that its centre crop shows where nothing else is said."""
+    return 224 / 256 if image_size >= LARGE_IMAGE else 1.0
+
+
 def is_resnet(name: str) -> bool:
     return timm.is_model(name) and timm.models.model_entrypoint(name).__module__ == "timm.models.resnet"
 
@@ -296,6 +303,9 @@ def export_backbone(
         "stem": spec.stem,
         "options": creation_options(spec, image_size),
         "image_size": image_size,
+        "resize": RESIZE,
+        "crop_fraction": shown_share(image_size),
+        "interpolation": "bilinear",
         **description,
     }
     content = save(weights)

@@ -20,7 +20,7 @@ TIMM = "timm"  # --init timm: the weights that timm publishes for the model
 def read_initial(place: str, backbone: str, image_size: int, named: bool = True) -> Foreign:
     """What --init names: "timm", a run folder, or a file that other code wrote. `named`: the user chose `backbone`."""
     if place == TIMM:
-        return _of_timm(backbone, image_size)
+        return timms_own(backbone, image_size, "--init timm")
     path = Path(place).expanduser()
     if not path.exists():
         raise UserError(f"--init {place}: no such run folder or file of weights; --init timm takes timm's own.")
@@ -40,16 +40,17 @@ def started_from(recipe: TrainingRecipe[Any], found: Foreign, statistics: bool) 
     return replace(recipe, backbone=spec, views=seen(recipe.views), companion=companion)
 
 
-def _of_timm(name: str, image_size: int) -> Foreign:
+def timms_own(name: str, image_size: int, flag: str) -> Foreign:
+    """The weights that timm publishes for a model, fetched or from its cache; `flag`: who asks, for the sentences."""
     if not timm.get_pretrained_cfg(name) or not timm.is_model_pretrained(name):
-        raise UserError(f"--init timm: timm has no weights for {name}; give --backbone with a model that has some.")
+        raise UserError(f"{flag}: timm has no weights for {name}; name a model that has some.")
     spec = BackboneSpec(name, "plain")
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **creation_options(spec, image_size))
     except Exception as error:  # a hub's client raises what it likes
         raise UserError(
-            f"--init timm: the weights of {name} cannot be fetched ({type(error).__name__}); fetch them where there is "
-            "a network and give the file: --init FILE."
+            f"{flag}: the weights of {name} cannot be fetched ({type(error).__name__}); fetch them where there is "
+            "a network and give the file instead."
         ) from error
     own: Any = model.pretrained_cfg
     return Foreign(model, spec, image_size, tuple(own["mean"]), tuple(own["std"]), f"timm's own for {name}")

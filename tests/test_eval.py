@@ -198,6 +198,24 @@ def test_any_timm_checkpoint_with_its_name(run, tmp_path, capsys, kind):
     assert "begins with no 3x3 convolution; use plain" in says
 
 
+def test_a_timm_name_stands_for_timms_own_weights(run, capsys, monkeypatch):
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **more: made(name, **more))  # no network
+    data = ("--data", run.parent / "train.npz")
+    result, printed = measure(capsys, "test_resnet.r160_in1k", *data, "--image-size", 32, "--protocol", "knn")
+    assert (result["backbone"], result["image_size"], result["crop_fraction"]) == ("test_resnet.r160_in1k", 32, 1.0)
+    assert result["std"] == list(timm.get_pretrained_cfg("test_resnet").std) and "timm's own for" in printed
+    assert "nor a model that timm knows" in refuse(capsys, "test_resnot", *data)
+
+
+def test_an_export_says_how_images_are_shown_to_it(run):
+    said = json.loads((run / "backbone.json").read_text())
+    assert (said["crop_fraction"], said["interpolation"]) == (1.0, "bilinear") and "centre square" in said["resize"]
+    assert (said["mean"], said["stem"], said["image_size"]) == (list(MEAN), "cifar", SIZE)
+    large = export_backbone(nn.Identity(), BackboneSpec("resnet18"), 224, {})["backbone.json"]
+    assert json.loads(large)["crop_fraction"] == 0.875
+
+
 def test_the_same_seed_gives_the_same_line(run, capsys):
     lines = [measure(capsys, run, "--protocol", "linear-aug", "--epochs", 2, "--seed", seed)[0] for seed in (1, 1, 2)]
     for line in lines:
