@@ -72,7 +72,7 @@ class Session:
         self.total_steps = config.steps or max(1, config.recipe.epochs * self.steps_per_epoch)
         with buildable():
             learner = build_learner(config, self.known_data, self.steps_per_epoch, self.total_steps)
-        memory = torch.contiguous_format if plain else torch.channels_last
+        memory: Any = torch.contiguous_format if plain else torch.channels_last  # typed otherwise by torch 2.11
         self.learner = learner.to(accelerator.device).to(memory_format=memory)
         self.optimizer = build_optimizer(self.learner, config.recipe.optimizer)
         spec = config.recipe.schedule

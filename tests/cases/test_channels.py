@@ -137,7 +137,7 @@ def test_a_recipe_with_colour_is_refused_with_flags_that_work(tmp_path, capsys):
     backbone, description = load_backbone(tmp_path / "r")
     assert backbone(torch.zeros(1, 6, 32, 32)).ndim == 2 and description["options"]["in_chans"] == 6
     assert len(description["mean"]) == 6
-    assert evaluation.main([str(tmp_path / "r"), "--k", "3", "--device", "cpu"]) == 0
+    assert evaluation.main([str(tmp_path / "r"), "--protocol", "knn", "--k", "3", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_test"] == 16
     np.savez(tmp_path / "rgb.npz", images=np.zeros((4, 16, 16, 3), np.uint8), labels=[0, 1, 0, 1])
     assert evaluation.main([str(tmp_path / "r"), "--data", str(tmp_path / "rgb.npz"), "--device", "cpu"]) == 2
