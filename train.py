@@ -35,7 +35,7 @@ from saccade.runs.flags import parser as parser  # for the shell's completion
 from saccade.runs.folder import RunFolder, default_folder
 from saccade.runs.interrupt import Interrupt
 from saccade.runs.monitor import Monitor
-from saccade.runs.ranks import Ranks
+from saccade.runs.ranks import DIVERGED, Ranks
 from saccade.runs.record import follow_data
 from saccade.runs.report import announce, finish
 from saccade.runs.resume import follow_changes, made_of, taken_up
@@ -128,10 +128,12 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
                 if evaluate := session.steps in evaluations:
                     last = session.steps == session.total_steps
                     ranks.on_main("measuring kNN", judge.score if last else lambda: interrupt.give_up(judge.score))
-                stop = ranks.agreed(interrupt.code, now=evaluate)
+                stop = ranks.agreed(interrupt.code, session.diverged, now=evaluate)
+                if stop == DIVERGED:
+                    raise monitor.diverged()
                 done = session.steps == session.total_steps or stop > 0
                 if done or checkpoint_due(session, saved_at):
-                    with monitor.paused(), ranks.writing():
+                    with monitor.saving(), ranks.writing():
                         save(session, folder, monitor.totals, baselines)
                     saved_at = time.monotonic()
                 if done:

@@ -19,7 +19,8 @@ class LARS(torch.optim.Optimizer):
     A group whose `trust_coefficient` is None is plain SGD with momentum and decay. `norm` names the denominator:
     "separate": |g| + wd |p| + eps (lightning-bolts, S-TEC), where a tensor is neither decayed nor scaled if wd, |p| or
     |g| is 0; "decayed": |g + wd p| (MoCo v3, RSA, CACR-C), where the scale is 1 if either norm is 0. The rate stays
-    outside the momentum buffer; no Nesterov. Source: You et al. 2017 (arXiv 1708.03888).
+    outside the momentum buffer; no Nesterov. As torch's fused optimizers it changes nothing where `found_inf`, a
+    number on the device, is 1. Source: You et al. 2017 (arXiv 1708.03888).
     """
 
     def __init__(
@@ -40,6 +41,9 @@ class LARS(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"trust_coefficient": trust_coefficient, "eps": eps, "norm": norm})
 
+    found_inf: Tensor | None = None
+    _step_supports_amp_scaling = True  # torch's GradScaler then sets found_inf, and waits for nothing
+
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """One update of every parameter that has a gradient; gradients are left as they were."""
@@ -59,9 +63,20 @@ class LARS(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers.append(self.state[p]["momentum_buffer"])
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, _directions(group, params, [p.grad for p in params if p.grad is not None]))
-        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+        torch._fused_sgd_(
+            params,
+            _directions(group, params, [p.grad for p in params if p.grad is not None]),
+            buffers,
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            grad_scale=None,
+            found_inf=self.found_inf,
+        )
 
 
 def _directions(group: dict, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +13,11 @@ import torch
 from tqdm import tqdm
 
 from saccade.base.errors import UserError
+from saccade.models.gather import all_reduce_sum, world_size
 from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.runs.checkpoint import checkpoints
 from saccade.runs.folder import RunFolder
+from saccade.runs.ranks import LATE
 from saccade.runs.session import Session
 
 BASELINES = ("raw_pixel_knn_top1", "untrained_knn_top1")  # what a backbone is judged against, measured before step 1
@@ -35,6 +38,8 @@ class Monitor:
         self._logged = dict(self.totals)  # the totals at the last line written
         self._mark = time.perf_counter()
         self.knn: float | None = None
+        self._recent: deque[tuple[int, torch.Tensor]] = deque(maxlen=LATE + 1)
+        self._parts: tuple[str, ...] = ()
         self._bar = tqdm(
             total=session.total_steps,
             initial=session.steps,
@@ -66,6 +71,14 @@ class Monitor:
             self._mark = time.perf_counter()
 
     @contextmanager
+    def saving(self) -> Iterator[None]:
+        """As `paused`; UserError where a step of late went wrong, which nobody has read yet."""
+        if self._recent and bool(torch.stack([values[0] for _, values in self._recent]).any()):
+            raise self.diverged(together=False)
+        with self.paused():
+            yield
+
+    @contextmanager
     def compiling(self) -> Iterator[None]:
         """Around the first step of a compiled run, which is not training time: says how long compiling took."""
         self.message(
@@ -79,20 +92,21 @@ class Monitor:
         self.message(f"compiled in {time.perf_counter() - start:.0f} s")
 
     def step(self, losses: dict[str, torch.Tensor]) -> None:
-        """Count a finished optimizer step; on the first, the last and every `log_every`-th write a line.
-
-        Raises UserError where the loss of such a step is infinite or not a number.
-        """
+        """Count a finished optimizer step; on the first, the last and every `log_every`-th write a line."""
         session, step = self._session, self._session.steps
+        values = [session.diverged, session.gradient_norm, *(v.detach() for v in losses.values())]
+        self._recent.append((step, torch.stack([v.float() for v in values])))
+        self._parts = tuple(losses)
         self.totals["images"] += session.config.recipe.batch_size
         self._bar.update(1)
         if step % session.config.log_every and step not in (self._first, session.total_steps):
             return
-        values = torch.stack([v.detach().float() for v in losses.values()])
+        values = self._recent[-1][1][1:]
         if self._accelerator.num_processes > 1:
             values = self._accelerator.reduce(values, "mean")
             assert isinstance(values, torch.Tensor)
-        named = dict(zip(losses, values.tolist(), strict=True))  # the one synchronisation with the device
+        norm, *values = values.tolist()  # the one synchronisation with the device
+        named = dict(zip(losses, values, strict=True))
         self._lap()
         spent = {name: self.totals[name] - self._logged[name] for name in self.totals}
         self._logged = dict(self.totals)
@@ -103,6 +117,7 @@ class Monitor:
                 "step": step,
                 "epoch": round(session.epoch, 4),
                 **named,
+                "grad_norm": norm,
                 "lr": session.learning_rate(step - 1),
                 "images_per_second": round(rate, 1),
                 "data_wait": round(wait, 4),
@@ -110,12 +125,27 @@ class Monitor:
         )
         shown = {"loss": f"{named['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{wait:.0%}"}
         self._bar.set_postfix(shown | ({"kNN": f"{self.knn:.1f}%"} if self.knn is not None else {}))
-        if not math.isfinite(named["loss"]):  # reduced over the processes: all of them stop here
-            raise UserError(
-                f"the run diverged: its loss is {named['loss']} at step {step}, and nothing was saved of it; "
-                "start again with a lower --lr, a longer warm-up, or --precision fp32, or go on from a checkpoint: "
-                f"--resume {session.config.out} --lr ... --allow-changes."
+
+    def diverged(self, together: bool = True) -> UserError:
+        """How the step that went wrong did so, and how to go on. together: asked on every process at once."""
+        steps, values = [step for step, _ in self._recent], torch.stack([v for _, v in self._recent])
+        if together:
+            values = all_reduce_sum(values) / world_size()
+        rows = zip(steps, values.tolist(), strict=True)
+        step, (_, norm, *parts) = next((step, row) for step, row in rows if row[0])
+        told = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._parts, parts, strict=True))
+        config = self._session.config
+        kept = [path for path in checkpoints(config.out) if path.name < f"step-{step:08d}"]
+        lr = f"{config.recipe.optimizer.lr / 10:.1g}"
+        ways = "start again with a lower --lr, a longer warm-up, or --precision fp32"
+        if kept:
+            ways = (
+                f"the last good checkpoint is {kept[-1]}: go on from it with --resume {config.out} --lr {lr} "
+                f"--allow-changes (it was {config.recipe.optimizer.lr:.4g}), or {ways}"
             )
+        return UserError(
+            f"the run diverged at step {step}: {told}, gradient norm {norm:.4g}; nothing was saved of it; {ways}."
+        )
 
     def log(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl and of the trackers."""

@@ -98,7 +98,7 @@ def plot_curves(records: list[dict[str, Any]], path: Path, baselines: dict[str, 
         [
             k
             for k in logged[-1]
-            if k not in ("step", "epoch", "lr", "images_per_second", "data_wait", "momentum")
+            if k not in ("step", "epoch", "lr", "images_per_second", "data_wait", "momentum", "grad_norm")
             and not k.endswith("top1")
             and isinstance(logged[-1][k], float)
         ]

@@ -23,6 +23,7 @@ from saccade.models.gather import rank, world_size
 from saccade.runs.fellows import Fellows
 
 LATE = 8  # steps after which a flag is read: by then the device has passed it, and nobody waits
+DIVERGED = 1000  # what is agreed where a process's step went wrong: above every exit code
 LINE = 30.0  # seconds between two lines of a process that waits
 Result = TypeVar("Result")
 
@@ -70,22 +71,24 @@ class Ranks:
         """What is being written inside is finished even where a fellow's end takes this process along."""
         return self._fellows.writing() if self._fellows is not None else nullcontext()
 
-    def agreed(self, number: int, now: bool = False) -> int:
+    def agreed(self, number: int, diverged: Tensor, now: bool = False) -> int:
         """The largest `number` that any process gave, LATE calls ago, on all of them alike; now: of this call.
 
-        One call a step on every process. It waits for nothing, unless `now`.
+        diverged: a boolean on the device; where it is true on any process the number is DIVERGED. One call a step on
+        every process. It waits for nothing, unless `now`; one process alone knows its number at once.
         """
-        if self._store is None:
-            return number
+        if self._store is None and not diverged.is_cuda:
+            return max(number, DIVERGED * int(diverged))
         flag = torch.full((1,), number, dtype=torch.int32, device=self._device)
-        done = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
+        flag = torch.maximum(flag, DIVERGED * diverged.int())
+        done = None if self._store is None else dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
         if flag.is_cuda:
-            assert done is not None
-            done.wait()  # the stream, not the host
+            if done is not None:
+                done.wait()  # the stream, not the host
             flag = torch.empty(1, dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
             done = torch.cuda.current_stream().record_event()
         self._flying.append((done, flag))
-        found = 0
+        found = number if self._store is None else 0
         while self._flying and (now or len(self._flying) > LATE):
             done, flag = self._flying.popleft()
             done.synchronize() if flag.is_pinned() else done.wait()

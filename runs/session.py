@@ -17,6 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from saccade.base.allocator import keep_freed_memory
 from saccade.base.errors import UserError
@@ -39,6 +40,7 @@ from saccade.pipelines.sources.imbalance import imbalanced
 from saccade.pipelines.stream import stream_key
 from saccade.pipelines.views import Views
 from saccade.runs.config import Config
+from saccade.runs.guard import Guard
 from saccade.runs.initial import read_initial
 from saccade.runs.precision import on_gpu
 
@@ -100,14 +102,21 @@ class Session:
         """Compile the networks where that pays, and wrap them for several processes."""
         if self.compiles:
             self.learner.compile_networks()
+        plain = self.optimizer
         self.model, self.optimizer = self.accelerator.prepare(self.learner, self.optimizer)
+        self._plain_optimizer, self._guard = plain, Guard(self.learner)
         self.learner.train()
 
     def step(self, batch: Batch, lr: float | None = None) -> dict[str, Tensor]:
-        """One optimizer step on a batch; returns the losses of its last forward pass. lr: instead of the schedule's."""
+        """One optimizer step on a batch; returns the losses of its last forward pass. lr: instead of the schedule's.
+
+        A step whose gradient is not finite changes no weight, statistic or queue; `diverged` and `gradient_norm` are
+        then of this step, on the device, for whoever has time to read them.
+        """
         # Dropout and the like depend on the step and the process alone, so a resumed run repeats them.
         torch.manual_seed(stream_key(self.config.seed, self.steps, self.accelerator.process_index) >> 1)
         self.learner.begin_step(self.steps)
+        self._guard.keep()
         for group in self.optimizer.param_groups:
             group["lr"] = (self.learning_rate(self.steps) if lr is None else lr) * group.get("lr_scale", 1.0)
         losses = {}
@@ -116,13 +125,26 @@ class Session:
                 labelled = part.companion and (part.companion.views["labelled"], part.companion.label)
                 losses = self.model(part.views, part.params, part.label, labelled)
                 self.accelerator.backward(losses["loss"] / self.config.accumulate)
+        self.accelerator.unscale_gradients()
+        weights = [p for p in self.model.parameters() if p.grad is not None]
+        self.gradient_norm = get_total_norm([p.grad for p in weights if p.grad is not None])
         if self.config.recipe.optimizer.clip_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.recipe.optimizer.clip_norm)
+            clip_grads_with_norm_(weights, self.config.recipe.optimizer.clip_norm, self.gradient_norm)
+        self._update(losses["loss"])
+        self.steps += 1
+        return losses
+
+    def _update(self, loss: Tensor) -> None:
+        """Move weights, statistics and queues, or none of them: decided on the device, on every process alike."""
+        skipped = ~self.gradient_norm.isfinite()
+        self.diverged = self._guard.absurd(loss)
+        if self.accelerator.scaler is None:  # fp16's finds its scale by skipping: that is no divergence
+            self._plain_optimizer.found_inf = skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.diverged |= skipped
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.learner.end_step()
-        self.steps += 1
-        return losses
+        self._guard.put_back(skipped)
 
     def check_finite(self) -> None:
         """Raise UserError if a weight is infinite or not a number; the device is waited for once."""
@@ -322,12 +344,20 @@ def build_optimizer(learner: Learner, spec: OptimizerSpec) -> torch.optim.Optimi
     if spec.name == "lars":
         return LARS(groups, spec.lr, spec.momentum, norm=spec.lars_norm)
     if spec.name == "sgd":
-        return torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov, fused=True)
+        return _with_buffers(torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov, fused=True))
     if spec.name == "adam":
         return torch.optim.Adam(groups, spec.lr, betas=spec.betas, fused=True)
     if spec.name == "adamw":
         return torch.optim.AdamW(groups, spec.lr, betas=spec.betas, fused=True)
     raise UserError(f"--set optimizer.name={spec.name} is unknown; use lars, sgd, adam or adamw.")
+
+
+def _with_buffers(sgd: torch.optim.SGD) -> torch.optim.SGD:
+    """torch makes them in the first step, of memory that a first step which is skipped leaves as it found it."""
+    for group in sgd.param_groups:
+        for p in group["params"] if group["momentum"] else ():
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:

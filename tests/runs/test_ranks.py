@@ -12,24 +12,27 @@ import torch
 
 from saccade.models.gather import rank
 from saccade.runs.checkpoint import load_checkpoint
-from saccade.runs.ranks import LATE, Ranks
+from saccade.runs.ranks import DIVERGED, LATE, Ranks
 from tests.distributed import run_ranks
 from tests.runs.nursery import meeting
 
 ROOT = Path(__file__).resolve().parents[2]
+WELL = torch.tensor(False)
 FLAGS = ["--backbone", "test_resnet", "--batch-size", "16", "--steps", "100000", "--log-every", "5"]
 
 
 def _together() -> dict:
     with Ranks(torch.device("cpu"), 60) as ranks:
-        asked = [ranks.agreed(75 if rank() == 1 and step == 2 else 0) for step in range(LATE + 4)]
-        at_once = ranks.agreed(143 if rank() == 0 else 0, now=True)
+        asked = [ranks.agreed(75 if rank() == 1 and step == 2 else 0, WELL) for step in range(LATE + 4)]
+        at_once = ranks.agreed(143 if rank() == 0 else 0, WELL, now=True)
+        wrong = [ranks.agreed(0, torch.tensor(rank() == 1 and step == 1)) for step in range(LATE + 3)]
         before = time.monotonic()
         ranks.on_main("sleeping", lambda: time.sleep(0.3))
         after = time.monotonic()
         text = ranks.of_main("a name", f"of process {rank()}")
     return {
         "asked": torch.tensor(asked),
+        "wrong": torch.tensor(wrong),
         "at_once": torch.tensor(at_once),
         "before": before,
         "after": after,
@@ -41,6 +44,7 @@ def test_processes_agree_a_few_steps_late_on_the_same_step_and_wait_for_the_main
     both = run_ranks(_together)
     for found in both:
         assert found["asked"].tolist() == [0] * (LATE + 2) + [75] + [0]
+        assert found["wrong"].tolist() == [0] * (LATE + 1) + [DIVERGED] + [0]
         assert (
             int(found["at_once"]) == 143
             and found["after"] > both[0]["before"] + 0.29
@@ -50,7 +54,7 @@ def test_processes_agree_a_few_steps_late_on_the_same_step_and_wait_for_the_main
 
 def test_one_process_does_everything_at_once():
     with Ranks(None, 60) as ranks:
-        assert ranks.agreed(75) == 75 and ranks.on_main("x", lambda: 3) == 3 and ranks.of_main("x", "y") == "y"
+        assert ranks.agreed(75, WELL) == 75 and ranks.on_main("x", lambda: 3) == 3 and ranks.of_main("x", "y") == "y"
 
 
 class Two:
