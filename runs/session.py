@@ -74,8 +74,9 @@ class Session:
         self.total_steps = config.steps or max(1, config.recipe.epochs * self.steps_per_epoch)
         with buildable():
             learner = build_learner(config, self.known_data, self.steps_per_epoch, self.total_steps)
-        memory: Any = torch.contiguous_format if plain else torch.channels_last  # typed otherwise by torch 2.11
-        self.learner = learner.to(accelerator.device).to(memory_format=memory)
+        memory = torch.contiguous_format if plain else torch.channels_last
+        placed: Any = learner.to(accelerator.device)  # torch 2.11 types no memory format
+        self.learner: Learner = placed.to(memory_format=memory)
         self.optimizer = build_optimizer(self.learner, config.recipe.optimizer)
         spec = config.recipe.schedule
         self.learning_rate = schedule(
