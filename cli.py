@@ -18,6 +18,7 @@ from saccade.base.text import did_you_mean
 COMMANDS = {  # name: the module, what it does
     "train": ("saccade.train", "pre-train a backbone on your images, or continue a run"),
     "eval": ("saccade.eval", "measure a backbone: kNN, linear probes, each paper's own protocol"),
+    "transfer": ("saccade.tools.transfer", "measure backbones on several labelled data sets, in one table"),
     "convert": ("saccade.tools.convert", "bring images into a fast format, or back, and verify them"),
     "inspect": (
         "saccade.tools.inspect",

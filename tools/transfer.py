@@ -1,0 +1,116 @@
+"""saccade transfer RUN ... --data BIRDS CARS: one protocol on several labelled data sets, one table.
+
+Rows are data sets, columns backbones: runs, checkpoints, or weights that other code wrote. Each set is tested on the
+split that lies beside it, or on a fifth of each of its classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saccade.base.command import run_command
+from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
+from saccade.base.machine import git_commit, hardware, versions
+from saccade.base.program import command_parser
+from saccade.base.text import printable
+from saccade.evaluation.evaluate import Evaluation, Settings
+from saccade.evaluation.protocol import Protocol
+from saccade.evaluation.registry import find_protocol
+from saccade.evaluation.subject import Run, Subject, open_subject
+from saccade.models.backbone import create_backbone
+from saccade.pipelines.data import open_data
+from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.holdout import hold_out
+
+EXAMPLES = {
+    "outputs/RUN --data BIRDS CARS": "a linear probe on two folders of labelled images",
+    "outputs/A outputs/B resnet50.pth --data cifar10 FLOWERS --protocol knn": "three backbones by kNN",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command_parser("python -m tools.transfer", __doc__ or "", EXAMPLES)
+    p.add_argument("backbones", nargs="+", metavar="RUN_OR_FILE", help="run folders, checkpoints, or weights")
+    p.add_argument("--data", nargs="+", required=True, help="labelled data sets: folders, .npz, cifar10 ...")
+    p.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 are kept (default: data)")
+    p.add_argument("--protocol", default="linear", help="as in saccade eval (default: linear)")
+    p.add_argument("--epochs", type=int, help="of a probe or of fine-tuning, instead of the protocol's")
+    p.add_argument("--seed", type=int, default=0, help="of a probe's start and order (default: 0)")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    p.add_argument("--workers", type=int, help="decoding processes or threads (default: from the CPUs)")
+    p.add_argument("--json", help="also write the rows there")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure every backbone on every data set; UserError on bad input."""
+    flags = parser().parse_args(argv)
+    if flags.epochs is not None and flags.epochs < 1:
+        raise UserError(f"--epochs {flags.epochs} is not positive; give 1 or more.")
+    find_protocol(flags.protocol)
+    if flags.json and not Path(flags.json).absolute().parent.is_dir():
+        raise UserError(f"--json {flags.json}: give a file in a folder that exists.")
+    subjects = [open_subject(Path(place).expanduser()) for place in flags.backbones]
+    subjects += [untrained(subject.run, subject) for subject in subjects if subject.run][:1]
+    rows = []
+    for place in flags.data:
+        found: dict[str, Any] = {"data": place, "top1": {}}
+        for subject in subjects:
+            protocol = find_protocol(flags.protocol, subject.image_size)
+            train, test = labelled(place, flags.data_dir, protocol)
+            result = Evaluation(protocol, subject, train, test, place, settings(flags)).result()
+            found["top1"][subject.name] = result["top1"]
+            found |= {name: result[name] for name in ("n_train", "n_test", "classes", "protocol", "deviations")}
+        rows.append(found)
+        print(f"{place}: {found['top1']}", flush=True)
+    print_table(rows, [subject.name for subject in subjects])
+    if flags.json:
+        record = {"rows": rows, "seed": flags.seed, "commit": git_commit(), "hardware": hardware()}
+        text = json.dumps({**record, "versions": versions()}, indent=1)
+        write_atomically(Path(flags.json), lambda file: file.write(text.encode()))
+    return 0
+
+
+def untrained(run: Run, subject: Subject) -> Subject:
+    """The same network with random weights: what training is worth is the difference."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = create_backbone(run.backbone, subject.image_size)
+    return replace(subject, name="untrained", backbone=network.eval(), network="given")
+
+
+def labelled(place: str, data_dir: str, protocol: Protocol) -> tuple[Source, Source]:
+    """(training, test) images of a data set, its own split or one held out."""
+    train, test = open_data(place, None, data_dir, labelled=True)
+    if test is None:
+        train, test, how = hold_out(train, alone=protocol.alone)
+        train.account.guess(how)
+    for source in {id(s): s for s in (train, test)}.values():
+        source.account.show()
+    return train, test
+
+
+def settings(flags: argparse.Namespace) -> Settings:
+    device = flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return Settings(device, workers=flags.workers, seed=flags.seed, epochs=flags.epochs, progress=True)
+
+
+def print_table(rows: list[dict[str, Any]], names: list[str]) -> None:
+    cells = [("top-1 %", "images", "classes", *names)]
+    for row in rows:
+        numbers = (f"{row['top1'][name]:.2f}" for name in names)
+        cells.append((row["data"], f"{row['n_train']:,} + {row['n_test']:,}", str(row["classes"]), *numbers))
+    widths = [max(len(printable(line[i])) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        print("  ".join(f"{printable(cell):<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    run_command("tools.transfer", main)
