@@ -19,6 +19,7 @@ prepare_libraries()  # before torch is imported
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from saccade.base.files import write_atomically
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation
+from saccade.evaluation.groups import grouped, read_groups
 from saccade.evaluation.options import (
     add_crop_flags,
     add_machine_flags,
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(flags: argparse.Namespace) -> None:
     """Open the backbone and the images, run the protocol, print and write what it found."""
     check_flags(flags)
+    groups = read_groups(flags.plot_groups) if flags.plot_groups else {}
     subject = chosen_subject(flags, flags.path)
     protocol = find_protocol(flags.protocol or usual_protocol(flags, subject), subject.image_size)
     train, test, data = open_both(flags, subject, protocol)
@@ -68,9 +71,7 @@ def evaluate(flags: argparse.Namespace) -> None:
     if flags.features_out:
         save_features(evaluation, Path(flags.features_out))
     if flags.plot:
-        from saccade.evaluation.plot import plot_features
-
-        plot_features(evaluation.test_features, test.classes, Path(flags.plot), f"{subject.name}, {test.name}")
+        draw(evaluation, flags, groups)
     print_table(result, evaluation, said)
     print(json.dumps(result))
 
@@ -125,7 +126,11 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument("--seed", type=int, default=0, help="of a linear probe's start and order (default: 0)")
     out = p.add_argument_group("also write")
     out.add_argument("--features-out", metavar="FILE.npz", help="the features and labels of both sets")
-    out.add_argument("--plot", metavar="FILE.png", help="the test features in two dimensions (PCA), coloured by class")
+    out.add_argument("--plot", metavar="FILE.png", help="the test features in two dimensions, coloured by class")
+    out.add_argument(
+        "--plot-by", default="pca", choices=("pca", "tsne", "umap"), help="how they are laid out (default: pca)"
+    )
+    out.add_argument("--plot-groups", metavar="CSV", help="colour by coarser classes: cifar100, or class,group rows")
     return p
 
 
@@ -177,6 +182,17 @@ def open_both(flags: argparse.Namespace, subject: Subject, protocol: Protocol) -
     for source in {id(s): s for s in (train, test)}.values():
         source.account.show()
     return train, test, named
+
+
+def draw(evaluation: Evaluation, flags: argparse.Namespace, groups: Mapping[str, str]) -> None:
+    from saccade.evaluation.plot import plot_features
+
+    shown, names = evaluation.test_features, evaluation.test.classes
+    if groups:
+        labels, names = grouped(shown.labels, names, groups)
+        shown = replace(shown, labels=labels)
+    title = f"{evaluation.subject.name}, {evaluation.test.name}"
+    plot_features(shown, names, Path(flags.plot), title, flags.plot_by, flags.seed)
 
 
 def save_features(evaluation: Evaluation, path: Path) -> None:

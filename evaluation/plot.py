@@ -1,4 +1,4 @@
-"""A picture of the features: their two strongest directions, coloured by class."""
+"""A picture of the features in two dimensions, coloured by class: PCA, t-SNE or UMAP."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.evaluation.features import Features
 
@@ -28,11 +29,36 @@ def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tens
     return x @ chosen, variance[-count:].flip(0) / variance.sum().clamp(min=1e-30)
 
 
-def plot_features(features: Features, classes: Sequence[str] | None, path: Path, title: str) -> None:
+def layout(features: Tensor, by: str, seed: int = 0) -> tuple[Tensor, tuple[str, str]]:
+    """(N, 2) coordinates of L2-normalised features (N, D), and what the axes are. UserError without the library."""
+    if by == "pca":
+        points, share = principal_components(features)
+        return points, (f"first component ({share[0]:.0%} of the variance)", f"second component ({share[1]:.0%})")
+    unit = F.normalize(features.float(), dim=1).numpy()
+    name = {"tsne": "t-SNE", "umap": "UMAP"}[by]
+    try:
+        if by == "tsne":
+            from sklearn.manifold import TSNE
+
+            few = max(1.0, min(30.0, (len(unit) - 1) / 3))  # its perplexity must be below the number of points
+            found = TSNE(metric="cosine", init="random", perplexity=few, random_state=seed).fit_transform(unit)
+        else:
+            from umap import UMAP
+
+            found = UMAP(metric="cosine", random_state=seed).fit_transform(unit)
+    except ImportError as error:
+        package = "scikit-learn" if by == "tsne" else "umap-learn"
+        raise UserError(f"--plot-by {by} needs {package}: pip install {package}; or use --plot-by pca.") from error
+    return torch.as_tensor(found), (f"{name} 1", f"{name} 2")
+
+
+def plot_features(
+    features: Features, classes: Sequence[str] | None, path: Path, title: str, by: str = "pca", seed: int = 0
+) -> None:
     """Write the scatter as a PNG; of many images every n-th is drawn, of many classes none is named."""
-    points, share = principal_components(features.features)
-    step = -(-len(points) // MAX_POINTS)
-    points, labels = points[::step], features.labels[::step]
+    step = -(-len(features) // MAX_POINTS)
+    points, axis_names = layout(features.features if by == "pca" else features.features[::step], by, seed)
+    points, labels = points[::step] if by == "pca" else points, features.labels[::step]
     numbers = labels.unique().tolist()
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
@@ -48,8 +74,8 @@ def plot_features(features: Features, classes: Sequence[str] | None, path: Path,
             linewidths=0,
             alpha=0.7,
         )
-    axes.set_xlabel(f"first component ({share[0]:.0%} of the variance)")
-    axes.set_ylabel(f"second component ({share[1]:.0%})")
+    axes.set_xlabel(axis_names[0])
+    axes.set_ylabel(axis_names[1])
     axes.set_title(title, fontsize=10)
     if len(numbers) <= MAX_NAMES:
         figure.legend(loc="outside right upper", fontsize=8, markerscale=2, frameon=False)

@@ -1,6 +1,7 @@
 """eval.py on small run folders: what it prints, every protocol, and one clear sentence for bad input."""
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from saccade import eval as evaluate
+from saccade.evaluation.groups import grouped, read_groups
 from saccade.evaluation.registry import protocols
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, feature_size
 from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -318,3 +320,22 @@ def test_a_run_is_measured_as_its_recipes_paper_does(capsys, tmp_path):
     code = tmp_path / "code.py"
     code.write_text("open('executed', 'w')")
     assert named(str(code)) == "knn" and not Path("executed").exists(), "nothing that a run folder names is executed"
+
+
+def test_features_are_drawn_by_neighbourhood_and_by_coarser_classes(run, capsys, tmp_path):
+    drawn = {}
+    for by in ("pca", "tsne"):
+        measure(capsys, run, "--plot", tmp_path / f"{by}.png", "--plot-by", by)
+        drawn[by] = np.asarray(Image.open(tmp_path / f"{by}.png"))
+    assert not np.array_equal(drawn["pca"], drawn["tsne"])
+    (tmp_path / "groups.csv").write_text("a,warm\nb,cold\n")
+    err = refuse(capsys, run, "--plot", tmp_path / "x.png", "--plot-groups", tmp_path / "groups.csv")
+    assert "the groups of --plot-groups need classes with names" in err
+    assert "cannot be read" in refuse(capsys, run, "--plot", tmp_path / "x.png", "--plot-groups", "nowhere.csv")
+
+
+def test_cifar100s_hundred_classes_are_in_twenty_groups_of_five():
+    groups = read_groups("cifar100")
+    assert len(groups) == 100 and sorted(Counter(groups.values()).values()) == [5] * 20
+    labels, names = grouped(torch.tensor([0, 1, 2]), ["beaver", "tulip", "otter"], groups)
+    assert [names[i] for i in labels.tolist()] == ["aquatic mammals", "flowers", "aquatic mammals"]
