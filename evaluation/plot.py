@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
@@ -43,9 +44,8 @@ def layout(features: Tensor, by: str, seed: int = 0) -> tuple[Tensor, tuple[str,
             few = max(1.0, min(30.0, (len(unit) - 1) / 3))  # its perplexity must be below the number of points
             found = TSNE(metric="cosine", init="random", perplexity=few, random_state=seed).fit_transform(unit)
         else:
-            from umap import UMAP
-
-            found = UMAP(metric="cosine", random_state=seed).fit_transform(unit)
+            umap = import_module("umap")  # which need not be there, for a type checker neither
+            found = umap.UMAP(metric="cosine", random_state=seed).fit_transform(unit)
     except ImportError as error:
         package = "scikit-learn" if by == "tsne" else "umap-learn"
         raise UserError(f"--plot-by {by} needs {package}: pip install {package}; or use --plot-by pca.") from error
