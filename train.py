@@ -147,6 +147,7 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
         )
         return stop
     ranks.on_main("writing the backbone", lambda: finish(session, folder, monitor.totals, baselines))
+    ranks.on_main("judging the backbone", judge.conclude)
     accelerator.end_training()
     return 0
 

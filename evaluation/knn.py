@@ -43,6 +43,22 @@ def knn_accuracy(
         >>> knn_accuracy(train, labels, torch.eye(4), torch.arange(4), ks=(5,))
         {5: Accuracy(top1=100.0, top5=100.0)}
     """
+    found = knn_ranks(train, train_labels, test, test_labels, ks, temperature, metric, device, leave_one_out)
+    return {k: accuracy_of_ranks(rank) for k, rank in found.items()}
+
+
+def knn_ranks(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    ks: Sequence[int] = (20,),
+    temperature: float | None = 0.07,
+    metric: str = "cosine",
+    device: torch.device | str = "cpu",
+    leave_one_out: bool = False,
+) -> dict[int, Tensor]:
+    """k -> (M,) how many classes stand before each test image's own; 0 is right. Arguments as of knn_accuracy."""
     _check(train[1:] if leave_one_out else train, test, ks, temperature, metric)
     classes = int(train_labels.max()) + 1
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
@@ -53,7 +69,7 @@ def knn_accuracy(
         for k in ks:
             scores = votes(similarity[:, :k], train_labels[index[:, :k]], classes, temperature)
             found[k].append(ranks(scores, labels))
-    return {k: accuracy_of_ranks(torch.cat(rank)) for k, rank in found.items()}
+    return {k: torch.cat(rank) for k, rank in found.items()}
 
 
 def fitting_k(labels: Tensor, k: int, leave_one_out: bool = False) -> int:

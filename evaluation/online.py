@@ -1,16 +1,26 @@
-"""kNN while a run trains: raw pixels and the untrained backbone first, then the trained one every few epochs."""
+"""kNN while a run trains: raw pixels and the untrained backbone first, then the trained one every few epochs, and at
+the end whether it learned. Without labels: whether an image's other view is found, before and after."""
 
 from __future__ import annotations
 
+from torch import nn
+
 from saccade.evaluation.features import Features, extract, raw_pixels
-from saccade.evaluation.knn import fitting_k, knn_accuracy
+from saccade.evaluation.knn import fitting_k, knn_ranks
+from saccade.evaluation.own_view import RAW, own_view_found
+from saccade.evaluation.verdict import Tried, read_tried, told_spread, tried, verdict
 from saccade.models.backbone import shown_share
 from saccade.pipelines.sources import Source
-from saccade.pipelines.sources.holdout import hold_out, may_hold_out, once
+from saccade.pipelines.sources.holdout import LEAST, hold_out, may_hold_out, once
+from saccade.runs.flags import as_typed
 from saccade.runs.monitor import BASELINES, Monitor
 from saccade.runs.session import Session
 
 NEIGHBOURS, TEMPERATURE, MAX_IMAGES = 20, 0.07, 10_000
+OTHERS = ("raw_pixels", "untrained")  # in the order of BASELINES
+OWN_VIEW = "an image's own other view found among all, which is what was trained; labels would say more"
+VERDICT = "verdict.json"
+KEPT = "baselines.json"  # in the run folder: which test images each of them had right
 
 
 class OnlineKNN:
@@ -28,6 +38,8 @@ class OnlineKNN:
             train_data, val_data, self._tested = hold_out(train_data, alone=True)
         self._train, self._val = once(train_data.labelled()), None if val_data is None else val_data.labelled()
         self._alone = val_data is train_data
+        self._others: dict[str, Tried] = {}
+        self._trained: Tried | None = None  # of the last score
         if self._alone:
             self._val = self._train
         self._why_not = (
@@ -39,11 +51,14 @@ class OnlineKNN:
         )
 
     def baselines(self) -> dict[str, float]:
-        """Top-1 (%) of raw pixels and of the backbone as it stands, logged as step 0."""
+        """Top-1 (%) of raw pixels and of the backbone as it stands, logged as step 0; {} without labels."""
+        if not self._accelerator.is_main_process:
+            return {}
         if self._why_not:
             self._monitor.message(f"kNN is not measured: {self._why_not}")
-            return {}
-        if not self._accelerator.is_main_process:
+            if self._judged_by_views:
+                with self._monitor.paused():
+                    self._keep(dict(zip(OTHERS, self._own_views(RAW, self._backbone), strict=True)))
             return {}
         if self._tested:
             self._monitor.message(
@@ -55,8 +70,8 @@ class OnlineKNN:
             )
         with self._monitor.paused():
             pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in self._sets]
-            tops = self._top1(*pixels), self._backbone_top1()
-            found: dict[str, float] = dict(zip(BASELINES, tops, strict=True))
+            self._keep(dict(zip(OTHERS, (self._tried(*pixels), self._backbone_tried()), strict=True)))
+            found = dict(zip(BASELINES, map(_top1, self._others.values()), strict=True))
         how = {"knn_test": self._tested} if self._tested else {}
         self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
         return found
@@ -71,15 +86,73 @@ class OnlineKNN:
         if self._why_not or not self._accelerator.is_main_process:
             return
         with self._monitor.paused():
-            self._monitor.knn = self._backbone_top1()
+            self._trained = self._backbone_tried()
+        self._monitor.knn = _top1(self._trained)
         step, epoch = self._session.steps, round(self._session.epoch, 4)
         self._monitor.log({"step": step, "epoch": epoch, "knn_top1": self._monitor.knn})
 
-    def _backbone_top1(self) -> float:
+    def conclude(self) -> None:
+        """After the last step: say whether the backbone learned, and keep it as verdict.json."""
+        if why_not := self._no_verdict():
+            self._monitor.message(f"verdict: none, {why_not}")
+            return
+        if self._why_not:
+            (trained,) = self._own_views(self._backbone)
+            measure, tested = OWN_VIEW, f"{len(trained.right):,} training images"
+        else:
+            trained = self._trained or self._backbone_tried()
+            tested = f"{len(trained.right):,} " + ("images, each against all others" if self._alone else "test images")
+            measure = "kNN top-1"
+        start = "the starting backbone" if self._session.config.init else "the untrained backbone"
+        others = dict(zip(("raw pixels", start), self._others.values(), strict=True))
+        found = verdict(measure, tested, trained, dict(reversed(others.items())))
+        self._monitor.folder.write_json(
+            VERDICT, {**found, "test": self._tested, "command": as_typed(self._session.config.flags)}
+        )
+        self._monitor.message(f"verdict: {found['sentence']}")
+        self._monitor.message(f"features: {told_spread(found['spread'])}")
+
+    def _no_verdict(self) -> str | None:
+        """Why there can be none."""
+        if self._session.config.eval_every == 0:
+            return "--eval-every 0 leaves it out"
+        if self._why_not and len(self._session.source) < LEAST:
+            return f"{len(self._session.source)} images without labels are too few to tell"
+        self._others = self._others or self._kept()
+        return None if self._others else f"{self._monitor.folder.path / KEPT} of the start is missing or damaged"
+
+    @property
+    def _judged_by_views(self) -> bool:
+        return self._session.config.eval_every != 0 and len(self._session.source) >= LEAST
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return self._session.learner.backbone
+
+    def _own_views(self, *backbones: nn.Module) -> list[Tried]:
+        config = self._session.config
+        found = own_view_found(
+            backbones, self._session.source, config.recipe.views, self._accelerator.device, config.workers
+        )
+        return [tried(right, features) for right, features in zip(*found, strict=True)]
+
+    def _keep(self, others: dict[str, Tried]) -> None:
+        """For the verdict, in this process or one that resumes."""
+        self._others = others
+        self._monitor.folder.write_json(KEPT, {name: other.to_json() for name, other in others.items()})
+
+    def _kept(self) -> dict[str, Tried]:
+        try:
+            record = self._monitor.folder.read_json(KEPT)
+            return {name: read_tried(record[name]) for name in OTHERS}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _backbone_tried(self) -> Tried:
         recipe = self._session.config.recipe
         features = [
             extract(
-                self._session.learner.backbone,
+                self._backbone,
                 source,
                 recipe.image_size,
                 recipe.views.mean,
@@ -91,16 +164,20 @@ class OnlineKNN:
             )
             for source in self._sets
         ]
-        return self._top1(*features)
+        return self._tried(*features)
 
     @property
     def _sets(self) -> tuple[Source, ...]:
         return (self._train,) if self._alone or self._val is None else (self._train, self._val)
 
-    def _top1(self, train: Features, val: Features | None = None) -> float:
+    def _tried(self, train: Features, val: Features | None = None) -> Tried:
         test, device = val or train, self._accelerator.device
         k = fitting_k(train.labels, NEIGHBOURS, val is None)
-        found = knn_accuracy(
+        found = knn_ranks(
             train.features, train.labels, test.features, test.labels, (k,), TEMPERATURE, "cosine", device, val is None
         )
-        return found[k].top1
+        return tried(found[k] == 0, test.features)
+
+
+def _top1(of: Tried) -> float:
+    return 100.0 * of.right.sum().item() / len(of.right)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -265,6 +267,22 @@ def parse_flags(argv: Sequence[str], prog: str = "train.py") -> argparse.Namespa
             f"--resume continues the run as it was; {dropped} ({may} may change, all others with --allow-changes)."
         )
     return argparse.Namespace(**{**saved, **given, "resume": flags.resume, "out": flags.resume, "given": tuple(given)})
+
+
+def as_typed(flags: Mapping[str, Any]) -> str:
+    """The command that a run with these flags is started by; what is as usual is left out."""
+    words = ["saccade", "train"]
+    for action in parser()._actions:
+        value = flags.get(action.dest, action.default)
+        usual = (action.default, os.path.abspath(str(action.default)) if action.dest == "data_dir" else None)
+        if value in usual or action.dest in ("resume", "allow_changes", "help"):
+            continue
+        flag = action.option_strings[0]
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
+    return shlex.join(words)
 
 
 def run_table(file: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Monitor:
     """
 
     def __init__(self, folder: RunFolder, session: Session, done: dict[str, float] | None = None) -> None:
-        self._folder, self._session, self._accelerator = folder, session, session.accelerator
+        self.folder, self._session, self._accelerator = folder, session, session.accelerator
         self._first = session.steps + 1
         self.totals = dict(
             done or {"seconds": 0.0, "images": 0, "waited": 0.0}
@@ -150,12 +150,12 @@ class Monitor:
     def log(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl and of the trackers."""
         if self._accelerator.is_main_process:
-            self._folder.log(record)
+            self.folder.log(record)
             self._accelerator.log({k: v for k, v in record.items() if isinstance(v, int | float)}, step=record["step"])
 
     def scored(self, step: int) -> bool:
         """Whether kNN of this step is in metrics.jsonl."""
-        return any(record.get("step") == step and "knn_top1" in record for record in self._folder.metrics())
+        return any(record.get("step") == step and "knn_top1" in record for record in self.folder.metrics())
 
     def message(self, text: str) -> None:
         """Print above the progress bar, once."""
