@@ -64,7 +64,7 @@ def test_the_same_command_starts_continues_and_finishes_a_run_and_another_is_ref
 
 
 def test_a_signal_while_knn_is_measured_is_not_kept_waiting_and_the_next_run_measures_it(tmp_path, monkeypatch):
-    score, asked = OnlineKNN._backbone_top1, []
+    score, asked = OnlineKNN._backbone_tried, []
 
     def signalled(self):
         asked.append(self._session.steps)
@@ -73,7 +73,7 @@ def test_a_signal_while_knn_is_measured_is_not_kept_waiting_and_the_next_run_mea
             pytest.fail("it went on measuring")
         return score(self)
 
-    monkeypatch.setattr(OnlineKNN, "_backbone_top1", signalled)
+    monkeypatch.setattr(OnlineKNN, "_backbone_tried", signalled)
     monkeypatch.setattr(train, "evaluation_steps", lambda *_: {2, 4})
     out, flags = tmp_path / "run", [*FLAGS[:-1], "4", "--resume", "auto", "--eval-every", "1", "--log-every", "1"]
     assert [train.main([*flags, "--out", str(out)]) for _ in range(2)] == [143, 0]
