@@ -71,7 +71,7 @@ class OnlineKNN:
         with self._monitor.paused():
             pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in self._sets]
             self._keep(dict(zip(OTHERS, (self._tried(*pixels), self._backbone_tried()), strict=True)))
-            found = dict(zip(BASELINES, map(_top1, self._others.values()), strict=True))
+            found: dict[str, float] = dict(zip(BASELINES, map(_top1, self._others.values()), strict=True))
         how = {"knn_test": self._tested} if self._tested else {}
         self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
         return found

@@ -66,7 +66,10 @@ def images(path, n: int, labels: bool):
     rng = np.random.default_rng(0)
     kind = np.arange(n) % 4
     pictures = (rng.integers(0, 60, (n, 16, 16, 3)) + kind[:, None, None, None] * 45).astype(np.uint8)
-    np.savez(path, images=pictures, **({"labels": kind} if labels else {}))
+    if labels:
+        np.savez(path, images=pictures, labels=kind)
+    else:
+        np.savez(path, images=pictures)
     return str(path)
 
 
