@@ -19,6 +19,7 @@ COMMANDS = {  # name: the module, what it does
     "train": ("saccade.train", "pre-train a backbone on your images, or continue a run"),
     "eval": ("saccade.eval", "measure a backbone: kNN, linear probes, each paper's own protocol"),
     "transfer": ("saccade.tools.transfer", "measure backbones on several labelled data sets, in one table"),
+    "export": ("saccade.tools.export", "a backbone for onnxruntime, torchvision, timm or transformers, compared"),
     "convert": ("saccade.tools.convert", "bring images into a fast format, or back, and verify them"),
     "inspect": (
         "saccade.tools.inspect",

@@ -59,6 +59,8 @@ class Subject:
     checkpoint: Path | None = None  # of the run: the newest, or the one that was asked for
     read: tuple[str, ...] = ()  # of a foreign file: its layout, and what was taken for granted
     classifier: Mapping[str, Tensor] = field(default_factory=dict)  # of a foreign file that holds one
+    spec: BackboneSpec | None = None  # by which timm makes it
+    folder: Path | None = None  # of the run
 
     def at(self, image_size: int | None) -> Subject:
         """The same for images of another size; UserError if the backbone cannot take them."""
@@ -178,6 +180,8 @@ def _run_folder(folder: Path) -> Subject:
                 run,
                 newest,
                 () if "checksum" in description else ("an export without a checksum: damage would not be noticed",),
+                spec=BackboneSpec(description["architecture"], description["stem"], options=description["options"]),
+                folder=folder,
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / 'backbone.json'} lacks {error}; export the run again.") from error
@@ -204,14 +208,17 @@ def _run_checkpoint(folder: Path, checkpoint: Path) -> Subject:
         run.exported,
         run,
         checkpoint,
+        spec=run.backbone,
+        folder=folder,
     )
 
 
 def _of_timm(name: str, image_size: int | None) -> Subject:
     usual = timm.get_pretrained_cfg(name)
     found = timms_own(name, image_size or (usual.input_size[1] if usual else 224), name)
+    backbone = found.backbone.eval()
     said = (found.layout,)
-    return Subject(name, found.backbone.eval(), name, found.image_size, found.mean, found.std, read=said)
+    return Subject(name, backbone, name, found.image_size, found.mean, found.std, read=said, spec=found.spec)
 
 
 def _foreign(path: Path, backbone: str | None, stem: str, image_size: int | None) -> Subject:
@@ -226,6 +233,7 @@ def _foreign(path: Path, backbone: str | None, stem: str, image_size: int | None
         found.std,
         read=(f"{found.layout}; {found.spec.name}, stem {found.spec.stem}", *found.said),
         classifier=found.classifier,
+        spec=found.spec,
     )
 
 
