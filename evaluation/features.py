@@ -45,10 +45,9 @@ class SubsetOrder(Order):
         super().__init__(samples, batch_size, shuffle=False, drop_last=False)
         self.total = total
 
-    def permutation(self, epoch: int) -> Tensor:
-        stretch = torch.arange(self.samples)
-        start, end = stretch * self.total // self.samples, (stretch + 1) * self.total // self.samples
-        return start + (uniform(mix64(stretch), 0) * (end - start)).long()
+    def at(self, epoch: int, place: Tensor) -> Tensor:
+        start, end = place * self.total // self.samples, (place + 1) * self.total // self.samples
+        return start + (uniform(mix64(place), 0) * (end - start)).long()
 
 
 def extract(

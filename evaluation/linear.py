@@ -129,7 +129,7 @@ def cached_batches(features: Tensor, labels: Tensor, probe: Probe, seed: int, de
     features, labels = features.to(device), labels.to(device)
 
     def one_pass(number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = order.batches(number)
+        batches = order.batches(number)[:]
         whole = torch.cat(batches).to(device)  # once: a copy a step makes the host wait for the step before
         for rows in whole.split([len(batch) for batch in batches]):
             yield features[rows].float(), labels[rows]

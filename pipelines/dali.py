@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -67,7 +67,7 @@ class DaliPipeline(Pipeline):
         self._chunk_size = 0
         self._vram_before = 0
 
-    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+    def _batches(self, epoch: int, shards: Sequence[Tensor]) -> Iterator[Batch]:
         self._open(shards)
         chunks, in_flight, parts = self._chunks(epoch, shards), deque(), []
         try:
@@ -87,7 +87,7 @@ class DaliPipeline(Pipeline):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def _open(self, shards: list[Tensor]) -> None:
+    def _open(self, shards: Sequence[Tensor]) -> None:
         if self._readers is None:
             self._readers = ThreadPoolExecutor(min(32, 2 * self.threads), thread_name_prefix="dali-read")
         if not self._chunk_size and shards:
@@ -95,7 +95,7 @@ class DaliPipeline(Pipeline):
             pixels = np.mean([np.prod(self._file(i).size) for i in some])
             self._chunk_size = int(np.clip(_BYTES // (3 * pixels), _LEAST, _MOST))
 
-    def _chunks(self, epoch: int, shards: list[Tensor]) -> Generator[_Chunk, None, None]:
+    def _chunks(self, epoch: int, shards: Sequence[Tensor]) -> Generator[_Chunk, None, None]:
         """The epoch's images, read a little ahead, with their parameters drawn."""
         assert self._readers is not None  # _open made them
         readers = self._readers

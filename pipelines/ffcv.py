@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice, pairwise
 
@@ -51,7 +51,7 @@ class FfcvPipeline(Pipeline):
         self._stuck = False  # a thread does not come back: do not wait for it
         self._scratch, self._repair = threading.local(), threading.Lock()
 
-    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+    def _batches(self, epoch: int, shards: Sequence[Tensor]) -> Iterator[Batch]:
         if self._makers is None:
             self._makers = ThreadPoolExecutor(_AHEAD, "ffcv-batch")
             self._decoders = ThreadPoolExecutor(self._workers, "ffcv-decode")

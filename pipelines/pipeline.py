@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saccade.base.errors import UserError
 from saccade.pipelines.draw import ViewParams
-from saccade.pipelines.order import Order
+from saccade.pipelines.order import ORDER_VERSION, Order
 from saccade.pipelines.prefetch import prefetched
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
@@ -81,7 +81,7 @@ class Pipeline(ABC):
         return None
 
     @abstractmethod
-    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+    def _batches(self, epoch: int, shards: Sequence[Tensor]) -> Iterator[Batch]:
         """Render the given shards of `epoch`, in this order; on a GPU by what is queued on the current stream."""
 
     def close(self) -> None:  # noqa: B027 - an executor without threads has nothing to stop
@@ -111,9 +111,16 @@ class Pipeline(ABC):
         return self
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "seen": self.seen, "samples": self.order.samples, "images": self._identity}
+        position = {"epoch": self.epoch, "seen": self.seen, "order": ORDER_VERSION}
+        return {**position, "samples": self.order.samples, "images": self._identity}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        version, shown = state.get("order", 1), state["epoch"] or state["seen"]
+        if shown and version != ORDER_VERSION:
+            raise UserError(
+                f"the checkpoint was made under version {version} of the order of samples, this release has "
+                f"version {ORDER_VERSION}; continue it with the release it was started with, or start a new run."
+            )
         if state["samples"] != self.order.samples:
             raise UserError(
                 f"the checkpoint was made on {state['samples']} images, {self.source.name} has "

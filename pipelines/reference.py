@@ -5,7 +5,7 @@ Slow on purpose and correct on purpose. The other executors are judged against i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -50,8 +50,8 @@ class ReferencePipeline(Pipeline):
         room = sum(shard * self.source.channels * view.size**2 * 4 for view in self.recipe)
         self._workers = Workers(_RenderedBatches(self.source, self.recipe, self.order.seed), workers, room)
 
-    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
-        items = ((epoch, shard.numpy()) for shard in shards)  # a tensor would travel by /dev/shm, with all of its order
+    def _batches(self, epoch: int, shards: Sequence[Tensor]) -> Iterator[Batch]:
+        items = ((epoch, shard.numpy()) for shard in shards)  # a tensor would travel by /dev/shm
         for views, (params, index, used, bad) in self._workers.map(items):
             self.source.report_bad(bad)
             views = {name: self._placed(view) for name, view in views.items()}

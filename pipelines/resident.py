@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,13 +30,13 @@ class ResidentPipeline(Pipeline):
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)  # N x 3 x H x W uint8
         self._size = torch.tensor(images.shape[1:3], device=self.device)
 
-    def _batches(self, epoch: int, shards: list[Tensor]) -> Iterator[Batch]:
+    def _batches(self, epoch: int, shards: Sequence[Tensor]) -> Iterator[Batch]:
         for index, on_device, params in self._drawn(epoch, shards):
             views = render(self._images, self.recipe, params, self.dtype, on_device, self.renderer)
             label = self._labels(self._used[index])
             yield Batch(views, params, index, None if label is None else label.to(self.device, non_blocking=True))
 
-    def _drawn(self, epoch: int, shards: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, dict[str, ViewParams]]]:
+    def _drawn(self, epoch: int, shards: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, dict[str, ViewParams]]]:
         """Each shard, the same on the device, and its parameters: drawn for many shards at once, which changes none of
         them and costs a quarter on a CPU, and on a GPU saves most launches of small operations, and waits for some."""
         together = max(1, _DRAWN_AT_ONCE[self.device.type] // max(1, len(shards[0]))) if shards else 1

@@ -33,11 +33,11 @@ class WeightedOrder(Order):
         self._group = None if group is None else torch.from_numpy(np.asarray(group, dtype=np.int64))
         self._picked: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
-    def permutation(self, epoch: int) -> Tensor:
-        """(samples,) int64: which sample stands where in `epoch`."""
+    def at(self, epoch: int, place: Tensor) -> Tensor:
+        """(n,) int64: which samples stand at these places of `epoch`."""
         if self._picked[0] != epoch:
-            self._picked = (epoch, self._picks(epoch)[super().permutation(epoch)])
-        return self._picked[1]
+            self._picked = (epoch, self._picks(epoch))
+        return self._picked[1][super().at(epoch, place)]
 
     def _picks(self, epoch: int) -> Tensor:
         """(samples,) int64: the samples of the epoch, not yet shuffled: those at N equal steps along all weights."""

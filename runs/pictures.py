@@ -36,7 +36,9 @@ def describe(view: View, params: ViewParams, i: int) -> list[str]:
 
 def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows: int = 4) -> Image.Image:
     """One row per image, the image first, then one column per view, the drawn parameters under each."""
-    numbers = Order(len(source), 1, seed).permutation(epoch)[:rows].tolist()  # the first ones of that epoch
+    numbers = (
+        Order(len(source), 1, seed).at(epoch, torch.arange(min(rows, len(source)))).tolist()
+    )  # the first ones of that epoch
     pixels = [torch.tensor(source.read_or_replace(i)[0]).permute(2, 0, 1) for i in numbers]
     params = draw(recipe, seed, epoch, torch.tensor(numbers), torch.tensor([p.shape[1:] for p in pixels]))
     font = ImageFont.load_default(size=11)

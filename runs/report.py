@@ -9,6 +9,7 @@ from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, git_diff, hardware, versions
 from saccade.base.text import printable
 from saccade.models.backbone import export_backbone
+from saccade.pipelines.order import ORDER_VERSION
 from saccade.runs.config import Config
 from saccade.runs.folder import RunFolder
 from saccade.runs.monitor import BASELINES
@@ -70,7 +71,8 @@ def announce(session: Session, folder: RunFolder) -> None:
     source.account.show()
     if not config.resume:
         exported = "teacher" if session.learner.objective.evaluate_teacher else "student"
-        made = {"exported": exported, "version": __version__, "versions": versions(), "commit": git_commit()}
+        made = {"exported": exported, "version": __version__, "order": ORDER_VERSION, "versions": versions()}
+        made["commit"] = git_commit()
         write_recipe(config)
         write_record(config.out, {"recipe_file": RECIPE, **config.to_json(), **_data(session), **made})
         if changes := git_diff():

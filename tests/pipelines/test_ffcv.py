@@ -245,7 +245,7 @@ def test_damaged_images_are_replaced_as_the_reference_does_and_named(tmp_path):
 
 def test_more_than_a_tenth_of_damaged_images_stops_with_their_names(tmp_path):
     source = BetonSource(write_beton(tmp_path / "x.beton", "keep", damaged=(4, 5, 9, 20)))
-    _, ours = pair(source, PLAIN)
+    _, ours = pair(source, PLAIN, batch=10)  # an epoch shows all 30
     with ours, pytest.raises(UserError, match=r"4 images cannot be read so far, .* all 30; .*x.beton\[4\]"):
         list(ours)
 
