@@ -73,12 +73,12 @@ class Order:
         left = max(0, self.samples - seen)
         return left // self.batch_size if self.drop_last else -(-left // self.batch_size)
 
-    def batches(self, epoch: int, seen: int = 0) -> Sequence[Tensor]:
+    def batches(self, epoch: int, seen: int = 0) -> Batches:
         """This process's indices of every remaining batch of the epoch, each made when it is asked for."""
-        return _Batches(self, epoch, seen)
+        return Batches(self, epoch, seen)
 
 
-class _Batches(Sequence[Tensor]):
+class Batches(Sequence[Tensor]):
     """Tensors of their own, never views: torch sends a view to a worker by its whole storage."""
 
     def __init__(self, order: Order, epoch: int, seen: int) -> None:

@@ -42,7 +42,7 @@ class ResidentPipeline(Pipeline):
         together = max(1, _DRAWN_AT_ONCE[self.device.type] // max(1, len(shards[0]))) if shards else 1
         for first in range(0, len(shards), together):
             block = shards[first : first + together]
-            index = torch.cat(block).to(self.device, non_blocking=True)
+            index = torch.cat(list(block)).to(self.device, non_blocking=True)
             drawn = draw(self.recipe, self.order.seed, epoch, index, self._size.expand(len(index), 2))
             start = 0
             for shard in block:
