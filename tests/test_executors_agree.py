@@ -22,7 +22,7 @@ SMALL = ["--steps", "6", "--batch-size", "4", "--image-size", "48", "--workers",
 
 @pytest.fixture
 def photos() -> Path:
-    """12 JPEGs, no two of one size: six steps of four images are two epochs."""
+    """12 JPEGs, no two of one size: six steps of four images are two epochs, of all twelve six."""
     return PHOTOS
 
 
@@ -44,7 +44,8 @@ def check(run: dict, executors: str, steps: int) -> None:
 
 @pytest.mark.parametrize(("method", "views"), [("rsa", 4), ("ressl", 6)])
 def test_six_steps_agree(photos, tmp_path, capsys, method, views):
-    code, found = run(photos, tmp_path / "agree.json", method, "--executors", EXECUTORS)
+    # Batch norm over 4 images is chaotic: of 30 orders of these photos one took learners apart by 2e-2, most by 1e-6.
+    code, found = run(photos, tmp_path / "agree.json", method, "--executors", EXECUTORS, "--batch-size", "12")
     assert code == 0 and len(found["views"]) == views and found["hardware"]["cpus"] and found["versions"]["torch"]
     check(found, EXECUTORS, 6)
     shown = capsys.readouterr().out
