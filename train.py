@@ -39,6 +39,7 @@ from saccade.runs.ranks import DIVERGED, Ranks
 from saccade.runs.record import follow_data
 from saccade.runs.report import announce, finish
 from saccade.runs.resume import follow_changes, made_of, taken_up
+from saccade.runs.screen import records_apart
 from saccade.runs.session import Session, start_accelerator, start_processes
 from saccade.runs.trackers import start_trackers
 
@@ -52,7 +53,7 @@ def pretrain(flags: argparse.Namespace) -> int:
     """Check what was asked for; then until the run has ended, signals stop it in an orderly way."""
     check_flags(flags)
     flags, kept = taken_up(flags) if flags.resume else (flags, None)
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, records_apart(flags.log):
         return open_and_train(flags, kept, interrupt)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -48,6 +53,15 @@ def available_memory() -> float:
     except (OSError, ValueError, StopIteration):
         pass  # not Linux, or no cgroup v2
     return free
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has had at a time: of a GPU's memory by torch, on a CPU of the machine's."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:

@@ -95,6 +95,7 @@ class Learner(nn.Module):
     def __init__(self, backbone: nn.Module, objective: Comparison, seed: int = 0) -> None:
         super().__init__()
         self._seed, self._step = seed, 0
+        self.features: Tensor | None = None  # (N, D) of the last forward's first view, for whoever watches them
         self.student = Student(backbone, objective.projector(), objective.predictor())
         if objective.frozen:
             self.student.requires_grad_(False)
@@ -139,6 +140,7 @@ class Learner(nn.Module):
         student = (
             self._together(views, names) if self.objective.joint_forward else {n: self.student(views[n]) for n in names}
         )
+        self.features = student[names[0]].features.detach()
         teacher = {}
         if self.teacher is not None:
             with torch.no_grad():

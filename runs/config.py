@@ -65,6 +65,7 @@ class Config:
     init: str | None
     accumulate: int
     joint_views: bool | None  # None: as the method has it
+    log: str
     log_every: int
     eval_every: int | None
     checkpoint_every: int | None

@@ -26,6 +26,7 @@ from saccade.runs.plain_recipe import Fault, unknown
 from saccade.runs.precision import PRECISIONS
 from saccade.runs.recipe_file import RUN, is_file, read_recipe_file
 from saccade.runs.record import check_local, read_flags
+from saccade.runs.screen import KINDS
 
 DATA_FLAGS = (
     "data",
@@ -42,6 +43,7 @@ RESUMABLE = {
     "device",
     "compile",
     "renderer",
+    "log",
     "log_every",
     "eval_every",
     "checkpoint_every",
@@ -232,6 +234,12 @@ def parser(
         action="store_true",
         help="go on with another --lr, --set or recipe.toml than the checkpoint's; what changes is said and recorded",
     )
+    run.add_argument(
+        "--log",
+        default="auto",
+        help="what shows how far it is: a bar, lines, or json, the lines of metrics.jsonl alone on standard output "
+        "(default: auto, a bar on a terminal, else lines)",
+    )
     run.add_argument("--log-every", type=int, default=10, help="steps between lines of metrics.jsonl (default: 10)")
     run.add_argument(
         "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: a tenth of the run)"
@@ -355,6 +363,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         ("precision", ("auto", "recipe", *PRECISIONS)),
         ("renderer", BACKENDS),
         ("device", ("auto", "cpu", "cuda")),
+        ("log", KINDS),
     ):
         if getattr(flags, name) not in allowed:
             raise UserError(f"--{name} {getattr(flags, name)} is unknown; use one of {', '.join(allowed)}.")

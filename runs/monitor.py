@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections import deque
@@ -10,14 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from saccade.base.errors import UserError
+from saccade.base.machine import peak_memory
 from saccade.models.gather import all_reduce_sum, world_size
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.runs.checkpoint import checkpoints
+from saccade.runs.collapse import Watch, spread
 from saccade.runs.folder import RunFolder
 from saccade.runs.ranks import LATE
+from saccade.runs.screen import Screen
 from saccade.runs.session import Session
 
 BASELINES = ("raw_pixel_knn_top1", "untrained_knn_top1")  # what a backbone is judged against, measured before step 1
@@ -40,15 +43,8 @@ class Monitor:
         self.knn: float | None = None
         self._recent: deque[tuple[int, torch.Tensor]] = deque(maxlen=LATE + 1)
         self._parts: tuple[str, ...] = ()
-        self._bar = tqdm(
-            total=session.total_steps,
-            initial=session.steps,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=not session.accelerator.is_main_process,
-            mininterval=0.5,
-        )
+        self._screen = Screen(session.config.log, session.total_steps, session.steps, self._accelerator.is_main_process)
+        self._watch = Watch(session.total_steps)
 
     def batches(self, pipeline: Pipeline) -> Iterator[Batch]:
         """The pipeline's batches, the time spent waiting for each counted."""
@@ -98,7 +94,7 @@ class Monitor:
         self._recent.append((step, torch.stack([v.float() for v in values])))
         self._parts = tuple(losses)
         self.totals["images"] += session.config.recipe.batch_size
-        self._bar.update(1)
+        self._screen.step()
         if step % session.config.log_every and step not in (self._first, session.total_steps):
             return
         values = self._recent[-1][1][1:]
@@ -121,10 +117,25 @@ class Monitor:
                 "lr": session.learning_rate(step - 1),
                 "images_per_second": round(rate, 1),
                 "data_wait": round(wait, 4),
+                **self._features(step),
+                "memory_gb": round(peak_memory(self._accelerator.device) / 1e9, 3),
+                "time": round(time.time(), 3),
+                "rank": self._accelerator.process_index,
+                "host": socket.gethostname(),
             }
         )
         shown = {"loss": f"{named['loss']:.3f}", "img/s": f"{rate:.0f}", "wait": f"{wait:.0%}"}
-        self._bar.set_postfix(shown | ({"kNN": f"{self.knn:.1f}%"} if self.knn is not None else {}))
+        self._screen.progress(step, shown | ({"kNN": f"{self.knn:.1f}%"} if self.knn is not None else {}))
+
+    def _features(self, step: int) -> dict[str, float]:
+        """How far this process's features are spread, where that is due; a warning where they have fallen together."""
+        features = self._session.learner.features
+        if features is None or not self._accelerator.is_main_process or not self._watch.due(step):
+            return {}
+        std, rank = spread(features)
+        if warning := self._watch.look(std, rank):
+            self._screen.message(warning, sys.stderr)
+        return {"feature_std": round(std, 5), "feature_rank": round(rank, 3)}
 
     def diverged(self, together: bool = True) -> UserError:
         """How the step that went wrong did so, and how to go on. together: asked on every process at once."""
@@ -150,6 +161,7 @@ class Monitor:
     def log(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl and of the trackers."""
         if self._accelerator.is_main_process:
+            self._screen.record(record)
             self.folder.log(record)
             self._accelerator.log({k: v for k, v in record.items() if isinstance(v, int | float)}, step=record["step"])
 
@@ -159,14 +171,13 @@ class Monitor:
 
     def message(self, text: str) -> None:
         """Print above the progress bar, once."""
-        if self._accelerator.is_main_process:
-            tqdm.write(text)
+        self._screen.message(text)
 
     def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._screen.close()
 
     def _lap(self) -> None:
         now = time.perf_counter()

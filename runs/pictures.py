@@ -18,6 +18,10 @@ from saccade.pipelines.reference import render_one
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
 
+NO_LOSSES = (  # of a line of metrics
+    *("step", "epoch", "lr", "grad_norm", "images_per_second", "data_wait", "momentum"),
+    *("feature_std", "feature_rank", "memory_gb", "time"),
+)
 _CELL, _LINE, _GAP, _LEFT, _LETTERS = 168, 13, 10, 8, 28
 
 
@@ -89,26 +93,17 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def plot_curves(records: list[dict[str, Any]], path: Path, baselines: dict[str, float]) -> None:
-    """Loss and its parts, learning rate, and kNN top-1 against the step; `baselines`: name -> top-1 as dashed lines."""
+    """Loss, learning rate, the features' spread and kNN top-1 against the step; `baselines`: dashed lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     logged = [r for r in records if "loss" in r]
-    parts = (
-        [
-            k
-            for k in logged[-1]
-            if k not in ("step", "epoch", "lr", "images_per_second", "data_wait", "momentum", "grad_norm")
-            and not k.endswith("top1")
-            and isinstance(logged[-1][k], float)
-        ]
-        if logged
-        else []
-    )
+    last = logged[-1].items() if logged else ()
+    parts = [k for k, v in last if k not in NO_LOSSES and not k.endswith("top1") and isinstance(v, float)]
     scored = [r for r in records if "knn_top1" in r]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(17, 3.6), layout="constrained")
     for name in parts:
         axes[0].plot([r["step"] for r in logged], [r.get(name) for r in logged], label=name, linewidth=1.2)
     axes[0].set(title="loss", xlabel="step")
@@ -122,6 +117,13 @@ def plot_curves(records: list[dict[str, Any]], path: Path, baselines: dict[str, 
         axes[1].legend(fontsize=8)
     axes[2].plot([r["step"] for r in logged], [r["lr"] for r in logged])
     axes[2].set(title="learning rate", xlabel="step")
+    watched = [r for r in logged if "feature_rank" in r]
+    axes[3].plot([r["step"] for r in watched], [r["feature_rank"] for r in watched], label="effective rank")
+    axes[3].set(title="features of a batch", xlabel="step")
+    std = axes[3].twinx()
+    std.plot([r["step"] for r in watched], [r["feature_std"] for r in watched], color="C1", label="std (right)")
+    std.set_ylim(bottom=0)
+    axes[3].legend(handles=[*axes[3].lines, *std.lines], fontsize=8)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from saccade import __version__
@@ -10,6 +11,7 @@ from saccade.base.machine import git_commit, git_diff, hardware, versions
 from saccade.base.text import printable
 from saccade.models.backbone import export_backbone
 from saccade.pipelines.order import ORDER_VERSION
+from saccade.runs.collapse import all_alike
 from saccade.runs.config import Config
 from saccade.runs.folder import RunFolder
 from saccade.runs.monitor import BASELINES
@@ -69,6 +71,8 @@ def announce(session: Session, folder: RunFolder) -> None:
             flush=True,
         )
     source.account.show()
+    if warning := all_alike(source):
+        print(warning, file=sys.stderr, flush=True)
     if not config.resume:
         exported = "teacher" if session.learner.objective.evaluate_teacher else "student"
         made = {"exported": exported, "version": __version__, "order": ORDER_VERSION, "versions": versions()}
