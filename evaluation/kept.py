@@ -36,9 +36,9 @@ class Kept:
         except (OSError, Damaged):
             return None
 
-    def write(self, tree: Mapping[str, Any]) -> None:
-        """At most once in EVERY seconds."""
-        if time.monotonic() - self._last < EVERY:
+    def write(self, tree: Mapping[str, Any], now: bool = False) -> None:
+        """At most once in EVERY seconds, but for `now`."""
+        if time.monotonic() - self._last < EVERY and not now:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
