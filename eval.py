@@ -18,18 +18,22 @@ prepare_libraries()  # before torch is imported
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from saccade.base.command import exit_code
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.base.machine import git_commit, versions
 from saccade.base.program import command_parser
 from saccade.base.text import printable
+from saccade.evaluation.beside import beside, spread
 from saccade.evaluation.evaluate import Evaluation
 from saccade.evaluation.groups import grouped, read_groups
 from saccade.evaluation.options import (
@@ -60,25 +64,52 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(flags: argparse.Namespace) -> None:
     """Open the backbone and the images, run the protocol, print and write what it found."""
     check_flags(flags)
+    found = [measured(flags, place) for place in flags.path]
+    if len(found) > 1:
+        print_runs(flags.path, found)
+    print(json.dumps(found[0] if len(found) == 1 else {"runs": dict(zip(flags.path, found, strict=True))}))
+
+
+def measured(flags: argparse.Namespace, place: str) -> dict[str, Any]:
+    """The result of one backbone, printed, and kept in its run folder."""
     groups = read_groups(flags.plot_groups) if flags.plot_groups else {}
-    subject = chosen_subject(flags, flags.path)
+    subject = chosen_subject(flags, place)
     protocol = find_protocol(flags.protocol or usual_protocol(flags, subject), subject.image_size)
     train, test, data = open_both(flags, subject, protocol)
     evaluation = Evaluation(protocol, subject, train, test, data, chosen_settings(flags))
     said = [(name, source.account.line()) for name, source in (("train", train), ("test", test))]
     train, test = evaluation.train, evaluation.test  # the labelled images
     result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
+    result["interval"] = spread(result["top1"], len(test))["interval"]
+    if not flags.no_baselines:
+        result["beside"] = beside(evaluation)
     if flags.features_out:
         save_features(evaluation, Path(flags.features_out))
     if flags.plot:
         draw(evaluation, flags, groups)
     print_table(result, evaluation, said)
-    print(json.dumps(result))
+    if subject.folder:
+        keep(result, subject.folder, protocol.name, flags)
+    return result
+
+
+def keep(result: dict[str, Any], folder: Path, protocol: str, flags: argparse.Namespace) -> None:
+    """evaluations/PROTOCOL[-DATA].json of the run folder; one that cannot be written is said, and costs no more."""
+    named = protocol if flags.data is None else f"{protocol}-{Path(flags.data).stem}"
+    path = folder / "evaluations" / (re.sub(r"[^\w.-]+", "_", named)[:100] + ".json")
+    record = {**result, "data_given": flags.data, "val_data_given": flags.val_data, "commit": git_commit()}
+    text = json.dumps({**record, "versions": versions()}, indent=2) + "\n"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, lambda file: file.write(text.encode()))
+        print(f"kept in {printable(str(path))}")
+    except (OSError, UserError) as error:
+        print(f"note: {printable(str(path))} cannot be written ({printable(str(error))})", file=sys.stderr)
 
 
 EXAMPLES = {
     "outputs/RUN": "as its recipe's paper evaluates, on the run's own images",
-    "outputs/RUN --protocol knn": "nearest neighbours",
+    "outputs/A outputs/B --protocol knn": "nearest neighbours, two runs in one table",
     "resnet50.pth --data PHOTOS/train --val-data PHOTOS/val": "weights that other code wrote",
 }
 
@@ -88,8 +119,10 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser("eval.py", f"Measure the quality of a frozen backbone.\n\nprotocols:\n{listed}", EXAMPLES)
     p.add_argument(
         "path",
+        nargs="+",
         metavar="RUN_FOLDER_OR_CHECKPOINT",
-        help="a run folder, a file of its checkpoints/, a file of weights that other code wrote, or a timm name",
+        help="one or several: a run folder, a file of its checkpoints/, a file of weights that other code wrote, or a "
+        "timm name",
     )
     what = p.add_argument_group("what to measure")
     what.add_argument(
@@ -119,6 +152,9 @@ def parser() -> argparse.ArgumentParser:
     machine = p.add_argument_group("machine")
     add_machine_flags(machine)
     machine.add_argument(
+        "--no-baselines", action="store_true", help="do not measure raw pixels and the untrained network beside it"
+    )
+    machine.add_argument(
         "--keep-features",
         action="store_true",
         help="keep them as float16 in the cache folder: extracted once for all protocols, gone on with after a stop",
@@ -144,6 +180,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.lr is not None and not 0 < flags.lr < float("inf"):
         raise UserError(f"--lr {flags.lr} is no learning rate; give a positive number.")
     check_out(flags, features_out=(".npz",), plot=(".png",))
+    if len(flags.path) > 1 and (flags.features_out or flags.plot):
+        raise UserError("--features-out and --plot write one file; give one run, or leave them out.")
 
 
 def usual_protocol(flags: argparse.Namespace, subject: Subject) -> str:
@@ -203,10 +241,16 @@ def save_features(evaluation: Evaluation, path: Path) -> None:
             file,
             train_features=train.features.numpy(),
             train_labels=train.labels.numpy(),
+            train_names=names_of(evaluation.train),
             test_features=test.features.numpy(),
             test_labels=test.labels.numpy(),
+            test_names=names_of(evaluation.test),
         ),
     )
+
+
+def names_of(source: Source) -> np.ndarray:
+    return np.array([printable(source.key_of(i)) for i in range(len(source))])
 
 
 def print_table(result: dict, evaluation: Evaluation, said: list[tuple[str, str]]) -> None:
@@ -235,7 +279,25 @@ def print_table(result: dict, evaluation: Evaluation, said: list[tuple[str, str]
     print(f"\n{'':>40}{'top-1 %':>9}{'top-5 %':>9}")
     for name, top1, top5 in evaluation.rows:
         print(f"{name:>40}{top1:>9.2f}{top5:>9.2f}")
+    low, high = result["interval"]
+    print(f"{'95 % interval of the last top-1':>40}{low:>9.2f} to {high:.2f}")
+    if others := result.get("beside"):
+        print(f"\n{'beside it':>40}{'top-1 %':>9}\n{'chance, the commonest class':>40}{others['chance']:>9.2f}")
+        for name, one in others["knn"].items():
+            print(f"{name + ', kNN':>40}{one['top1']:>9.2f}   {one['interval'][0]:.2f} to {one['interval'][1]:.2f}")
     print(f"\n{result['seconds']} s")
+
+
+def print_runs(places: list[str], found: list[dict[str, Any]]) -> None:
+    """One row a backbone."""
+    width = max(len(printable(place)) for place in places)
+    untrained_too = "untrained, kNN" if all("untrained" in r.get("beside", {}).get("knn", {}) for r in found) else ""
+    print(f"\n{'':<{width}}  {'protocol':<15}{'top-1 %':>9}  {'95 % interval':<16}{'images':>7}  {untrained_too}")
+    for place, result in zip(places, found, strict=True):
+        interval = "{:.2f} to {:.2f}".format(*result["interval"])
+        other = f"{result['beside']['knn']['untrained']['top1']:.2f}" if untrained_too else ""
+        row = f"{result['protocol']:<15}{result['top1']:>9.2f}  {interval:<16}{result['n_test']:>7,}  {other}"
+        print(f"{printable(place):<{width}}  {row}".rstrip())
 
 
 if __name__ == "__main__":

@@ -133,8 +133,14 @@ class Evaluation:
         found = self.extract(self.test)
         return replace(found, features=found.features.float())
 
-    def extract(self, source: Source, interpolation: str = "bilinear", backbone: nn.Module | None = None) -> Features:
-        """Features of the images' centre crops; backbone: instead of the subject's."""
+    def extract(
+        self,
+        source: Source,
+        interpolation: str = "bilinear",
+        backbone: nn.Module | None = None,
+        max_images: int | None = None,
+    ) -> Features:
+        """Features of the images' centre crops; backbone: instead of the subject's; max_images: of so many, spread."""
         s, subject = self.settings, self.subject
         interpolation, kept = s.interpolation or interpolation, None
         if s.keep_features and backbone is None:
@@ -153,6 +159,7 @@ class Evaluation:
             s.executor,
             s.workers,
             interpolation=interpolation,
+            max_images=max_images,
             progress=s.progress,
             kept=kept,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
@@ -148,6 +149,17 @@ def with_encoder(subject: Subject, wanted: str) -> tuple[Subject, str | None]:
 def classifier_weights(subject: Subject) -> Mapping[str, Tensor]:
     """Of the classifier that was trained beside the backbone; empty where there is none."""
     return subject.classifier or (_part(_learner(subject.checkpoint), CLASSIFIER) if subject.checkpoint else {})
+
+
+def untrained(subject: Subject, seed: int = 0) -> nn.Module | None:
+    """The same network with random weights, in eval mode: what training is worth is the difference. None where it is
+    not known how it is made."""
+    spec = subject.run.backbone if subject.run else subject.spec
+    if spec is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_backbone(spec, subject.image_size).eval()
 
 
 def online_classifier(subject: Subject) -> nn.Linear:

@@ -11,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
+from scipy import stats
 from torch import nn
 
 from saccade import eval as evaluate
@@ -103,7 +104,7 @@ def test_the_last_line_is_one_json_object(run, capsys):
 def test_every_protocol_runs(run, capsys, name):
     kinds = {type(measure).__name__: measure for measure in protocols()[name].measures}
     small = ["--k", 10] if "KNN" in kinds else []
-    result, _ = measure(capsys, run, "--protocol", name, "--epochs", 1, *small)
+    result, _ = measure(capsys, run, "--protocol", name, "--epochs", 1, "--no-baselines", *small)
     assert 0 <= result["top1"] <= result["top5"] == 100 and result["protocol"] == name
     assert ("knn" in result) == ("KNN" in kinds)
     if "Linear" in kinds:
@@ -126,8 +127,48 @@ def test_student_and_teacher_are_different_networks(run, capsys, tmp_path):
         measure(capsys, run, "--protocol", name, "--epochs", 1, "--features-out", tmp_path / f"{name}.npz")
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as arrays:
             features[name] = arrays["test_features"]
+            assert arrays["train_names"].tolist() == [f"{i:02d}" for i in range(64)]
             assert arrays["train_features"].shape == (64, 96) and arrays["test_labels"].tolist() == [0, 1, 2, 3] * 8
     assert not np.allclose(*features.values())
+
+
+def test_a_number_stands_beside_chance_raw_pixels_and_the_untrained_network(run, capsys):
+    result, printed = measure(capsys, run, "--protocol", "linear", "--epochs", 2)
+    found = result["beside"]["knn"]
+    assert result["beside"]["chance"] == 25 and "chance, the commonest class" in printed
+    assert found["raw pixels"]["top1"] == 100 and found["raw pixels"]["images"] == 32  # colours alone
+    knn, _ = measure(capsys, run, "--protocol", "knn", "--no-baselines")
+    assert found["this backbone"]["top1"] == pytest.approx(knn["top1"], abs=0.01) and "beside" not in knn
+    spec = BackboneSpec("test_resnet", "cifar")
+    torch.manual_seed(0)
+    safetensors.torch.save_file(create_backbone(spec, SIZE).state_dict(), run.parent / "untrained.safetensors")
+    data = ("--data", run.parent / "train.npz", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    how = ("--backbone", "test_resnet", "--stem", "cifar", "--image-size", SIZE, "--protocol", "knn")
+    alone, _ = measure(capsys, run.parent / "untrained.safetensors", *how, *data)
+    assert found["untrained"]["top1"] == pytest.approx(alone["top1"], abs=0.01)
+    low, high = stats.binomtest(round(0.32 * result["top1"]), 32).proportion_ci(0.95, method="wilson")
+    assert result["interval"] == pytest.approx([100 * low, 100 * high], abs=0.01)
+
+
+def test_a_result_is_kept_in_the_run_folder(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", write_images(tmp_path / "train.npz", 32, 0))
+    result, _ = measure(capsys, folder, "--protocol", "knn", "--k", 5)
+    kept = json.loads((folder / "evaluations/knn.json").read_text())
+    assert kept.items() >= result.items() and kept["versions"]["torch"]
+    measure(capsys, folder, "--data", write_images(tmp_path / "other.npz", 32, 1), "--protocol", "knn", "--k", 5)
+    assert (folder / "evaluations/knn-other.json").exists()
+
+
+def test_several_runs_are_one_table(run, tmp_path, capsys):
+    data = ("--data", run.parent / "train.npz", "--protocol", "knn")
+    other = write_run(tmp_path / "other", str(run.parent / "train.npz"), method="simclr")
+    found, printed = measure(capsys, run, other, *data)
+    assert list(found["runs"]) == [str(run), str(other)] and found["runs"][str(run)]["protocol"] == "knn"
+    rows = [line for line in printed.splitlines() if line.startswith((str(run) + " ", str(other) + " "))]
+    assert len(rows) == 2 and all(
+        f"{r['top1']:.2f}" in row for r, row in zip(found["runs"].values(), rows, strict=True)
+    )
+    assert "give one run" in refuse(capsys, run, other, "--plot", tmp_path / "p.png")
 
 
 def test_a_missing_teacher_is_said(tmp_path, capsys):

@@ -23,8 +23,7 @@ from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation, Settings
 from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.registry import find_protocol
-from saccade.evaluation.subject import Run, Subject, open_subject
-from saccade.models.backbone import create_backbone
+from saccade.evaluation.subject import Subject, open_subject, untrained
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import hold_out
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if flags.json and not Path(flags.json).absolute().parent.is_dir():
         raise UserError(f"--json {flags.json}: give a file in a folder that exists.")
     subjects = [open_subject(Path(place).expanduser()) for place in flags.backbones]
-    subjects += [untrained(subject.run, subject) for subject in subjects if subject.run][:1]
+    subjects += [without_training(subject) for subject in subjects if subject.run][:1]
     rows = []
     for place in flags.data:
         found: dict[str, Any] = {"data": place, "top1": {}}
@@ -78,12 +77,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def untrained(run: Run, subject: Subject) -> Subject:
-    """The same network with random weights: what training is worth is the difference."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = create_backbone(run.backbone, subject.image_size)
-    return replace(subject, name="untrained", backbone=network.eval(), network="given")
+def without_training(subject: Subject) -> Subject:
+    network = untrained(subject)
+    assert network is not None, "a run says how its network is made"
+    return replace(subject, name="untrained", backbone=network, network="given")
 
 
 def labelled(place: str, data_dir: str, protocol: Protocol) -> tuple[Source, Source]:
