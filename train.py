@@ -25,6 +25,7 @@ from pathlib import Path
 
 from saccade.base.command import exit_code
 from saccade.evaluation.online import OnlineKNN
+from saccade.evaluation.registry import check_recipe
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
@@ -63,6 +64,7 @@ def open_and_train(flags: argparse.Namespace, kept: Kept | None, interrupt: Inte
         train_data, val_data, labelled = ranks.first_on_each_node("opening the images", lambda: open_all(flags, kept))
         out = Path(flags.out or ranks.of_main("the run folder", str(new_folder(flags))))
         config = resolve(flags, train_data, out, kept)
+        check_recipe(config.recipe.protocol)
         ranks.same("--resume", str(config.resume))
         accelerator = start_accelerator(config.device, config.precision)
         with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:

@@ -29,6 +29,15 @@ def protocols() -> dict[str, Protocol]:
     return found
 
 
+def check_recipe(protocol: str) -> None:
+    """UserError for a recipe's protocol that nobody offers; one of the user's own is not opened here."""
+    if protocol not in protocols() and not own.names_code(protocol):
+        raise UserError(
+            f"the recipe's protocol {protocol!r} is unknown; use one of {', '.join(protocols())}"
+            f"{did_you_mean(protocol, protocols())}."
+        )
+
+
 def find_protocol(name: str, image_size: int | None = None) -> Protocol:
     """The protocol called `name`, or at path/to/file.py[:NAME] or package.module[:NAME]; or its form for large images.
 

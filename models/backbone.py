@@ -219,6 +219,8 @@ def load_backbone(folder: Path | str) -> tuple[nn.Module, dict]:
     timm before.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of a run or a backbone.")
     description_file, weights = folder / "backbone.json", folder / "backbone.safetensors"
     try:
         description = json.loads(description_file.read_text())

@@ -154,7 +154,10 @@ def build_pipeline(
     if order is None:
         order, here = own_share(source, batch_size, seed)
         device = device or here
-    device = device or "cpu"
+    try:
+        device = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise UserError(f"the device {device!r} is unknown; use cpu or cuda.") from error
     choice = choose_executor(executor, source, device)
     choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
     check_channels(recipe, source.channels)
@@ -175,6 +178,8 @@ def own_share(source: Source, batch_size: int | None, seed: int) -> tuple[Order,
     """This process's share of an epoch's batches, by torch.distributed or else its launcher's RANK, and its device."""
     if batch_size is None:
         raise UserError("build_pipeline needs batch_size=N, images of a step over all processes, or an order.")
+    if not (isinstance(batch_size, int) and isinstance(seed, int)) or seed < 0:
+        raise UserError(f"build_pipeline takes whole numbers; batch_size is {batch_size!r}, seed is {seed!r}.")
     rank, processes = (
         (distributed.get_rank(), distributed.get_world_size())
         if distributed.is_available() and distributed.is_initialized()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from saccade.base.errors import UserError
@@ -36,6 +37,10 @@ def open_data(
         >>> len(train), train.read(0).shape, len(train.classes), len(val)
         (6000, (32, 32, 3), 10, 1000)
     """
+    for place in (data, *([] if val_data is None else [val_data])):
+        if not isinstance(place, str | os.PathLike):
+            raise UserError(f"open_data takes a place as text, such as a folder's path, not a {type(place).__name__}.")
+    data, val_data = os.fspath(data), val_data and os.fspath(val_data)
     options = replace(options or Options(), data_dir=data_dir, allow_pipe=allow_pipe)
     found = find(data, options)
     training = train_split(found, data, labelled, unlabelled)

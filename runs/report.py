@@ -70,6 +70,15 @@ def announce(session: Session, folder: RunFolder) -> None:
             f"reaches {spec.lr:.4g}; shorten it with --set schedule.options.warmup_epochs=0",
             flush=True,
         )
+    objective = session.learner.objective
+    used = {*objective.student_views, *objective.teacher_views}
+    used |= {view.parent for view in recipe.views if view.parent}
+    if idle := [name for name in recipe.views.names if name not in used]:
+        print(
+            f"{'note':>10}  {recipe.method} uses the views {', '.join(sorted(used))}; {', '.join(idle)} is rendered "
+            f"for nothing: take it out with --set views.{idle[0]}=none",
+            flush=True,
+        )
     source.account.show()
     if warning := all_alike(source):
         print(warning, file=sys.stderr, flush=True)

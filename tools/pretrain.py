@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +48,12 @@ def pretrain(**flags: Any) -> Trained:
     Raises UserError for what train.py refuses, and KeyboardInterrupt where a signal stopped the run, after it saved.
     `saccade.pretrain(method="simclr", data="PHOTOS", steps=300, set={"options.temperature": 0.5})` gives a Trained.
     """
-    written = parse_flags(as_arguments(flags), "saccade.pretrain")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):  # argparse prints its usage, and leaves the process
+            written = parse_flags(as_arguments(flags), "saccade.pretrain")
+    except SystemExit as error:
+        raise UserError(said.getvalue().rpartition("error: ")[2].strip() + ".") from error
     if written.out is None:
         written.out = str(train.new_folder(written))
     code = train.pretrain(written)

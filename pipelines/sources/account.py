@@ -110,7 +110,7 @@ class Account:
         return f"left out: {'; '.join(parts)}" if parts else ""
 
     def warnings(self) -> list[str]:
-        """A sentence for each guess, and for each reason that left out more than one in a hundred."""
+        """A sentence for each guess, each reason that left out more than one in a hundred, each damaged container."""
         found = [
             *self.guesses,
             *(f"{e.count:,} {what}, such as {printable(e.first)}" for what, e in self.remarks.items()),
@@ -119,7 +119,7 @@ class Account:
             if entry.guessed or (not entry.aside and entry.count > WORTH_A_WARNING * (self.taken + entry.count)):
                 way = f"; {entry.settled_by}" if entry.settled_by else ""
                 found.append(f"{entry.count:,} {reason} left out, such as {printable(entry.first)}{way}")
-        return found
+        return [*found, *self.damaged]
 
     def show(self) -> None:
         """Print the warnings, on stderr."""

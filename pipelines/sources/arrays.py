@@ -12,6 +12,7 @@ from saccade.base.errors import UserError
 from saccade.base.machine import available_memory
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.bands import to_bytes
+from saccade.pipelines.sources.decode import BadImage
 from saccade.pipelines.sources.index import Index
 from saccade.pipelines.sources.labels import check_labels, numbered
 from saccade.pipelines.sources.options import MOST_CHANNELS, NO_LABELS, PLAIN, Options
@@ -182,7 +183,11 @@ def _as_bytes(path: Path, images: np.ndarray, options: Options, account: Account
     if images.dtype != np.bool_:
         looked_at = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, _PROBED).astype(int))]
         chosen = choose_range(looked_at, options.value_range, str(path), account)
-    return np.stack([to_bytes(image, chosen) for image in images])
+    try:
+        return np.stack([to_bytes(image, chosen) for image in images])
+    except BadImage as error:
+        empty = next(i for i, image in enumerate(images) if not np.isfinite(image).any())
+        raise UserError(f"{path}: image {empty}: {error}; leave such images out of the array.") from error
 
 
 def _opened(path: Path):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ImageOps, TiffImagePlugin
 
 from saccade.base.errors import UserError
-from saccade.pipelines.sources.decode import BadImage, ValueRange, bad_image, budgeted, opened, scaled
+from saccade.pipelines.sources.decode import BadImage, ValueRange, bad_image, budgeted, finite, opened, scaled
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, and those of BigTIFF
 
@@ -31,10 +31,9 @@ def to_bytes(pixels: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
         return pixels
     if pixels.dtype.kind == "b":
         return pixels.astype(np.uint8) * 255
-    finite = pixels[np.isfinite(pixels)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    wanted = value_range or ValueRange(low, high)
-    return scaled(np.nan_to_num(pixels.astype(np.float64)), wanted.low, 255 / ((wanted.high - wanted.low) or 1), 0.5)
+    pixels = finite(pixels, value_range)
+    wanted = value_range or ValueRange(float(pixels.min()), float(pixels.max()))
+    return scaled(pixels.astype(np.float64), wanted.low, 255 / ((wanted.high - wanted.low) or 1), 0.5)
 
 
 def values(file: Any, channels: int) -> np.ndarray:

@@ -148,14 +148,26 @@ def deep_values(file: Any) -> np.ndarray | None:
 
 def _to_bytes(deep: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
     """(H, W) deep values -> (H, W, 3) uint8."""
+    deep = finite(deep, value_range)
     wanted = value_range or own_range(deep)
     scale = 255 / ((wanted.high - wanted.low) or 1)
     if deep.dtype.kind in "iu" and deep.min() >= 0 and deep.max() <= 65535:  # a table: an eighth of the memory
         grey = scaled(np.arange(int(deep.max()) + 1, dtype=np.float64), wanted.low, scale)[deep]
     else:
         half = 0.5 if deep.dtype.kind == "f" and scale != 1 else 0.0  # a float of 0 to 1 is rounded, as it was made
-        grey = scaled(np.nan_to_num(deep.astype(np.float64)), wanted.low, scale, half)
+        grey = scaled(deep.astype(np.float64), wanted.low, scale, half)
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+def finite(values: np.ndarray, value_range: ValueRange | None = None) -> np.ndarray:
+    """Values without NaN and infinities: the lowest, or the highest, that becomes a byte, or else that there is.
+    BadImage where there is nothing else."""
+    if values.dtype.kind != "f" or (known := np.isfinite(values)).all():
+        return values
+    if not known.any():
+        raise BadImage("not one of its values is a number (NaN, or infinite)")
+    low, high = (value_range.low, value_range.high) if value_range else (values[known].min(), values[known].max())
+    return np.nan_to_num(values, nan=low, posinf=high, neginf=low)
 
 
 def scaled(values: np.ndarray, low: float, scale: float, half: float = 0.0) -> np.ndarray:

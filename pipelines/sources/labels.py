@@ -29,26 +29,43 @@ def check_labels(labels: np.ndarray | None, name: str, classes: Sequence[str] | 
     return labels.astype(np.int64) if high >= 0 else None
 
 
-_NOTHING = {"", "-1", "nan", "null", "n/a", "#n/a", "<na>"}  # what tables hold where there is no label
-_WHOLE = re.compile(r"-?\d+(\.0*)?")
+_NOTHING = {"", "nan", "null", "n/a", "#n/a", "<na>"}  # what tables hold where there is no label
+_AS_WRITTEN = {"NA", "None"}  # likewise, as pandas has it; a class may be called none
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def plain_labels(labels: Sequence[str | None]) -> list[str | None]:
-    """Texts as they are meant: none for -1, NaN and the like; 1 for 1.0, where all are whole numbers."""
-    found = [None if text is None or text.strip().lower() in _NOTHING else text.strip() for text in labels]
-    if all(_WHOLE.fullmatch(text) for text in {text for text in found if text is not None}):
-        whole = [None if text is None else text.partition(".")[0] for text in found]
-        found = [None if text in (None, "-1") else str(int(text)) for text in whole]
+    """Texts as they are meant: none for -1, NaN and the like; 1 for 1.0, 01 and 1e0, where all are whole numbers."""
+    found = [None if text is None or _is_nothing(text.strip()) else text.strip() for text in labels]
+    meant = {text: number for text in found if text is not None and (number := _whole(text)) is not None}
+    if len(meant) == len({text for text in found if text is not None}):
+        return [None if text is None else meant[text] for text in found]
     return found
 
 
+def _is_nothing(text: str) -> bool:
+    return text.lower() in _NOTHING or text in _AS_WRITTEN or _whole(text) == "-1"
+
+
+def _whole(text: str) -> str | None:
+    """A whole number as int prints it; None for any other text."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    if text.lstrip("+-").isdecimal():
+        return str(int(text))
+    value = float(text) if len(text) < 300 else float("inf")
+    return str(int(value)) if value.is_integer() else None
+
+
 def mixed_kinds(labels: Sequence[str | None]) -> str:
-    """A sentence where some labels are numbers and others names; "" where they are of one kind."""
-    known = sorted({text for text in labels if text is not None})
-    numbers = [text for text in known if is_number(text)]
+    """A sentence where some labels are numbers and others names, or fractions; "" for whole numbers or names."""
+    known = sorted({text for text in plain_labels(labels) if text is not None})
+    numbers = [text for text in known if _NUMBER.fullmatch(text)]
+    if numbers and len(numbers) == len(known) and (fraction := next((t for t in known if _whole(t) is None), None)):
+        return f"the labels are numbers, but fractions too, such as {printable(fraction)}: each is a class name"
     if not numbers or len(numbers) == len(known):
         return ""
-    name = next(text for text in known if not is_number(text))
+    name = next(text for text in known if text not in numbers)
     return f"some labels are numbers, such as {numbers[0]}, and others names, such as {printable(name)}: all are names"
 
 

@@ -36,6 +36,10 @@ def choose_range(looked_at: list[np.ndarray], wanted: ValueRange | None, name: s
     """The range asked for, or the one that the looked-at images tell; the account says it, and what it clips."""
     chosen = wanted or told_by(looked_at)
     flat = np.concatenate([v.ravel() for v in looked_at])
+    known = np.isfinite(flat)
+    if not known.all():
+        account.guess(f"{1 - known.mean():.1%} of the looked-at pixels of {name} are no numbers (NaN, infinite): black")
+        flat = flat[known] if known.any() else np.full(1, chosen.low)
     clipped = float(((flat < chosen.low) | (flat > chosen.high)).mean())
     used = float(np.ptp(np.clip(flat, chosen.low, chosen.high))) / (chosen.high - chosen.low)
     if wanted is None:
@@ -43,6 +47,12 @@ def choose_range(looked_at: list[np.ndarray], wanted: ValueRange | None, name: s
             f"{name} has images of more than 8 bits: values {chosen.low:g} to {chosen.high:g} become 0 to "
             f"255, told "
             f"by {len(looked_at)} of them; --value-range LOW,HIGH settles it"
+        )
+    kinds = sorted({"whole numbers" if v.dtype.kind in "iu" else "fractions" for v in looked_at})
+    if wanted is None and len(kinds) > 1:
+        account.guess(
+            f"{name} mixes images of whole numbers and of fractions, and one range of values serves both; convert "
+            "them to one kind, or give --value-range LOW,HIGH"
         )
     if clipped > _CLIPPED:
         account.guess(f"{clipped:.1%} of the looked-at pixels lie outside of --value-range {chosen} and are clipped")

@@ -19,6 +19,16 @@ from saccade.pipelines.sources.bands import decode_bands, is_deep_colour, too_ma
 from saccade.pipelines.sources.decode import BadImage, ValueRange, decode_bytes, image_size
 from saccade.pipelines.sources.index import Index
 
+
+def well_formed(pixels: object, channels: int) -> np.ndarray:
+    """What a reader of anybody's gave, if it is an image: (H, W, channels) uint8. BadImage for anything else."""
+    if not isinstance(pixels, np.ndarray):
+        raise BadImage(f"the reader gave a {type(pixels).__name__}, not an array of uint8 (H, W, {channels})")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels or 0 in pixels.shape:
+        raise BadImage(f"{pixels.dtype} {pixels.shape}, not uint8 (H, W, {channels})")
+    return pixels
+
+
 BAD_SHARE = 0.10  # more unreadable images than this stop a run
 _Read = TypeVar("_Read")
 
@@ -56,12 +66,12 @@ class Reader:
         if self.gives_files and self.channels in (1, 3):
             with suppress(BadImage):  # PIL knows not all that is decoded
                 return image_size(io.BytesIO(self.encoded(index, i)))
-        height, width, _ = self.pixels(index, i).shape
+        height, width, _ = well_formed(self.pixels(index, i), self.channels).shape
         return height, width
 
     def stored(self, index: Index, i: int) -> bytes | np.ndarray:
         """Image i as it lies there: a file's bytes, or pixels."""
-        return self.encoded(index, i) if self.gives_files else self.pixels(index, i)
+        return self.encoded(index, i) if self.gives_files else well_formed(self.pixels(index, i), self.channels)
 
     def array(self, index: Index) -> np.ndarray | None:
         """The whole set as (N, H, W, 3) uint8, if it lies in memory like that."""
@@ -124,7 +134,7 @@ class Source:
 
     def read(self, i: int) -> np.ndarray:
         """Image i as (H, W, 3) uint8 RGB, upright; of other channels (H, W, C). Raises BadImage."""
-        return self.reader.pixels(self.index, i)
+        return well_formed(self.reader.pixels(self.index, i), self.channels)
 
     def encoded(self, i: int) -> bytes | None:
         """Image i as a file's bytes; None from a source that holds pixels. Raises BadImage."""

@@ -36,6 +36,7 @@ FILE_COLUMNS = (
     "image_id",
     "image_path",
 )
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "breed")
 
 
@@ -49,6 +50,7 @@ class Table:
     remarks: tuple[str, ...] = ()  # sentences on what was guessed to read it
     unread: tuple[str, ...] = ()  # names of the other columns
     labelled: bool = True  # whether there is a column of labels
+    repeated: str = ""  # the first row that repeats another
 
 
 def read_table(path: Path, need_labels: bool = True, label_key: str | None = None, flag: str = "--label-key") -> Table:
@@ -67,6 +69,7 @@ def read_table(path: Path, need_labels: bool = True, label_key: str | None = Non
     names = [name.strip().lower() for name in rows[0]]
     file_column, label_column, rows = _columns(path, rows, need_labels, label_key, flag)
     labels: dict[str, str | None] = {}
+    repeated = ""
     for number, row in enumerate(rows, 1):
         if len(row) <= max(file_column, -1 if label_column is None else label_column):
             raise UserError(f"--labels {path}: data row {number} has {len(row)} columns, too few.")
@@ -77,11 +80,15 @@ def read_table(path: Path, need_labels: bool = True, label_key: str | None = Non
                 f"--labels {path}: data row {number} gives {printable(name)} the label {label!r}, an earlier one "
                 f"{labels[name]!r}; leave one of them."
             )
+        if name in labels and not repeated:
+            repeated = f"data row {number} ({name})"
         labels[name] = label
     unread = tuple(name for k, name in enumerate(head) if k not in (file_column, label_column))
     if label_column is not None and label_key is None and (other := next((n for n in unread if _may_label(n)), None)):
-        remarks.append(f"{path}: column {names[label_column]} is the label, --label-key {other} takes that one")
-    return Table(path, labels, len(rows), tuple(remarks), unread, label_column is not None)
+        same = other.strip().lower() == names[label_column]
+        way = "the first of that name; name its columns apart" if same else f"--label-key {other} takes that one"
+        remarks.append(f"{path}: column {names[label_column]} is the label, {way}")
+    return Table(path, labels, len(rows), tuple(remarks), unread, label_column is not None, repeated)
 
 
 def _text(path: Path) -> tuple[str, list[str]]:
@@ -187,7 +194,12 @@ def _account(table: Table, account: Account, why: str, left: list[str]) -> None:
     """Note the table's rows and columns that are not used; the others are for the caller to note."""
     account.see(table.rows + len(table.unread))
     account.leave(why, next(iter(left), ""), len(left))
-    account.leave("rows that repeat another", str(table.path), table.rows - len(table.labels))
+    account.leave("rows that repeat another", table.repeated, table.rows - len(table.labels))
+    if split := next((name for name in table.unread if name.strip().lower() in SPLIT_COLUMNS), None):
+        account.guess(
+            f"{table.path}: its column {printable(split)} is not read, and the rows of all splits are taken; make a "
+            "table of each, and name that of the test with --val-data"
+        )
     account.leave("columns that are not read", next(iter(table.unread), ""), len(table.unread), aside=True)
 
 

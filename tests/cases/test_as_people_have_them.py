@@ -144,7 +144,16 @@ HALF = {"cat": 6, "dog": 6}
     [
         (rows(lambda k: f"{k}.png,{k % 2}.0").encode(), {"0": 6, "1": 6}, ""),
         (rows(lambda k: f"{k}.png,{'' if k % 4 else '1.0'}").encode(), {"1": 3, None: 9}, "9 of 12"),
-        (rows(lambda k: f"{k}.png,{k}.5").encode(), {f"{k}.5": 1 for k in range(12)}, ""),
+        (rows(lambda k: f"{k}.png,{k}.5").encode(), {f"{k}.5": 1 for k in range(12)}, "fractions too, such as 0.5"),
+        (rows(lambda k: f"{k}.png,{('01', '1', '1.0', '1e0')[k % 4]}").encode(), {"1": 12}, ""),
+        (rows(lambda k: f"{k}.png,{('NA', 'None', 'null', 'cat')[k % 4]}").encode(), {"cat": 3, None: 9}, "9 of 12"),
+        (rows(lambda k: f"{k}.png,none").encode(), {"none": 12}, ""),
+        (
+            rows(lambda k: f"{k}.png,{kind(k)},{'train' if k else 'test'}", "file,label,split\n").encode(),
+            HALF,
+            "column split is not read, and the rows of all splits are taken",
+        ),
+        (rows(lambda k: f"{k}.png,{kind(k)},{k}", "file,label,label\n").encode(), HALF, "the first of that name"),
         (
             rows(lambda k: f"{k}.png,{'NaN' if k % 4 == 0 else kind(k)}").encode(),
             {"cat": 6, "dog": 3, None: 3},
