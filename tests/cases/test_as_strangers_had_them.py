@@ -3,6 +3,7 @@ numbers, and Python that is no Python of ours."""
 
 import io
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_whole_numbers_beside_fractions_are_said(tmp_path):
 
 
 @pytest.mark.parametrize("place", [3, np.zeros(3)])
-def test_a_place_that_is_no_text_is_refused(place):
+def test_a_place_that_is_no_text_is_refused(place: Any):
     with pytest.raises(UserError, match="takes a place as text"):
         open_data(place)
 
@@ -110,7 +111,8 @@ def test_python_is_told_like_the_command_line(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros((8, 8, 8, 3), np.uint8))
     train, _ = open_data(str(tmp_path / "x.npz"))
     views = saccade.Views(saccade.View("weak", 8).times(2))
-    for wrong in ({"batch_size": "8"}, {"batch_size": 2.5}, {"batch_size": 4, "seed": -1}):
+    wrongs: tuple[dict[str, Any], ...] = ({"batch_size": "8"}, {"batch_size": 2.5}, {"batch_size": 4, "seed": -1})
+    for wrong in wrongs:
         with pytest.raises(UserError, match="takes whole numbers"):
             saccade.build_pipeline(train, views, **wrong)
     with pytest.raises(UserError, match="the device 'tpu' is unknown"):
