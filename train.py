@@ -34,6 +34,7 @@ from saccade.runs.config import Kept, resolve
 from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, method_of, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
 from saccade.runs.folder import RunFolder, default_folder
+from saccade.runs.forecast import told_forecast
 from saccade.runs.interrupt import Interrupt
 from saccade.runs.monitor import Monitor
 from saccade.runs.ranks import DIVERGED, Ranks
@@ -92,8 +93,11 @@ def new_folder(flags: argparse.Namespace) -> Path:
 
 
 def begin(session: Session, folder: RunFolder) -> None:
+    ahead = told_forecast(session)
     folder.create(session.config.resume)
     announce(session, folder)
+    if ahead:
+        print(f"{'forecast':>10}  {ahead}", flush=True)
 
 
 def train(session: Session, folder: RunFolder, val_data: Source | None, interrupt: Interrupt, ranks: Ranks) -> int:

@@ -23,6 +23,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def duration(seconds: float) -> str:
+    """
+    Examples:
+        >>> duration(8.2), duration(100), duration(5000), duration(1e6)
+        ('8 s', '2 minutes', '1.4 hours', '11.6 days')
+    """
+    for above, unit, name in ((172_800, 86_400, "days"), (5_000 - 1, 3_600, "hours")):
+        if seconds > above:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as GB, or MB where they are fewer."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
 def _escaped(character: str) -> str:
     if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte that the file system's encoding could not read (PEP 383)
         return f"\\x{ord(character) - 0xDC00:02x}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saccade.base.errors import UserError
 from saccade.losses.ablation import Ablation, split
-from saccade.losses.recipe import IMAGE_SIZE, Options, OptionsT, TrainingRecipe
+from saccade.losses.recipe import IMAGE_SIZE, SMALL, Options, OptionsT, TrainingRecipe, small_recipe
 from saccade.models.learner import Outputs
 from saccade.models.queue import KeyQueue
 from saccade.models.schedules import Schedule, schedule
@@ -146,7 +146,9 @@ class Method:
 
         def recipe(name: str, image_size: int | None = None) -> TrainingRecipe[Any]:
             name, ablation = split(name, self.ablations)
-            found = base(name, image_size)
+            found = base("textures" if name == SMALL else name, None if name == SMALL else image_size)
+            if name == SMALL:
+                found = base("custom", image_size) if "data" in found.proposals else small_recipe(found, image_size)
             return ablation.of(found) if ablation else found
 
         object.__setattr__(self, "recipe", recipe)

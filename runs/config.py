@@ -13,7 +13,7 @@ from typing import Any
 
 from saccade.base.errors import UserError
 from saccade.base.own import absolute
-from saccade.losses.recipe import TrainingRecipe, at_size
+from saccade.losses.recipe import IMAGE_SIZE, SMALL, TrainingRecipe, at_size, small_epochs
 from saccade.models.backbone import known_backbone
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.sources import Source
@@ -22,13 +22,17 @@ from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS
 from saccade.pipelines.sources.own import is_own
 from saccade.pipelines.sources.ranges import channel_statistics
 from saccade.pipelines.views import PLAIN, check_channels
-from saccade.runs.check_recipe import check_recipe
-from saccade.runs.choice import chosen_recipe, data_named, named_operations
+from saccade.runs.check_recipe import MAX_IMAGE_SIZE, check_recipe
+from saccade.runs.choice import chosen_recipe, data_named, method_of, named_operations
 from saccade.runs.flags import DATA_FLAGS
 from saccade.runs.initial import TIMM, read_initial, started_from
 from saccade.runs.precision import on_gpu, training_precision
+from saccade.runs.recipe_file import is_file
 from saccade.runs.settings import blamed, with_settings
 
+FEW = 10_000  # images of which a paper's batches make no more than a few steps an epoch
+SHARE_OF_WARMUP = 0.1
+LARGEST_CIFAR = 48  # pixels; the small recipe gives no larger images the stem of small ones
 PLACES = (*DATA_FLAGS, "labels", "init")  # paths, of what may be moved
 ONE_OF = {  # a flag, and what --set calls the same
     "epochs": "epochs",
@@ -125,11 +129,16 @@ def resolve(flags: argparse.Namespace, source: Source, out: Path, kept: Kept | N
 
 
 def published_for(flags: argparse.Namespace, source: Source) -> TrainingRecipe:
-    """The recipe that the flags name, for images of this size."""
-    size = flags.image_size
-    if size is None and data_named(flags) == "custom" and (images := source.array()) is not None:
-        size = images.shape[1]
-    return chosen_recipe(flags, size)
+    """The recipe that the flags name, for images of this size; where they name none, a small one on a CPU or for a
+    set of few images, else the nearest paper's."""
+    size, named = flags.image_size, data_named(flags)
+    small = named == SMALL or (named == "custom" and (not on_gpu(flags.device) or len(source) < FEW))
+    if size is None and named in ("custom", SMALL) and (images := source.array()) is not None:
+        size = min(images.shape[1], IMAGE_SIZE[SMALL]) if small else images.shape[1]
+    recipe = method_of(flags).recipe(SMALL, size) if small and named == "custom" else chosen_recipe(flags, size)
+    if recipe.data == SMALL and not is_file(flags.recipe):
+        return replace(recipe, epochs=small_epochs(len(source)))
+    return recipe
 
 
 def resolved_recipe(published: TrainingRecipe, flags: argparse.Namespace, source: Source) -> TrainingRecipe:
@@ -145,7 +154,19 @@ def resolved_recipe(published: TrainingRecipe, flags: argparse.Namespace, source
             )
     final = getattr(flags, "final", False)  # a run's own recipe: the batch was as it is
     recipe = scaled(recipe, flags, recipe.batch_size if final else _fitting_batch(recipe.batch_size, len(source)))
+    if recipe.data == SMALL and not is_file(flags.recipe) and not any(s.startswith("schedule") for s in flags.set):
+        recipe = with_short_warmup(recipe, flags.steps, len(source))
     return with_channels(recipe, source, flags.labelled_data is not None)
+
+
+def with_short_warmup(recipe: TrainingRecipe, steps: int | None, images: int) -> TrainingRecipe:
+    """The recipe with a warm-up of at most a tenth of the run: `steps`, or its epochs."""
+    epochs = steps / max(1, images // recipe.batch_size) if steps else recipe.epochs
+    options = recipe.schedule.options
+    if "warmup_epochs" not in options:
+        return recipe
+    warmup = round(min(options["warmup_epochs"], SHARE_OF_WARMUP * epochs), 4)
+    return replace(recipe, schedule=replace(recipe.schedule, options={**options, "warmup_epochs": warmup}))
 
 
 def with_flags(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe:
@@ -183,7 +204,10 @@ def changed(recipe: TrainingRecipe, flags: argparse.Namespace) -> TrainingRecipe
             flag = f"--{name.replace('_', '-')} {getattr(flags, name)}"
             raise UserError(f"{flag} and --set {keys[key]} contradict each other; give one of them.")
     if flags.backbone:
-        recipe = replace(recipe, backbone=recipe.backbone.renamed(known_backbone(flags.backbone)))
+        backbone = recipe.backbone.renamed(known_backbone(flags.backbone))
+        if recipe.data == SMALL and recipe.image_size > LARGEST_CIFAR:
+            backbone = replace(backbone, stem="plain")  # the other costs a CPU nine times as much
+        recipe = replace(recipe, backbone=backbone)
     with blamed(flags.set):
         recipe = with_settings(recipe, flags.set, named_operations(flags))
         check_recipe(recipe)
@@ -234,7 +258,8 @@ def check_moved_data(recipe: TrainingRecipe, flags: argparse.Namespace, kept: Ke
     """Raise UserError if a resumed run was given data that its recipe, made for other data, does not fit."""
     own_size = kept.flags.get("recipe") is None and kept.flags.get("image_size") is None and flags.data not in NAMES
     images = source.array() if own_size else None
-    wrong = "image_size" if images is not None and images.shape[1] != recipe.image_size else None
+    most = IMAGE_SIZE[SMALL] if recipe.data == SMALL else MAX_IMAGE_SIZE
+    wrong = "image_size" if images is not None and min(images.shape[1], most) != recipe.image_size else None
     if wrong is None and with_channels(recipe, source, flags.labelled_data is not None) != recipe:
         wrong = "channels"
     if wrong:

@@ -78,7 +78,7 @@ RUN_FLAGS: dict[str, type] = {
 EXAMPLES = {
     "--method stec": "an embedded data set",
     "--method resa --data cifar10": "the published recipe",
-    "--data PHOTOS --backbone test_resnet --image-size 32 --batch-size 64 --steps 300": "minutes on a CPU",
+    "--data PHOTOS": "your own images: on a CPU, or if they are few, in minutes",
     "--init outputs/RUN --data MORE_PHOTOS": "from weights that exist; also a file of other code, or timm",
     "--recipe mine.toml --data PHOTOS": "a recipe of your own, which saccade recipes METHOD RECIPE --toml begins",
     "--resume outputs/RUN": "after a crash or Ctrl-C: exactly where it was",

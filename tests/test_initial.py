@@ -15,7 +15,7 @@ from saccade.models.backbone import BackboneSpec, create_backbone
 from saccade.models.layers import freeze, layers, slower_below
 from tests.models.test_layouts import ROUNDED, built
 
-SHORT = ["--method", "simclr", "--batch-size", "16", "--eval-every", "0"]
+SHORT = ["--recipe", "cifar10", "--method", "simclr", "--batch-size", "16", "--eval-every", "0"]
 STILL = ["--lr", "1e-30"]  # a step that moves no weight
 
 

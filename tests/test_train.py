@@ -21,7 +21,8 @@ from saccade.models.backbone import load_backbone, replace_stem
 from saccade.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--backbone", "test_resnet", "--batch-size", "16", "--log-every", "4", "--seed", "1"]
+SMALL = ["--backbone", "test_resnet", "--set", "backbone.stem=cifar", "--batch-size", "16", "--lr", "0.0002"]
+SMALL += ["--log-every", "4", "--seed", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)

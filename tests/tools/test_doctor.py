@@ -33,6 +33,13 @@ HEALTHY = Speeds(
 )
 
 
+def test_the_stem_of_small_images_on_larger_ones_is_named_where_a_cpu_pays_for_it():
+    costly = replace(HEALTHY, device="cpu", copy=None, stem="cifar", image_size=64)
+    assert "backbone.stem=plain" in advise(costly, "model")[0]
+    for other in ({"stem": "plain"}, {"image_size": 32}, {"device": "cuda"}):
+        assert "backbone.stem" not in " ".join(advise(replace(costly, **other), "model"))
+
+
 @pytest.mark.parametrize(
     ("changed", "part"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SMALL_STEM = 48  # pixels up to which a CPU can afford the stem for small images
+
 
 @dataclass(frozen=True)
 class Speeds:
@@ -28,6 +30,8 @@ class Speeds:
     decoded_set: float | None = None  # the whole set as pixels
     shared_memory: float | None = None  # free in /dev/shm
     is_jpeg: bool = False
+    stem: str = "plain"
+    image_size: int = 32  # pixels of a full-size view
 
 
 def bottleneck(s: Speeds) -> tuple[str, str]:
@@ -102,7 +106,12 @@ def _for_the_model(s: Speeds) -> list[str]:
         advice.append("--precision bf16: two to three times on GPUs with tensor cores")
     if s.device == "cuda":
         advice.append("--compile (the default on a GPU) and the largest --batch-size that fits")
-    else:
+    elif s.stem.startswith("cifar") and s.image_size > SMALL_STEM:
+        advice.append(
+            f"--set backbone.stem=plain: at {s.image_size} pixels the {s.stem} stem costs a CPU about ten times the "
+            "plain one, for details that such images show without it"
+        )
+    if s.device == "cpu":
         advice.append("this is a CPU: a GPU runs the step many times faster; the loader would then be what counts")
         advice.append(
             "a smaller --backbone (test_resnet) or --image-size: the step's cost grows with the square of the size"

@@ -87,6 +87,8 @@ def inspect(argv: list[str]) -> Speeds:
         free_memory=available_memory() / 2**30,
         decoded_set=decoded_gib(source),
         shared_memory=shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").exists() else None,
+        stem=recipe.backbone.stem,
+        image_size=recipe.image_size,
         is_jpeg=source.name_of(0).lower().endswith((".jpg", ".jpeg")),
     )
 

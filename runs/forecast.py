@@ -1,0 +1,147 @@
+"""Before the first step: how long the run will take and what memory, from one small forward and backward pass."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saccade.base.errors import UserError
+from saccade.base.machine import available_cpus, available_memory
+from saccade.base.text import duration, gigabytes
+from saccade.models.norm import batch_norm_splits
+from saccade.pipelines.draw import draw
+from saccade.pipelines.sources import BadImage
+from saccade.runs.session import Session
+
+PROBED, READ = 16, 8  # images of the pass at the least, and of those read
+PIXELS = 1 << 18  # of one view of the pass, if they are more: small batches run slower an image
+WORTH = 2e7  # pixels of one view over the whole run: below, it is over before it could be forecast
+WEIGHTS = 3  # their gradients and momentum beside them
+KEPT_AGAIN = 1.25  # gradients of what autograd keeps live beside it for a while, and the allocator's slack
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """seconds: of training, None on a GPU, where a small pass says nothing; bytes: at the peak, of the device."""
+
+    seconds: float | None
+    bytes: float
+    parts: int  # in how many parts of the batch it would fit into `free`
+    free: float
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes <= self.free
+
+
+def forecast(session: Session) -> Forecast | None:
+    """What the run will need; None for one of a few seconds, and for several processes, which would have to agree."""
+    config, recipe, device = session.config, session.config.recipe, session.accelerator.device
+    steps, pixels = session.total_steps - session.steps, recipe.batch_size * recipe.image_size**2
+    if session.accelerator.num_processes > 1 or (steps * pixels < WORTH and pixels < WORTH / 40):
+        return None
+    micro = recipe.batch_size // config.accumulate
+    images = _fitting(micro, recipe.batch_norm, min(128, max(PROBED, PIXELS // recipe.image_size**2)))
+    seconds, kept = probe(session, images)
+    fixed = WEIGHTS * sum(p.numel() * p.element_size() for p in session.learner.parameters())
+    free = free_memory(device)
+    per_image = KEPT_AGAIN * kept / images
+    room = max(free - fixed, 1.0)
+    parts = next((n for n in range(1, micro // 2 + 1) if micro % n == 0 and per_image * micro / n <= room), micro)
+    whole = None
+    if device.type == "cpu":
+        whole = steps * recipe.batch_size * (seconds / images + reading(session) / available_cpus())
+    return Forecast(whole, fixed + per_image * micro, parts * config.accumulate, free)
+
+
+def told_forecast(session: Session) -> str | None:
+    """The line before step 1; UserError where the batch will not fit into memory, with the ways to make it."""
+    found = forecast(session)
+    if found is None:
+        return None
+    recipe = session.config.recipe
+    if not found.fits and not session.config.resume:
+        raise UserError(
+            f"a step of {recipe.batch_size} images of {recipe.image_size} pixels through {recipe.backbone.name} takes "
+            f"about {gigabytes(found.bytes)} of memory, and {gigabytes(found.free)} are free; give --accumulate "
+            f"{found.parts} (the same batch, in parts), a smaller --batch-size, --image-size or --backbone, or "
+            "--recipe small."
+        )
+    epochs = session.total_steps / session.steps_per_epoch
+    trains = f"trains {epochs:.3g} epochs of {len(session.source):,} images"
+    took = "" if found.seconds is None else f"about {duration(found.seconds)}, "
+    return f"{took}{gigabytes(found.bytes)}; {trains}"
+
+
+def probe(session: Session, images: int) -> tuple[float, float]:
+    """Seconds of a forward and a backward pass of so many images of noise, and the bytes that autograd keeps for it.
+
+    On a copy of the networks: neither the run's weights nor its random numbers know of it.
+    """
+    learner = copy.deepcopy(session.learner).train()
+    device, recipe = session.accelerator.device, session.config.recipe
+    index = torch.arange(images)
+    params = draw(recipe.views, session.config.seed, 0, index, torch.full((images, 2), recipe.image_size))
+    channels = len(recipe.views.mean)
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        views = {v.name: _noise(images, channels, v.size, device) for v in recipe.views}
+        moved = {name: p.to(device) for name, p in params.items()}
+        label = torch.zeros(images, dtype=torch.long, device=device) if session.source.labels is not None else None
+        seconds = float("inf")
+        ends = time.perf_counter() + 2
+        for _ in range(5):  # the first one sets libraries up, others may have had the cores
+            kept.clear()
+            start = time.perf_counter()
+            learner.begin_step(session.steps)
+            with session.accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+                loss = learner(views, moved, label, None)["loss"]
+            loss.backward()
+            seconds = min(seconds, time.perf_counter() - start)
+            if time.perf_counter() > ends:
+                break
+    own = {p.untyped_storage().data_ptr() for p in learner.parameters()}
+    return seconds, float(sum(size for place, size in kept.items() if place not in own))
+
+
+def _noise(images: int, channels: int, size: int, device: torch.device) -> Tensor:
+    return torch.rand(images, channels, size, size, device=device).to(memory_format=torch.channels_last)
+
+
+def _fitting(micro: int, batch_norm: str, wanted: int) -> int:
+    """The fewest images, `wanted` or more, that fall into the groups of batch norm, at least two in each."""
+    splits = batch_norm_splits(batch_norm, micro)
+    return min(micro, splits * max(2, -(-wanted // splits)))
+
+
+def reading(session: Session) -> float:
+    """Seconds that reading and decoding one image takes; 0 where the images lie in memory."""
+    source = session.source
+    if source.array() is not None:
+        return 0.0
+    numbers = torch.linspace(0, len(source) - 1, min(READ, len(source))).long().tolist()
+    start = time.perf_counter()
+    for number in numbers:
+        try:
+            source.read(number)
+        except BadImage:
+            continue
+    return (time.perf_counter() - start) / len(numbers)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that the device still has; of a GPU with what torch holds and does not use."""
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
