@@ -26,6 +26,7 @@ PACKAGES = (
     "ffcv",
     "webdataset",
 )
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 ROOT = Path(__file__).resolve().parents[1]  # of a checkout, or of the installed package
 
 
@@ -42,17 +43,35 @@ def available_cpus() -> int:
 
 
 def available_memory() -> float:
-    """Bytes that this process may still take: the system's, or the cgroup's limit where that is lower; inf if
-    unknown."""
-    free = float("inf")
+    """Bytes that this process may still take: the system's, or what its cgroups leave where that is less; inf if
+    unknown. Cached files count as free: they give way."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        free = min(free, int(limit) - int(used)) if limit != "max" else free
+        own = [line.rstrip().split(":", 2) for line in OWN_CGROUPS.read_text().splitlines()]
     except (OSError, ValueError, StopIteration):
-        pass  # not Linux, or no cgroup v2
-    return free
+        return float("inf")  # not Linux
+    kinds = {
+        "": (CGROUPS, "memory.max", "memory.current", "inactive_file"),
+        "memory": (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }  # version 2, and 1
+    for _, controllers, path in own:
+        for name in kinds.keys() & set(controllers.split(",")):
+            root, *files = kinds[name]
+            folder = root / path.lstrip("/")
+            for place in (folder, *folder.parents):  # in a container the path may be the host's: the root is its own
+                if place.is_relative_to(root):
+                    free = min(free, _cgroup_leaves(place, *files))
+    return max(0.0, free)
+
+
+def _cgroup_leaves(folder: Path, limit: str, used: str, cached: str) -> float:
+    try:
+        most, taken = (int((folder / name).read_text()) for name in (limit, used))
+        words = (folder / "memory.stat").read_text().split()
+        return most - taken + int(words[words.index(cached) + 1])
+    except (OSError, ValueError):  # "max", or no such group
+        return float("inf")
 
 
 def peak_memory(device: torch.device) -> int:

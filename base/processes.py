@@ -45,6 +45,13 @@ def asked_processes() -> int:
     return max([1, *(int(number) for number in asked if number.isdecimal())])
 
 
+def local_processes() -> int:
+    """How many processes of this run share the machine, by what their launcher leaves in the environment; else 1."""
+    names = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+    given = [os.environ.get(name, "") for name in names]
+    return max([1, *(int(number) for number in given if number.isdecimal())])
+
+
 def _asked_of_accelerate(words: list[str]) -> str:
     """What `accelerate launch` was told: with --cpu it starts one process whatever that was, and says nothing."""
     command = " ".join(words)

@@ -14,7 +14,8 @@ from torch import distributed
 
 from saccade.base import own
 from saccade.base.errors import UserError
-from saccade.base.machine import available_cpus
+from saccade.base.machine import available_cpus, available_memory
+from saccade.base.processes import local_processes
 from saccade.pipelines.order import Order, ShardedOrder
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.reference import ReferencePipeline
@@ -275,12 +276,11 @@ def _common_size(source: Source) -> tuple[int, int] | None:
 
 
 def _fits(source: Source, size: tuple[int, int], device: torch.device) -> bool:
-    """Whether the whole set as uint8 takes at most half of the memory that is free."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return len(source) * size[0] * size[1] * source.channels <= free / 2
+    """Whether the whole set as uint8 takes at most half of this process's share of the memory that is free, on the
+    host, which decodes it, and on the device."""
+    pixels = len(source) * size[0] * size[1] * source.channels
+    on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+    return pixels <= min(available_memory() / local_processes(), on_device) / 2
 
 
 def dali_installed() -> bool:

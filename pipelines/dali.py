@@ -20,12 +20,13 @@ from saccade.base.errors import UserError
 from saccade.pipelines.dali_graph import DEPTH, Graph, pixels_as_file
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.header import jpeg_header
-from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.pipeline import Batch, Pipeline, pieces_of
 from saccade.pipelines.prefetch import UntilRead
 from saccade.pipelines.render import Photos, appearance, render
 
 _READ_AHEAD = 2  # chunks being read while DALI works on others
-_MOST, _LEAST, _BYTES = 256, 16, 512 << 20  # images of a chunk: at most, at least, and by their decoded size
+_MOST, _LEAST = 256, 16  # images read together, fewer where they are large
+_BYTES = 512 << 20  # decoded at once, about
 
 
 @dataclass
@@ -116,17 +117,19 @@ class DaliPipeline(Pipeline):
                     )
                 )
                 if len(waiting) > _READ_AHEAD:
-                    yield self._read(epoch, *waiting.popleft())
+                    yield from self._read(epoch, *waiting.popleft())
             while waiting:
-                yield self._read(epoch, *waiting.popleft())
+                yield from self._read(epoch, *waiting.popleft())
         finally:
             for _, _, futures in waiting:
                 for future in futures:
                     future.cancel()
 
-    def _read(self, epoch: int, index: Tensor, ends_batch: bool, futures: list[Future]) -> _Chunk:
-        chunk = _Chunk(index, ends_batch, [file for future in futures for file in future.result()])
-        return self._draw(epoch, chunk)
+    def _read(self, epoch: int, index: Tensor, ends_batch: bool, futures: list[Future]) -> Iterator[_Chunk]:
+        files = [file for future in futures for file in future.result()]
+        for rows in pieces_of(np.array([file.size for file in files]), _BYTES):
+            last = rows.stop == len(files)
+            yield self._draw(epoch, _Chunk(index[rows].clone(), ends_batch and last, files[rows]))
 
     def _draw(self, epoch: int, chunk: _Chunk) -> _Chunk:
         sizes = torch.tensor([file.size for file in chunk.files])

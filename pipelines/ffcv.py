@@ -8,10 +8,12 @@ Raw pixels are not even copied: the renderer reads the crops from the mapped fil
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from saccade.base.errors import UserError
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.jpeg import decode_into
-from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.pipeline import Batch, Pipeline, pieces_of
 from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.beton import BetonSource
@@ -116,9 +118,7 @@ class FfcvPipeline(Pipeline):
         source, numbers = self.source, index.numpy()
         if not source.is_jpeg[numbers].any():  # nothing is decoded
             return [slice(0, len(index))]
-        cost = (3 * source.sizes[numbers].prod(axis=1)).cumsum() // _DECODED_BYTES
-        edges = [0, *(np.flatnonzero(np.diff(cost)) + 1).tolist(), len(index)]
-        return [slice(a, b) for a, b in pairwise(edges)]
+        return pieces_of(source.sizes[numbers], _DECODED_BYTES)
 
     def _decode(self, index: Tensor) -> tuple[Photos, Tensor]:
         """The images of `index`, unreadable ones replaced, and the numbers of those that are shown."""
@@ -127,9 +127,7 @@ class FfcvPipeline(Pipeline):
         numbers = index.numpy()
         sizes, used = source.sizes[numbers], numbers.copy()
         if not source.is_jpeg[numbers].any():
-            return Photos(
-                torch.from_numpy(source.file), torch.from_numpy(source.ptr[numbers]), torch.from_numpy(sizes)
-            ), index
+            return Photos(self._mapped, torch.from_numpy(source.ptr[numbers]), torch.from_numpy(sizes)), index
         offset = np.concatenate([[0], (3 * sizes.prod(axis=1)).cumsum()])
         buffer = self._buffer(int(offset[-1]))
 
@@ -149,6 +147,13 @@ class FfcvPipeline(Pipeline):
             extra.append(pixels.reshape(-1))
         flat = np.concatenate([buffer, *extra]) if extra else buffer
         return Photos(*(torch.from_numpy(a) for a in (flat, offset, sizes))), torch.from_numpy(used)
+
+    @cached_property
+    def _mapped(self) -> Tensor:
+        """(bytes,) uint8: the whole file."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes to it
+            return torch.from_numpy(self.source.file)
 
     def _buffer(self, size: int) -> np.ndarray:
         """(size,) uint8, this thread's own and used again: fresh pages would cost an eighth of a decode."""

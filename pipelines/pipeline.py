@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +45,14 @@ class Batch:
             None if self.label is None else self.label[rows],
             self.companion and self.companion[rows],
         )
+
+
+def pieces_of(sizes: np.ndarray, most: int) -> list[slice]:
+    """Consecutive pieces of images, (N, 2) heights and widths, whose pixels are about `most` bytes: what is decoded at
+    once is bounded, however large the images of a batch are. A larger image is a piece alone."""
+    cost = (3 * sizes.prod(axis=1)).cumsum() // most
+    edges = [0, *(np.flatnonzero(np.diff(cost)) + 1).tolist(), len(sizes)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 class Pipeline(ABC):

@@ -18,6 +18,8 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
 from saccade.pipelines.workers import Workers
 
+_DECODED_BYTES = 1 << 28  # at most so much is decoded at once by a worker, and one image more
+
 
 def render_one(pixels: Tensor, view: View, params: ViewParams, recipe: Views) -> Tensor:
     """One view of one image: pixels (C, H, W) uint8, params of one sample -> (C, S, S) float32.
@@ -77,16 +79,28 @@ class _RenderedBatches:
     def __call__(self, item: tuple[int, np.ndarray]):
         epoch, index = item[0], torch.from_numpy(item[1])
         before = set(self.source.known_bad)
-        pixels, used = zip(*(self.source.read_or_replace(int(i)) for i in index), strict=True)
-        pixels = [torch.tensor(p).permute(2, 0, 1) for p in pixels]
-        sizes = torch.tensor([p.shape[1:] for p in pixels])
-        params = draw(self.recipe, self.seed, epoch, index, sizes)
+        pixels, used, pieces = [], [], []
+        for k, number in enumerate(index.tolist(), 1):
+            image, shown = self.source.read_or_replace(number)
+            pixels.append(torch.tensor(image).permute(2, 0, 1))
+            used.append(shown)
+            if k == len(index) or sum(map(torch.numel, pixels)) > _DECODED_BYTES:
+                pieces.append(self._rendered(epoch, index[k - len(pixels) : k], pixels))
+                pixels = []
+        views = {view.name: torch.cat([rendered[view.name] for rendered, _ in pieces]) for view in self.recipe}
+        params = {name: ViewParams.cat(drawn[name] for _, drawn in pieces) for name in pieces[0][1]}
+        bad = {name: why for name, why in self.source.known_bad.items() if name not in before}
+        fields = {name: tuple(vars(p).values()) for name, p in params.items()}
+        return views, (fields, index, torch.tensor(used), bad)
+
+    def _rendered(
+        self, epoch: int, index: Tensor, pixels: list[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, ViewParams]]:
+        params = draw(self.recipe, self.seed, epoch, index, torch.tensor([p.shape[1:] for p in pixels]))
         views = {
             view.name: torch.stack(
                 [render_one(p, view, params[view.name][i : i + 1], self.recipe) for i, p in enumerate(pixels)]
             )
             for view in self.recipe
         }
-        bad = {name: why for name, why in self.source.known_bad.items() if name not in before}
-        fields = {name: tuple(vars(p).values()) for name, p in params.items()}
-        return views, (fields, index, torch.tensor(used), bad)
+        return views, params

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +26,8 @@ class ResidentPipeline(Pipeline):
     def __init__(self, source: Source, *args, **kwargs) -> None:
         super().__init__(source, *args, **kwargs)
         images, self._used = load_images(source)
-        self._images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)  # N x 3 x H x W uint8
-        self._size = torch.tensor(images.shape[1:3], device=self.device)
+        self._images = images.to(self.device)
+        self._size = torch.tensor(images.shape[2:], device=self.device)
 
     def _batches(self, epoch: int, shards: Sequence[Tensor]) -> Iterator[Batch]:
         for index, on_device, params in self._drawn(epoch, shards):
@@ -50,23 +49,24 @@ class ResidentPipeline(Pipeline):
                 yield shard, index[rows], {name: params[rows] for name, params in drawn.items()}
 
 
-def load_images(source: Source) -> tuple[np.ndarray, Tensor]:
-    """(N, H, W, 3) uint8 of a whole source, and (N,) the sample each one shows: unreadable ones are replaced, counted.
+def load_images(source: Source) -> tuple[Tensor, Tensor]:
+    """(N, C, H, W) uint8 of a whole source, and (N,) the sample each one shows: unreadable ones are replaced, counted.
 
-    Unequal sizes are an error.
+    Unequal sizes are an error. Beside the result no more than an image is held, or the array that the source is.
     """
     whole = source.array()
     if whole is not None:
-        return whole, torch.arange(len(source))
-    images, numbers = [], []
+        return torch.from_numpy(whole).permute(0, 3, 1, 2).contiguous(), torch.arange(len(source))
+    first, _ = source.read_or_replace(0)
+    height, width, channels = first.shape
+    images, numbers = torch.empty(len(source), channels, height, width, dtype=torch.uint8), []
     for i in range(len(source)):
         pixels, used = source.read_or_replace(i)
-        if images and pixels.shape != images[0].shape:
+        if pixels.shape != first.shape:
             raise UnequalSizes(
                 f"--pipeline resident needs images of one size, but {source.name_of(used)} is "
-                f"{pixels.shape[1]}x{pixels.shape[0]} and {source.name_of(0)} is {images[0].shape[1]}x"
-                f"{images[0].shape[0]}; use --pipeline auto."
+                f"{pixels.shape[1]}x{pixels.shape[0]} and {source.name_of(0)} is {width}x{height}; use --pipeline auto."
             )
-        images.append(pixels)
+        images.numpy()[i] = pixels.transpose(2, 0, 1)
         numbers.append(used)
-    return np.stack(images), torch.tensor(numbers)
+    return images, torch.tensor(numbers)

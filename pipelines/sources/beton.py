@@ -64,9 +64,10 @@ class BetonReader(Reader):
 
     @property
     def file(self) -> np.ndarray:
-        """(bytes,) uint8: the whole file, mapped; what is written to it stays in memory."""
+        """(bytes,) uint8: the whole file, mapped for reading: Linux counts a map that may be written against its
+        memory, and refuses one of a file larger than that."""
         if self._file is None:
-            self._file = np.memmap(self.path, np.uint8, mode="c").view(np.ndarray)  # "c": torch wants it writable
+            self._file = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
         return self._file
 
     def piece(self, index: Index, i: int) -> np.ndarray:
