@@ -114,7 +114,7 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
             follow_data(config.out, {name: getattr(config, name) for name in DATA_FLAGS})
             follow_changes(config, folder, state)
     session.prepare()
-    start_trackers(accelerator, config)
+    start_trackers(accelerator, config, session.steps)
     with Monitor(folder, session, state.get("totals")) as monitor:
         judge = OnlineKNN(session, val_data, monitor)
         baselines = state.get("baselines") or ranks.on_main("measuring the baselines", judge.baselines) or {}

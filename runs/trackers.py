@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+from itertools import compress
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, LoggerType, on_main_process
 
 from saccade.base.errors import UserError
+from saccade.base.files import write_atomically
 from saccade.runs.config import Config
 
 
@@ -19,8 +22,10 @@ class CSVTracker(GeneralTracker):
     requires_logging_directory = True
 
     @on_main_process
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, step: int = 0) -> None:
+        """step: the one that a resumed run goes on from; what a killed one has logged after it is dropped."""
         super().__init__()
+        _rewind(Path(folder) / "metrics.csv", step)
         self._file = open(f"{folder}/metrics.csv", "a", newline="")  # noqa: SIM115 - open for the whole run
         self._writer = csv.writer(self._file)
         if self._file.tell() == 0:
@@ -43,19 +48,33 @@ class CSVTracker(GeneralTracker):
         self._file.close()
 
 
-def start_trackers(accelerator: Accelerator, config: Config) -> None:
-    """Start what --track asks for; a tracker whose package is missing is a UserError."""
+def _rewind(file: Path, step: int) -> None:
+    """Keep the heading and the whole lines up to `step`."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    numbers = [line.partition(",")[0] for line in lines]
+    kept = [
+        n == "step" or (n.isdecimal() and int(n) <= step and line[-1:] == "\n")
+        for n, line in zip(numbers, lines, strict=True)
+    ]
+    write_atomically(file, lambda f: f.write("".join(compress(lines, kept)).encode()))
+
+
+def start_trackers(accelerator: Accelerator, config: Config, step: int) -> None:
+    """Start what --track asks for, at `step`; a tracker whose package is missing is a UserError."""
     if not config.track:
         return
     from accelerate.tracking import filter_trackers
 
     wanted: list[str | LoggerType | GeneralTracker] = [
-        CSVTracker(str(config.out)) if name == "csv" else name for name in config.track
+        CSVTracker(str(config.out), step) if name == "csv" else name for name in config.track
     ]
     accelerator.project_configuration.set_directories(str(config.out))
     try:
         accelerator.log_with = filter_trackers(wanted, str(config.out))
-        accelerator.init_trackers("saccade")
+        options = {"tensorboard": {"purge_step": step + 1}} if step else {}  # it hides what was logged from there on
+        accelerator.init_trackers("saccade", init_kwargs=options)
     except (ImportError, ValueError, OSError) as error:
         raise UserError(f"--track {','.join(config.track)} cannot be started ({error}).") from error
     missing = set(config.track) - {t.name for t in accelerator.trackers}

@@ -3,6 +3,7 @@ is budgeted."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
@@ -212,6 +213,21 @@ def bad_image(error: Exception, file: Any) -> BadImage:
     for name in (repr(str(file)), repr(file), str(file)):
         told = told.replace(f": {name}", "").replace(f" {name}", "")
     return BadImage(_no_image(file) or f"{type(error).__name__}: {told}")
+
+
+_PASSING = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EBUSY),
+}
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether it is the machine that failed and may be well in a while, not the image: what is behind the error."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
+            return True
+        error = error.__cause__ if error.__cause__ is not error else None
+    return False
 
 
 _KINDS = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +18,7 @@ from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.bands import decode_bands, is_deep_colour, too_many_channels
-from saccade.pipelines.sources.decode import BadImage, ValueRange, decode_bytes, image_size
+from saccade.pipelines.sources.decode import BadImage, ValueRange, decode_bytes, image_size, passes
 from saccade.pipelines.sources.index import Index
 
 
@@ -30,6 +32,8 @@ def well_formed(pixels: object, channels: int) -> np.ndarray:
 
 
 BAD_SHARE = 0.10  # more unreadable images than this stop a run
+PAUSES = 0.1, 0.5, 2.0  # seconds before an image that may be well again is tried again
+IN_VAIN = 8  # images after which nobody waits any more
 _Read = TypeVar("_Read")
 
 
@@ -103,6 +107,7 @@ class Source:
     def __init__(self, name: str, index: Index, reader: Reader, kind: str = "images") -> None:
         self.name, self.index, self.reader, self.kind = name, index, reader, kind
         self.known_bad: dict[str, str] = {}
+        self._in_vain = 0  # images that were tried again and again
         if not index.length:
             raise UserError(f"{name}: holds no images.")
         index.account.check(name)
@@ -242,10 +247,28 @@ class Source:
             if self.name_of(j) in self.known_bad:
                 continue
             try:
-                return read(j), j
+                return self._patiently(read, j), j
             except BadImage as reason:
                 self.report_bad({self.name_of(j): str(reason)})
         raise UserError(f"{self.name}: not one of the {len(self)} images can be read.")
+
+    def _patiently(self, read: Callable[[int], _Read], i: int) -> _Read:
+        """read(i), again after a while where what went wrong may pass; a disk that never comes back is not waited for
+        at every image."""
+        for tried, pause in enumerate(PAUSES, 1):
+            try:
+                return read(i)
+            except (BadImage, MemoryError) as error:
+                if not passes(error) or self._in_vain >= IN_VAIN:
+                    raise
+                told = printable(f"{self.name_of(i)} could not be read ({error or type(error).__name__})")
+                print(f"warning: {told}; trying again, {tried} of {len(PAUSES)}", file=sys.stderr, flush=True)
+                time.sleep(pause)
+        try:
+            return read(i)
+        except (BadImage, MemoryError) as error:
+            self._in_vain += 1
+            raise BadImage(str(error) or type(error).__name__) from error
 
     def report_bad(self, bad: dict[str, str]) -> None:
         """Remember unreadable images; more than 10 % of the data set is an error that lists them."""

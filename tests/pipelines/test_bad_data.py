@@ -1,6 +1,8 @@
 """Odd and broken files on every executor: what can be read means what PIL reads, the rest is counted and replaced."""
 
+import errno
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,3 +273,25 @@ def test_beton_of_the_wrong_version_is_refused(tmp_path):
     beton_with(tmp_path / "x.beton", [(stored(picture(), "JPEG"), SIDE, SIDE)], version=3)
     with pytest.raises(UserError, match=r"version 3.*version 2 is read"):
         open_data(str(tmp_path / "x.beton"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_an_image_that_cannot_be_read_for_a_moment_is_tried_again_and_stays_good(tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr("saccade.pipelines.sources.source.PAUSES", (0.0, 0.0, 0.0))
+    for i in range(20):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i:02d}.png")
+    source, failures, read = open_data(str(tmp_path))[0], [error, error], Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "07.png" and failures:
+            raise failures.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    pixels, used = source.read_or_replace(7)
+    assert used == 7 and pixels[0, 0, 0] == 7 and not source.known_bad
+    assert capsys.readouterr().err.count("07.png could not be read") == 2
+    failures += [error] * 10
+    assert source.read_or_replace(7)[1] == 8 and list(source.known_bad) == ["07.png"] and len(failures) == 6
+    (tmp_path / "09.png").write_bytes(b"broken")
+    assert source.read_or_replace(9)[1] == 10 and "09.png could not" not in capsys.readouterr().err
