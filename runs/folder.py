@@ -76,14 +76,16 @@ class RunFolder:
             raise UserError(f"{self.path}/metrics.jsonl cannot be written ({error.strerror}).") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of metrics.jsonl (a killed run may leave half of one)."""
+        """Every whole line of metrics.jsonl: a killed run may leave half of one, and what is no record is none."""
         file = self.path / "metrics.jsonl"
         records = []
-        for line in file.read_text().splitlines() if file.exists() else ():
+        for line in file.read_bytes().splitlines() if file.exists() else ():
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
         return records
 
     def rewind(self, step: int) -> None:

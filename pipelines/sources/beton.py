@@ -177,7 +177,10 @@ def _read_tables(path: Path, options: Options, account: Account) -> tuple[dict[s
         raise UserError(f"{path}: was never finished (it has no allocation table); write it again.")
     if table > size or len(fields) != header["num_fields"]:
         raise UserError(f"{path}: is cut short, {size:,} bytes of more than {table:,}; copy or write it again.")
-    rows = np.fromfile(path, _row_type(path, fields), count=samples, offset=start)
+    row = _row_type(path, fields)
+    if start + samples * row.itemsize > table:
+        raise UserError(f"{path}: says it has {samples:,} images, for which it has no room; copy or write it again.")
+    rows = np.fromfile(path, row, count=samples, offset=start)
     allocations = np.fromfile(path, ALLOCATION, offset=table)
     image, label = _columns(path, fields, options, account)
     if samples == 0:

@@ -38,7 +38,7 @@ def read_value_range(text: str | None) -> ValueRange | None:
         return None
     try:
         low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # of a record: no text
         raise UserError(f"--value-range {text}: give auto, or two numbers LOW,HIGH.") from error
     if not low < high < float("inf") or low == -float("inf"):
         raise UserError(f"--value-range {text}: the first number must be the smaller, and both finite.")

@@ -23,6 +23,9 @@ from saccade.pipelines.sources.source import Reader, Source
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "pixel_values", "photo", "picture")  # in this order
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
 _KEPT = 256 << 20  # bytes of row groups that stay decoded
+_BROKEN = (  # what pyarrow raises is of one of these
+    *(OSError, ValueError, NotImplementedError, MemoryError, TypeError, LookupError, RuntimeError),
+)
 
 
 def pyarrow_parquet():
@@ -32,6 +35,10 @@ def pyarrow_parquet():
     except ImportError as error:
         raise UserError("parquet files need pyarrow; pip install 'saccade[parquet]'.") from error
     return parquet
+
+
+# What pyarrow's errors are, each of one of these too.
+_BROKEN = (OSError, ValueError, NotImplementedError, MemoryError, TypeError, LookupError, RuntimeError)
 
 
 class TableReader(Reader):
@@ -87,8 +94,8 @@ class TableReader(Reader):
                 file, number = self._groups[group].tolist()
                 try:
                     self._kept[group] = self._read(file, number)
-                except (OSError, ValueError) as error:
-                    raise BadImage(f"{self.files[file].name}: {str(error).splitlines()[0]}") from error
+                except _BROKEN as error:
+                    raise BadImage(f"{self.files[file].name}: {_first_line(error)}") from error
                 while len(self._kept) > 1 and sum(c.nbytes for c in self._kept.values()) > _KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(group)
@@ -98,6 +105,10 @@ class TableReader(Reader):
         if file not in self._opened:
             self._opened[file] = open_table(self.files[file])
         return self._opened[file].column(number, self._image)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class ParquetSource(Source):
@@ -118,10 +129,10 @@ class ParquetSource(Source):
                     labels.append(opened.labels(label))
             except KeyError as error:
                 raise UserError(f"{file}: has no column {error.args[0]}, which {files[0].name} has.") from error
-            except (OSError, ValueError) as error:  # pyarrow's errors are both of these
+            except _BROKEN as error:
                 if isinstance(error, UserError):
                     raise
-                raise UserError(f"{file}: cannot be read as a table ({str(error).splitlines()[0]}).") from error
+                raise UserError(f"{file}: cannot be read as a table ({_first_line(error)}).") from error
         account.taken = sum(counts)
         unread = [name for name in schema.names if name not in (image, label)] if files else []
         account.see(account.taken + len(unread))

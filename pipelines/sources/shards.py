@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -181,21 +182,39 @@ def _places(shard: Path) -> tuple[Path, Path]:
 def _load_index(place: Path, key: dict) -> Shard | None:
     try:
         content = json.loads(place.read_text())
-        if {name: content[name] for name in key} != key:
+        if {name: content[name] for name in key} != key or content.pop("sha256") != _checksum(content):
             return None
-        members = [Member(str(n), int(o), int(s), label) for n, o, s, label in content["members"]]
+        members = [Member(str(n), *_place(o, s), _text_or_none(label)) for n, o, s, label in content["members"]]
         kept = content["account"]
         left = {str(reason): LeftOut(**entry) for reason, entry in kept["left_out"].items()}
         account = Account(int(kept["seen"]), int(kept["taken"]), left, dict(kept["used"]), list(kept["guesses"]))
         account.remarks = {str(what): LeftOut(**entry) for what, entry in kept["remarks"].items()}
         return Shard(members, bool(content["cut"]), account)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None  # none there, or not one of ours
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _place(offset: Any, length: Any) -> tuple[int, int]:
+    """Where something can lie in a file; ValueError for what is no place."""
+    if type(offset) is int and type(length) is int and offset >= 0 and length >= 0 and offset + length < 1 << 62:
+        return offset, length
+    raise ValueError(f"{offset}, {length}")
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(f"{value!r} is no text")
 
 
 def _keep_index(shard: Path, key: dict, found: Shard) -> None:
     members = [[m.name, m.offset, m.length, m.label] for m in found.members]
     content = {**key, "cut": found.cut, "account": asdict(found.account), "members": members}
+    content["sha256"] = _checksum(content)
     for place in _places(shard):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +308,7 @@ def _listed(shard: Path) -> tuple[list[Part], bool] | None:
             if len(words) % 4:
                 return None  # a name with a space
             members += [
-                Part(name, int(offset), int(size))
+                Part(name, *_place(int(offset), int(size)))
                 for offset, size, name in zip(words[1::4], words[2::4], words[3::4], strict=True)
             ]
         return members, False
