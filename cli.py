@@ -19,6 +19,7 @@ COMMANDS = {  # name: the module, what it does
     "train": ("saccade.train", "pre-train a backbone on your images, or continue a run"),
     "eval": ("saccade.eval", "measure a backbone: kNN, linear probes, each paper's own protocol"),
     "transfer": ("saccade.tools.transfer", "measure backbones on several labelled data sets, in one table"),
+    "embed": ("saccade.tools.embed", "a vector of every image, with names and classes, as parquet, npy or csv"),
     "finetune": ("saccade.tools.finetune", "a classifier of your images out of a backbone, and how good it is"),
     "predict": ("saccade.tools.predict", "what each image is, and how sure that is, as a CSV"),
     "export": ("saccade.tools.export", "a backbone for onnxruntime, torchvision, timm or transformers, compared"),

@@ -1,4 +1,4 @@
-"""Features on disk: float16, mapped, extracted once for a backbone and its images, and gone on with after a stop."""
+"""Features on disk: mapped, extracted once for a backbone and its images, and gone on with after a stop."""
 
 from __future__ import annotations
 
@@ -22,11 +22,22 @@ Batch = tuple[Tensor, Tensor]  # features (n, D), labels (n,)
 
 
 class FeatureFile:
-    """A folder of the cache, named by a key of the backbone, the images and how they are shown: `features.npy`
-    (N, D) float16, `labels.npy` (N,) int64, and `done.json`: how many of them are there, and the unreadable images."""
+    """A folder, named by a key of the backbone, the images and how they are shown: `features.npy` (N, D),
+    `labels.npy` (N,) int64, and `done.json`: how many of them are there, and the unreadable images.
 
-    def __init__(self, key: str, images: int) -> None:
-        self._folder, self._images = cache_folder() / "features" / key, images
+    room: the folder it lies in, the cache's by default; way_out: for the sentence when it cannot be written.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        images: int,
+        room: Path | None = None,
+        dtype: Any = np.float16,
+        way_out: str = "set SACCADE_CACHE to another folder, or leave out --keep-features",
+    ) -> None:
+        self._folder, self._images = (room or cache_folder() / "features") / key, images
+        self._dtype, self._way_out = np.dtype(dtype), way_out
         told = self._told()
         self.done: int = told.get("images", 0) if self._mapped() else 0
         self.bad: dict[str, str] = told.get("bad", {})
@@ -45,37 +56,43 @@ class FeatureFile:
             return self._fill(batches, unreadable)
         except OSError as error:
             raise UserError(
-                f"{self._folder}: the features cannot be kept there ({error.strerror}); set SACCADE_CACHE to another "
-                "folder, or leave out --keep-features."
+                f"{self._folder}: the features cannot be kept there ({error.strerror}); {self._way_out}."
             ) from error
 
     def _fill(self, batches: Iterable[Batch], unreadable: Mapping[str, str]) -> Batch:
         self._folder.mkdir(parents=True, exist_ok=True)
         features = labels = None
         last = time.monotonic()
-        for found, label in batches:
-            if features is None or labels is None:
-                features, labels = self._open(found.shape[1])
-            rows = slice(self.done, self.done + len(found))
-            with np.errstate(over="ignore"):
-                features[rows], labels[rows] = found.cpu().numpy(), label.cpu().numpy()
-            if torch.isfinite(found).all() and not np.isfinite(features[rows]).all():
-                raise UserError("a feature is beyond what float16 holds (65,504); leave out --keep-features.")
-            self.done += len(found)
-            if time.monotonic() - last > EVERY or self.done == self._images:
-                features.flush()
-                labels.flush()
-                self._tell({**self.bad, **unreadable})
-                last = time.monotonic()
+        try:
+            for found, label in batches:
+                if features is None or labels is None:
+                    features, labels = self._open(found.shape[1])
+                rows = slice(self.done, self.done + len(found))
+                with np.errstate(over="ignore"):
+                    features[rows], labels[rows] = found.cpu().numpy(), label.cpu().numpy()
+                if torch.isfinite(found).all() and not np.isfinite(features[rows]).all():
+                    raise UserError("a feature is beyond what float16 holds (65,504); leave out --keep-features.")
+                self.done += len(found)
+                if time.monotonic() - last > EVERY:
+                    self._keep(features, labels, unreadable)
+                    last = time.monotonic()
+        finally:  # a stop costs no batch that was made
+            if features is not None and labels is not None:
+                self._keep(features, labels, unreadable)
         whole = self.whole()
         assert whole is not None, "every image gives a feature"
         return whole
+
+    def _keep(self, features: np.memmap, labels: np.memmap, unreadable: Mapping[str, str]) -> None:
+        features.flush()
+        labels.flush()
+        self._tell({**self.bad, **unreadable})
 
     def _open(self, width: int) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any]]:
         mode: Any = "r+" if self.done else "w+"
         make = np.lib.format.open_memmap
         return (
-            make(self._folder / "features.npy", mode, np.float16, (self._images, width)),
+            make(self._folder / "features.npy", mode, self._dtype, (self._images, width)),
             make(self._folder / "labels.npy", mode, np.int64, (self._images,)),
         )
 
@@ -85,7 +102,7 @@ class FeatureFile:
             features, labels = (np.load(self._folder / name, mmap_mode="c") for name in ("features.npy", "labels.npy"))
         except (OSError, ValueError, EOFError):
             return None
-        if features.dtype != np.float16 or features.ndim != 2 or not len(features) == len(labels) == self._images:
+        if features.dtype != self._dtype or features.ndim != 2 or not len(features) == len(labels) == self._images:
             return None
         return torch.from_numpy(features), torch.from_numpy(np.array(labels))
 

@@ -83,12 +83,20 @@ def extract(
     recipe = augment or _centre_crop(image_size, mean, std, fraction, interpolation)
     with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
         pipeline.seen = kept.done if kept else 0
-        steps = order.steps(pipeline.seen)
-        batches = progress_bar(forward_batches(backbone, pipeline, precision), steps, "features", "batch", progress)
+        left = order.samples - pipeline.seen
+        batches = _counted(forward_batches(backbone, pipeline, precision), left, progress)
         if kept is not None:
             return Features(*kept.fill(batches, source.known_bad))
         features, labels = zip(*batches, strict=True)
     return Features(torch.cat([f.cpu() for f in features]), torch.cat([label.cpu() for label in labels]))
+
+
+def _counted(batches: Iterator[tuple[Tensor, Tensor]], left: int, shown: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, with a bar of the images that are left."""
+    with progress_bar(None, left, "features", "image", shown) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch[0]))
 
 
 def forward_batches(

@@ -1,0 +1,158 @@
+"""python -m tools.embed DATA --from RUN --out x.parquet: a vector of every image, with its name and class."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade import __version__
+from saccade.base.command import run_command
+from saccade.base.errors import UserError
+from saccade.base.program import command_parser
+from saccade.base.text import printable
+from saccade.evaluation.embeddings import ENDINGS, Block, arrow, write_embeddings
+from saccade.evaluation.evaluate import Settings
+from saccade.evaluation.feature_file import FeatureFile
+from saccade.evaluation.features import extract
+from saccade.evaluation.kept import key_of
+from saccade.evaluation.options import (
+    add_crop_flags,
+    add_machine_flags,
+    add_model_flags,
+    check_out,
+    check_shared,
+    chosen_settings,
+    chosen_subject,
+)
+from saccade.evaluation.subject import Subject
+from saccade.models.backbone import RESIZE, shown_share
+from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.open import open_dataset
+from saccade.pipelines.sources.options import add_flags, options_of
+
+EXAMPLES = {
+    "PHOTOS --from outputs/RUN --out photos.parquet": "name, split, class, label and vector of every image",
+    "cifar10 --from resnet18.a1_in1k --split test --out x.npy": "timm's own weights; names beside it, in x.names.csv",
+    "PHOTOS --labels labels.csv --from weights.pth --out photos.csv": "",
+}
+ROWS = 4096  # of a block
+
+
+def parser() -> argparse.ArgumentParser:
+    command = command_parser("python -m tools.embed", main.__doc__ or "", EXAMPLES)
+    command.add_argument("data", metavar="DATA", help="images, labelled or not, as --data of saccade train takes them")
+    command.add_argument(
+        "--from",
+        dest="start",
+        required=True,
+        metavar="RUN",
+        help="a run, a checkpoint, a file of weights or a timm name",
+    )
+    command.add_argument("--out", required=True, help=f"the table, ending in {', '.join(ENDINGS)}")
+    command.add_argument("--split", help="only this split (default: all)")
+    command.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 lie (default: data)")
+    add_flags(command)
+    model = command.add_argument_group("the model")
+    add_model_flags(model)
+    add_crop_flags(model)
+    add_machine_flags(command.add_argument_group("machine"))
+    return command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the features of every image, as saccade eval extracts them, beside its name, split, class and label.
+    Images that cannot be read are left out, and said. Stopped, the same command goes on."""
+    flags = parser().parse_args(argv)
+    check_shared(flags)
+    check_out(flags, out=ENDINGS)
+    if flags.out.endswith(".parquet"):
+        arrow()
+    subject, settings, out = chosen_subject(flags, flags.start), chosen_settings(flags), Path(flags.out)
+    data = open_dataset(flags.data, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
+    fraction = settings.crop_pct or shown_share(subject.image_size)
+    how = {
+        "from": flags.start,
+        "data": flags.data,
+        "labels": flags.labels,
+        "backbone": subject.architecture,
+        "image_size": subject.image_size,
+        "resize": RESIZE,
+        "crop_fraction": fraction,
+        "interpolation": settings.interpolation or "bilinear",
+        "mean": subject.mean,
+        "std": subject.std,
+        "precision": settings.precision,
+        "version": __version__,
+    }
+    print(
+        printable(f"{'from':>10}  {subject.name}: {subject.architecture}, {subject.image_size} px, crop {fraction:g}")
+    )
+    for line in subject.read:
+        print(printable(f"{'read as':>10}  {line}"))
+    parts, began = out.parent / f".{out.name}.parts", time.perf_counter()
+    found = {}
+    for split, source in data.splits.items():
+        print(printable(f"{split:>10}  {source.name}: {source.describe()}"))
+        source.account.show()
+        found[split] = features(subject, source, settings, how, parts)
+    kept = {split: readable(source) for split, source in data.splits.items()}
+    rows, width = sum(map(len, kept.values())), next(iter(found.values())).shape[1]
+    blocks = (b for split, source in data.splits.items() for b in cut(split, source, found[split], kept[split]))
+    write_embeddings(out, blocks, rows, width, how)
+    shutil.rmtree(parts, ignore_errors=True)
+    seconds = time.perf_counter() - began
+    print(printable(f"{out}: {rows:,} images, {width} numbers each, {seconds:.1f} s, {rows / seconds:.0f} images/s"))
+    if bad := [name for source in data.splits.values() for name in source.known_bad]:
+        print(printable(f"{len(bad):,} unreadable images are left out, such as {bad[0]}"))
+    return 0
+
+
+def features(subject: Subject, source: Source, s: Settings, how: dict[str, Any], parts: Path) -> np.ndarray:
+    """(N, D) float32, mapped, of all images; where an earlier call was stopped, the rest of them."""
+    if source.channels != len(subject.mean):
+        raise UserError(f"{subject.name} takes {len(subject.mean)} channels, {source.name} has {source.channels}.")
+    backbone = subject.backbone.to(s.device)
+    key = key_of(backbone, (source,), *sorted(how.items(), key=str))
+    kept = FeatureFile(key, len(source), parts, np.float32, "give --out in another folder")
+    shown = (subject.image_size, subject.mean, subject.std, how["crop_fraction"])
+    machine = (s.device, s.batch_size, s.precision, s.executor, s.workers)
+    found = extract(
+        backbone, source, *shown, *machine, interpolation=how["interpolation"], progress=True, kept=kept
+    ).features
+    source.known_bad.update(kept.bad)
+    numbers = found.numpy()
+    if not all(np.isfinite(numbers[k : k + ROWS]).all() for k in range(0, len(numbers), ROWS)):
+        raise UserError(f"{subject.name}: its features are not finite numbers; the backbone has diverged.")
+    return numbers
+
+
+def readable(source: Source) -> np.ndarray:
+    """The numbers of the images that could be read: another's pixels stood in for the rest."""
+    if not source.known_bad:
+        return np.arange(len(source))
+    return np.array([i for i in range(len(source)) if source.name_of(i) not in source.known_bad])
+
+
+def cut(split: str, source: Source, found: np.ndarray, rows: np.ndarray) -> Iterator[Block]:
+    for start in range(0, len(rows), ROWS):
+        chosen = rows[start : start + ROWS]
+        labels = np.array([source.label_of(int(i)) for i in chosen])
+        classes = [_class(source, int(label)) for label in labels]
+        yield Block([printable(source.key_of(int(i))) for i in chosen], split, classes, labels, found[chosen])
+
+
+def _class(source: Source, label: int) -> str:
+    if label < 0:
+        return ""
+    return source.classes[label] if source.classes and label < len(source.classes) else str(label)
+
+
+if __name__ == "__main__":
+    run_command("tools.embed", main)
