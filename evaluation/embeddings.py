@@ -151,14 +151,14 @@ def _read_parquet(path: Path) -> Embeddings:
         _texts(table.column(name).to_pylist() if name in table.column_names else [""] * len(table))
         for name in COLUMNS[:3]
     ]
-    return Embeddings(path, flat.reshape(len(table), -1), *texts, made if isinstance(made, dict) else {})
+    return Embeddings(path, flat.reshape(len(table), -1), *texts, made=made if isinstance(made, dict) else {})
 
 
 def _read_npy(path: Path) -> Embeddings:
     with names_file(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     texts = [_texts([row.get(name, "") for row in rows]) for name in COLUMNS[:3]]
-    return Embeddings(path, np.load(path, allow_pickle=False).astype(np.float32, copy=False), *texts, {})
+    return Embeddings(path, np.load(path, allow_pickle=False).astype(np.float32, copy=False), *texts, made={})
 
 
 def _read_csv(path: Path) -> Embeddings:
@@ -173,7 +173,7 @@ def _read_csv(path: Path) -> Embeddings:
             vectors.append(np.array([row[k] for k in numbers], np.float32))
             for name, k in place.items():
                 told[name].append("" if k is None else row[k])
-    return Embeddings(path, np.stack(vectors), *(_texts(told[name]) for name in COLUMNS[:3]), {})
+    return Embeddings(path, np.stack(vectors), *(_texts(told[name]) for name in COLUMNS[:3]), made={})
 
 
 def _texts(values: Iterable[str | None]) -> np.ndarray:
