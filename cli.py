@@ -26,6 +26,7 @@ COMMANDS = {  # name: the module, what it does
     "finetune": ("saccade.tools.finetune", "a classifier of your images out of a backbone, and how good it is"),
     "predict": ("saccade.tools.predict", "what each image is, and how sure that is, as a CSV"),
     "export": ("saccade.tools.export", "a backbone for onnxruntime, torchvision, timm or transformers, compared"),
+    "report": ("saccade.tools.report", "one offline page of what a run learned: verdict, map, neighbours, odd ones"),
     "convert": ("saccade.tools.convert", "bring images into a fast format, or back, and verify them"),
     "inspect": (
         "saccade.tools.inspect",

@@ -26,6 +26,7 @@ from pathlib import Path
 from saccade.base.command import exit_code
 from saccade.evaluation.online import OnlineKNN
 from saccade.evaluation.registry import check_recipe
+from saccade.evaluation.report import report_after
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
@@ -155,6 +156,7 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
         return stop
     ranks.on_main("writing the backbone", lambda: finish(session, folder, monitor.totals, baselines))
     ranks.on_main("judging the backbone", judge.conclude)
+    ranks.on_main("making the report", lambda: monitor.message(report_after(session, monitor.totals["seconds"])))
     accelerator.end_training()
     return 0
 

@@ -64,7 +64,7 @@ def knn_ranks(
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
     chunks = neighbours(train, test, max(ks) + leave_one_out, metric, device)
     if leave_one_out:
-        chunks = _without_itself(chunks, max(ks))
+        chunks = without_itself(chunks, max(ks))
     for (similarity, index), labels in zip(chunks, test_labels.split(_rows(len(train))), strict=True):
         for k in ks:
             scores = votes(similarity[:, :k], train_labels[index[:, :k]], classes, temperature)
@@ -80,7 +80,7 @@ def fitting_k(labels: Tensor, k: int, leave_one_out: bool = False) -> int:
     return k if k < len(labels) else max(1, int(labels.unique(return_counts=True)[1].min()) - 1)
 
 
-def _without_itself(chunks: Iterator[tuple[Tensor, Tensor]], k: int) -> Iterator[tuple[Tensor, Tensor]]:
+def without_itself(chunks: Iterator[tuple[Tensor, Tensor]], k: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each image's k + 1 neighbours the nearest k that are not the image."""
     first = 0
     for similarity, index in chunks:

@@ -3,9 +3,12 @@ the end whether it learned. Without labels: whether an image's other view is fou
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from saccade.evaluation.features import Features, extract, raw_pixels
+from saccade.evaluation.intervals import wilson
 from saccade.evaluation.knn import fitting_k, knn_ranks
 from saccade.evaluation.own_view import RAW, own_view_found
 from saccade.evaluation.verdict import Tried, read_tried, told_spread, tried, verdict
@@ -72,7 +75,8 @@ class OnlineKNN:
             pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in self._sets]
             self._keep(dict(zip(OTHERS, (self._tried(*pixels), self._backbone_tried()), strict=True)))
             found: dict[str, float] = dict(zip(BASELINES, map(_top1, self._others.values()), strict=True))
-        how = {"knn_test": self._tested} if self._tested else {}
+        how: dict[str, Any] = {"knn_test": self._tested} if self._tested else {}
+        how |= _interval(self._others["untrained"])
         self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
         return found
 
@@ -89,7 +93,7 @@ class OnlineKNN:
             self._trained = self._backbone_tried()
         self._monitor.knn = _top1(self._trained)
         step, epoch = self._session.steps, round(self._session.epoch, 4)
-        self._monitor.log({"step": step, "epoch": epoch, "knn_top1": self._monitor.knn})
+        self._monitor.log({"step": step, "epoch": epoch, "knn_top1": self._monitor.knn, **_interval(self._trained)})
 
     def conclude(self) -> None:
         """After the last step: say whether the backbone learned, and keep it as verdict.json."""
@@ -181,3 +185,9 @@ class OnlineKNN:
 
 def _top1(of: Tried) -> float:
     return 100.0 * of.right.sum().item() / len(of.right)
+
+
+def _interval(of: Tried) -> dict[str, float]:
+    """Of the top-1, for metrics.jsonl and its picture."""
+    found = wilson(int(of.right.sum()), len(of.right))
+    return {"knn_low": round(found.low, 3), "knn_high": round(found.high, 3)}

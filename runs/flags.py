@@ -48,6 +48,7 @@ RESUMABLE = {
     "eval_every",
     "checkpoint_every",
     "keep",
+    "no_report",
     "track",
     "allow_pipe",
     "rank_timeout",
@@ -246,6 +247,11 @@ def parser(
     )
     run.add_argument(
         "--checkpoint-every", type=int, help="steps between checkpoints (default: every epoch, a minute apart)"
+    )
+    run.add_argument(
+        "--no-report",
+        action="store_true",
+        help="make no report.html at the end (default: within a tenth of the time)",
     )
     run.add_argument("--keep", type=int, default=2, help="checkpoints kept (default: 2)")
     run.add_argument("--track", default="", help="also log to tensorboard, wandb, csv (comma-separated; default: none)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
@@ -92,39 +94,66 @@ def save_png(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda f: f.write(buffer.getvalue()))
 
 
-def plot_curves(records: list[dict[str, Any]], path: Path, baselines: dict[str, float]) -> None:
-    """Loss, learning rate, the features' spread and kNN top-1 against the step; `baselines`: dashed lines."""
+def plot_curves(records: list[dict[str, Any]], path: Path, baselines: dict[str, float], title: str = "") -> None:
+    """Loss, learning rate, the features' spread and kNN top-1 against the step, of what there is; `baselines`: dashed
+    lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     logged = [r for r in records if "loss" in r]
-    last = logged[-1].items() if logged else ()
-    parts = [k for k, v in last if k not in NO_LOSSES and not k.endswith("top1") and isinstance(v, float)]
     scored = [r for r in records if "knn_top1" in r]
-    figure, axes = plt.subplots(1, 4, figsize=(17, 3.6), layout="constrained")
-    for name in parts:
-        axes[0].plot([r["step"] for r in logged], [r.get(name) for r in logged], label=name, linewidth=1.2)
-    axes[0].set(title="loss", xlabel="step")
-    if parts:
-        axes[0].legend(fontsize=8)
-    axes[1].plot([r["step"] for r in scored], [r["knn_top1"] for r in scored], marker="o", label="trained")
-    for (name, value), style in zip(baselines.items(), (":", "--", "-."), strict=False):
-        axes[1].axhline(value, linestyle=style, color="grey", label=name)
-    axes[1].set(title="kNN top-1 (%)", xlabel="step")
-    if scored or baselines:
-        axes[1].legend(fontsize=8)
-    axes[2].plot([r["step"] for r in logged], [r["lr"] for r in logged])
-    axes[2].set(title="learning rate", xlabel="step")
     watched = [r for r in logged if "feature_rank" in r]
-    axes[3].plot([r["step"] for r in watched], [r["feature_rank"] for r in watched], label="effective rank")
-    axes[3].set(title="features of a batch", xlabel="step")
-    std = axes[3].twinx()
-    std.plot([r["step"] for r in watched], [r["feature_std"] for r in watched], color="C1", label="std (right)")
-    std.set_ylim(bottom=0)
-    axes[3].legend(handles=[*axes[3].lines, *std.lines], fontsize=8)
+    panels: list[Callable[[Any], None]] = [partial(_losses, logged)] if logged else []
+    panels += [partial(_knn, scored, baselines)] if scored else []
+    panels += [partial(_rate, logged)] if logged else []
+    panels += [partial(_spread, watched)] if watched else []
+    size = (4.3 * max(2, len(panels)), 3.8)
+    figure, axes = plt.subplots(1, max(1, len(panels)), figsize=size, layout="constrained", squeeze=False)
+    for draw_panel, panel in zip(panels, axes[0], strict=False):
+        draw_panel(panel)
+        panel.set_xlabel("step")
+    if not panels:
+        axes[0][0].set_axis_off()
+        axes[0][0].text(0.5, 0.5, "no step was logged", ha="center")
+    figure.suptitle(title, fontsize=11)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     write_atomically(path, lambda f: f.write(buffer.getvalue()))
+
+
+def _losses(logged: list[dict[str, Any]], panel: Any) -> None:
+    last = logged[-1].items()
+    for name in [k for k, v in last if k not in NO_LOSSES and not k.endswith("top1") and isinstance(v, float)]:
+        panel.plot([r["step"] for r in logged], [r.get(name) for r in logged], label=name, linewidth=1.2)
+    panel.set_title("loss")
+    panel.legend(fontsize=8)
+
+
+def _knn(scored: list[dict[str, Any]], baselines: dict[str, float], panel: Any) -> None:
+    """With the 95 % interval over the test images as a band."""
+    panel.plot([r["step"] for r in scored], [r["knn_top1"] for r in scored], marker="o", ms=4, label="trained")
+    sure = [r for r in scored if "knn_low" in r and "knn_high" in r]
+    if sure:
+        low, high = ([r[name] for r in sure] for name in ("knn_low", "knn_high"))
+        panel.fill_between([r["step"] for r in sure], low, high, alpha=0.2, linewidth=0, label="95 % interval")
+    for (name, value), style in zip(baselines.items(), (":", "--", "-."), strict=False):
+        panel.axhline(value, linestyle=style, color="grey", label=name)
+    panel.set_title("kNN top-1 (%)")
+    panel.legend(fontsize=8)
+
+
+def _rate(logged: list[dict[str, Any]], panel: Any) -> None:
+    panel.plot([r["step"] for r in logged], [r["lr"] for r in logged])
+    panel.set_title("learning rate")
+
+
+def _spread(watched: list[dict[str, Any]], panel: Any) -> None:
+    steps, std = [r["step"] for r in watched], panel.twinx()
+    panel.plot(steps, [r["feature_rank"] for r in watched], label="effective rank")
+    std.plot(steps, [r["feature_std"] for r in watched], color="C1", label="std (right)")
+    std.set_ylim(bottom=0)
+    panel.set_title("features of a batch")
+    panel.legend(handles=[*panel.lines, *std.lines], fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from saccade import __version__
@@ -149,6 +150,7 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
         records,
         config.out / "curves.png",
         {n.removesuffix("_knn_top1").replace("_", " "): v for n, v in baselines.items() if v is not None},
+        printable(f"{recipe.method} on {Path(config.data).name}: {recipe.backbone.name}, {step} steps"),
     )
     print(
         f"\ntrained {step} steps in {totals['seconds']:.0f} s: {summary['images_per_second']:.0f} images/s, "
