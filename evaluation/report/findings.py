@@ -23,7 +23,7 @@ from saccade.runs.pictures import shown
 
 THUMB, GREY = 64, 16  # pixels of a thumbnail, and of what duplicates are compared by
 STRIPS, BESIDE, SHOWN = 12, 7, 24  # queries, neighbours of each, pictures of a list
-ALIKE = 0.95  # correlation of two grey thumbnails that are one picture
+ALIKE = 0.98  # correlation of two grey thumbnails that are one picture
 CLUSTERS = 20
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 

@@ -68,7 +68,7 @@ def _of_images(found: Findings) -> list[str]:
     told = {
         "Map": f"{whole} by {found.axes}; near each other is what the backbone finds alike.",
         "Neighbours": "The nearest images of twelve, with their cosine.",
-        "Near-duplicates": "Among the nearest five of each image, whose grey thumbnails correlate by 0.95 or more.",
+        "Near-duplicates": "Among the nearest five of each image, whose grey thumbnails correlate by 0.98 or more.",
         "Worst": "Those whose neighbours are of another class, the surest first.",
         "Odd": "Those farthest from their five nearest, with the mean cosine.",
     }
