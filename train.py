@@ -120,7 +120,7 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
         judge = OnlineKNN(session, val_data, monitor)
         baselines = state.get("baselines") or ranks.on_main("measuring the baselines", judge.baselines) or {}
         interrupt.saves()
-        evaluations = evaluation_steps(config.eval_every, session.steps_per_epoch, session.total_steps)
+        evaluations = evaluation_steps(config.eval_every, session.steps_per_epoch, session.total_steps, judge.times)
         if state and session.steps in evaluations:
             ranks.on_main("measuring kNN", judge.make_up)
         saved_at, compiling, stop = time.monotonic(), session.compiles, 0
@@ -161,11 +161,13 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
     return 0
 
 
-def evaluation_steps(every: int | None, steps_per_epoch: int, total_steps: int) -> set[int]:
-    """When kNN is measured, in steps: every `every` epochs (None: about ten times a run), and at the end; 0: never."""
+def evaluation_steps(every: int | None, steps_per_epoch: int, total_steps: int, most: int | None = None) -> set[int]:
+    """When kNN is measured, in steps: every `every` epochs (None: about ten times a run, at most `most` times), and at
+    the end; 0: never."""
     if every == 0:
         return set()
-    stride = every * steps_per_epoch if every else max(steps_per_epoch, total_steps // 10)
+    often = max(total_steps // 10, -(-total_steps // (most or total_steps)))
+    stride = every * steps_per_epoch if every else max(steps_per_epoch, often)
     return set(range(stride, total_steps + 1, stride)) | {total_steps}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,20 +35,15 @@ class Features:
         return len(self.features)
 
 
-class SubsetOrder(Order):
-    """`samples` of `total` images, one at a hashed place in each of as many equal stretches.
+def spread(total: int, samples: int) -> np.ndarray:
+    """(samples,) int64 of `total` rows, one at a hashed place in each of as many equal stretches.
 
     Spread evenly, so a folder sorted by class gives all classes; not in a fixed step, which a set whose labels repeat
     (0 1 2 .. 9 0 1 ..) would turn into a single class.
     """
-
-    def __init__(self, total: int, samples: int, batch_size: int) -> None:
-        super().__init__(samples, batch_size, shuffle=False, drop_last=False)
-        self.total = total
-
-    def at(self, epoch: int, place: Tensor) -> Tensor:
-        start, end = place * self.total // self.samples, (place + 1) * self.total // self.samples
-        return start + (uniform(mix64(place), 0) * (end - start)).long()
+    stretch = torch.arange(samples)
+    start, end = stretch * total // samples, (stretch + 1) * total // samples
+    return (start + (uniform(mix64(stretch), 0) * (end - start)).long()).numpy()
 
 
 def extract(
@@ -64,11 +60,10 @@ def extract(
     workers: int | None = None,
     augment: Views | None = None,
     interpolation: str = "bilinear",
-    max_images: int | None = None,
     progress: bool = False,
     kept: FeatureFile | None = None,
 ) -> Features:
-    """Features of every image of `source` (or of `max_images` of them), by the backbone in eval mode.
+    """Features of every image of `source`, by the backbone in eval mode.
 
     The images are centre-cropped to `fraction` of their short side and resized to `image_size`; `augment` replaces that
     by the first view of a recipe. kept: all of them as float16 in a mapped file, made once and gone on with. The
@@ -78,8 +73,6 @@ def extract(
         source.known_bad.update(kept.bad)
         return Features(*whole)
     order = Order(len(source), batch_size, shuffle=False, drop_last=False)
-    if max_images is not None and max_images < len(source):
-        order = SubsetOrder(len(source), max_images, batch_size)
     recipe = augment or _centre_crop(image_size, mean, std, fraction, interpolation)
     with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
         pipeline.seen = kept.done if kept else 0
@@ -121,7 +114,7 @@ def forward_batches(
         yield features, batch.label if batch.label is not None else features.new_full((len(features),), -1).long()
 
 
-def raw_pixels(source: Source, size: int = 32, max_images: int | None = None, workers: int | None = None) -> Features:
+def raw_pixels(source: Source, size: int = 32, workers: int | None = None) -> Features:
     """The pixels themselves as features, (N, 3 * size * size) in [0, 1]: centre square, bilinear to `size`."""
     return extract(
         nn.Flatten(),
@@ -131,7 +124,6 @@ def raw_pixels(source: Source, size: int = 32, max_images: int | None = None, wo
         (1.0,) * source.channels,
         batch_size=1024,
         workers=workers,
-        max_images=max_images,
     )
 
 

@@ -3,23 +3,30 @@ the end whether it learned. Without labels: whether an image's other view is fou
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from saccade.evaluation.features import Features, extract, raw_pixels
+from saccade.evaluation.features import Features, extract, raw_pixels, spread
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.knn import fitting_k, knn_ranks
 from saccade.evaluation.own_view import RAW, own_view_found
 from saccade.evaluation.verdict import Tried, read_tried, told_spread, tried, verdict
 from saccade.models.backbone import shown_share
+from saccade.pipelines.build import choose_executor
+from saccade.pipelines.resident import UnequalSizes, load_images
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.arrays import ArraySource
 from saccade.pipelines.sources.holdout import LEAST, hold_out, may_hold_out, once
 from saccade.runs.flags import as_typed
 from saccade.runs.monitor import BASELINES, Monitor
 from saccade.runs.session import Session
 
 NEIGHBOURS, TEMPERATURE, MAX_IMAGES = 20, 0.07, 10_000
+SHARE = 0.2  # of a run's passes through its network that measuring may take, where --eval-every is left out
+LEAST_IMAGES = 1_000  # of a set, however short the run
+_PASSES = 2  # forward passes that a view of a training image costs: three where it is trained on, one of a teacher's
 OTHERS = ("raw_pixels", "untrained")  # in the order of BASELINES
 OWN_VIEW = "an image's own other view found among all, which is what was trained; labels would say more"
 VERDICT = "verdict.json"
@@ -27,7 +34,10 @@ KEPT = "baselines.json"  # in the run folder: which test images each of them had
 
 
 class OnlineKNN:
-    """Cosine-weighted kNN (k=20, T=0.07) of the evaluation set against at most 10,000 training images.
+    """Cosine-weighted kNN (k=20, T=0.07) of at most 10,000 images of the evaluation set against as many to train on.
+
+    They are chosen once and, where they are small, decoded once. A short run takes fewer, and less often: `times` is
+    how often its length pays for (None: as asked).
 
     Without evaluation data the labelled training images are tested: each against all others where they are few, else a
     fifth of each class. Runs on the main process; without labels it measures nothing and says so once. `monitor` is
@@ -39,15 +49,23 @@ class OnlineKNN:
         train_data, self._tested = session.known_data, ""
         if val_data is None and may_hold_out(train_data):
             train_data, val_data, self._tested = hold_out(train_data, alone=True)
-        self._train, self._val = once(train_data.labelled()), None if val_data is None else val_data.labelled()
         self._alone = val_data is train_data
+        whole = [once(train_data.labelled())]
+        if val_data is not None and not self._alone:
+            whole.append(val_data.labelled())
+        budget = SHARE * _passes(session) if session.config.eval_every is None else None
+        most = min(MAX_IMAGES, max(LEAST_IMAGES, int((budget or float(2 * MAX_IMAGES)) / 2 / len(whole))))
+        self._sets = [source if len(source) <= most else source.subset(spread(len(source), most)) for source in whole]
+        self.times = None if budget is None else max(1, int(budget / sum(map(len, self._sets))) - 1)  # and the start
+        counts = [f"{len(few):,} of {len(all_):,}" for few, all_ in zip(self._sets, whole, strict=True)]
+        self._fewer = f"kNN takes {' and '.join(counts)} images, by the length of the run" if most < MAX_IMAGES else ""
         self._others: dict[str, Tried] = {}
         self._trained: Tried | None = None  # of the last score
-        if self._alone:
-            self._val = self._train
         self._why_not = (
             "there is no evaluation data (--val-data)"
             if val_data is None
+            else "--eval-every 0"
+            if session.config.eval_every == 0
             else "the images have no labels"
             if train_data.labels is None or val_data.labels is None
             else None
@@ -67,12 +85,14 @@ class OnlineKNN:
             self._monitor.message(
                 f"kNN: {self._tested}; they are trained on all the same, but no label reaches the backbone"
             )
-        elif len(self._train) < NEIGHBOURS:
+        elif len(self._sets[0]) < NEIGHBOURS:
             self._monitor.message(
-                f"kNN takes all {len(self._train)} training images as neighbours, fewer than {NEIGHBOURS}"
+                f"kNN takes all {len(self._sets[0])} training images as neighbours, fewer than {NEIGHBOURS}"
             )
+        if self._fewer:
+            self._monitor.message(self._fewer)
         with self._monitor.paused():
-            pixels = [raw_pixels(source, max_images=MAX_IMAGES) for source in self._sets]
+            pixels = [raw_pixels(source) for source in self._held]
             self._keep(dict(zip(OTHERS, (self._tried(*pixels), self._backbone_tried()), strict=True)))
             found: dict[str, float] = dict(zip(BASELINES, map(_top1, self._others.values()), strict=True))
         how: dict[str, Any] = {"knn_test": self._tested} if self._tested else {}
@@ -164,15 +184,15 @@ class OnlineKNN:
                 shown_share(recipe.image_size),
                 device=self._accelerator.device,
                 workers=self._session.config.workers,
-                max_images=MAX_IMAGES,
             )
-            for source in self._sets
+            for source in self._held
         ]
         return self._tried(*features)
 
-    @property
-    def _sets(self) -> tuple[Source, ...]:
-        return (self._train,) if self._alone or self._val is None else (self._train, self._val)
+    @cached_property
+    def _held(self) -> list[Source]:
+        """The images, decoded where they are small ones that would be decoded anew by every measuring."""
+        return [_decoded(source, self._session.known_data) for source in self._sets]
 
     def _tried(self, train: Features, val: Features | None = None) -> Tried:
         test, device = val or train, self._accelerator.device
@@ -191,3 +211,24 @@ def _interval(of: Tried) -> dict[str, float]:
     """Of the top-1, for metrics.jsonl and its picture."""
     found = wilson(int(of.right.sum()), len(of.right))
     return {"knn_low": round(found.low, 3), "knn_high": round(found.high, 3)}
+
+
+def _passes(session: Session) -> float:
+    """Images times forward passes of a whole run, a smaller view counted by its area."""
+    recipe = session.config.recipe
+    views = sum((view.size / recipe.image_size) ** 2 for view in recipe.views)
+    return _PASSES * views * session.total_steps * recipe.batch_size
+
+
+def _decoded(source: Source, parent: Source) -> Source:
+    """The same images as an array, if `auto` would keep them decoded; what cannot be read is told to `parent`."""
+    if source.array() is not None or choose_executor("auto", source, "cpu").executor != "resident":
+        return source
+    try:
+        images, shown = load_images(source)
+    except UnequalSizes:
+        return source
+    finally:
+        parent.known_bad.update(source.known_bad)
+    labels = None if source.labels is None else source.labels[shown.numpy()]
+    return ArraySource(source.name, images.permute(0, 2, 3, 1).numpy(), labels, source.classes)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.evaluation.features import SubsetOrder, mode
+from saccade.evaluation.features import mode, spread
 from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.order import Order
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Views
 
@@ -33,9 +34,10 @@ def own_view_found(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Of each backbone: (N,) bool, whether the cosine-nearest of all second views is the image's own, and its (N, D)
     features of the first views; N: at most MAX_IMAGES, spread evenly, the same for all."""
-    order = SubsetOrder(len(source), min(MAX_IMAGES, len(source)), batch_size)
+    few = source if len(source) <= MAX_IMAGES else source.subset(spread(len(source), MAX_IMAGES))
+    order = Order(len(few), batch_size, shuffle=False, drop_last=False)
     taken: list[list[tuple[Tensor, Tensor]]] = [[] for _ in backbones]
-    with build_pipeline(source, two_views(recipe), order, device=device, workers=workers) as pipeline:
+    with build_pipeline(few, two_views(recipe), order, device=device, workers=workers) as pipeline:
         for batch in pipeline:
             for backbone, found in zip(backbones, taken, strict=True):
                 with mode(backbone, False), torch.no_grad():
