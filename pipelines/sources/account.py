@@ -131,3 +131,11 @@ class Account:
         left = {r: {"count": e.count, "first": printable(e.first)} for r, e in self.left_out.items()}
         guesses = self.warnings()[: len(self.guesses) + len(self.remarks)]
         return {"seen": self.seen, "taken": self.taken, "used": self.used, "left_out": left, "guesses": guesses}
+
+
+def account_of(kept: dict[str, Any]) -> Account:
+    """The account whose `asdict` was kept. Raises what a foreign dict raises."""
+    left = {str(reason): LeftOut(**entry) for reason, entry in kept["left_out"].items()}
+    account = Account(int(kept["seen"]), int(kept["taken"]), left, dict(kept["used"]), list(kept["guesses"]))
+    account.remarks = {str(what): LeftOut(**entry) for what, entry in kept["remarks"].items()}
+    return account

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage, bad_image, extensions, image_size, looks_like_image, why_not
 from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.kept import kept_index
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
 from saccade.pipelines.sources.split_names import split_word
@@ -56,19 +59,12 @@ class FolderSource(Source):
     """The images below `folder`, in the order of their names."""
 
     def __init__(self, folder: Path, options: Options = PLAIN) -> None:
-        account = Account()
-        files = list(scan(folder, account))
-        if not files:
-            held = "is empty" if not any(folder.iterdir()) else "holds no image file"
-            left = f" ({account.line()})" if account.left_out else ""
-            if any(reason.split(" ")[0].lower() in ARCHIVES for reason in account.left_out):
-                raise UserError(f"the folder {folder} holds no image file but archives{left}; unpack them.")
-            raise UserError(
-                f"the folder {folder} {held}{left}; images end in {', '.join(sorted(extensions() & _USUAL))} and "
-                f"the like."
-            )
-        files, labels, classes = _labelled(folder, files, options, account)
-        super().__init__(str(folder), Index.of(files, labels, classes, account), FileReader(folder), "folder")
+        manifest = manifest_of(folder)
+        classes = manifest.classes if manifest else None
+        called = {"folder": os.path.realpath(folder), "options": repr(options), "classes": classes}
+        called["extensions"] = sorted(extensions())
+        index = kept_index(called, _unchanged, partial(_read, folder, options, classes))
+        super().__init__(str(folder), index, FileReader(folder), "folder")
         self.folder = folder
 
     @property
@@ -76,16 +72,54 @@ class FolderSource(Source):
         return [self.folder / self.index.names[i] for i in range(len(self))]
 
 
+def _read(folder: Path, options: Options, classes: Sequence[str] | None) -> tuple[Index, dict[str, list[int]] | None]:
+    """The index, and the time of every folder that was looked into; None where those may not tell a change."""
+    account, started = Account(), time.time_ns()
+    times: dict[str, list[int]] = {}
+    files = list(scan(folder, account, times))
+    if not files:
+        held = "is empty" if not any(folder.iterdir()) else "holds no image file"
+        left = f" ({account.line()})" if account.left_out else ""
+        if any(reason.split(" ")[0].lower() in ARCHIVES for reason in account.left_out):
+            raise UserError(f"the folder {folder} holds no image file but archives{left}; unpack them.")
+        raise UserError(
+            f"the folder {folder} {held}{left}; images end in {', '.join(sorted(extensions() & _USUAL))} and the like."
+        )
+    files, labels, names = _labelled(folder, files, options, account, classes)
+    told = not any(reason.startswith(_MAY_RETURN) for reason in account.left_out)
+    settled = max(changed for changed, _ in times.values()) < started - _SETTLED
+    return Index.of(files, labels, names, account), times if told and settled else None
+
+
+_MAY_RETURN = ("folders that cannot be read", "that are no files")  # without a change of the folder they lie in
+_SETTLED = 2 * 10**9  # ns: a younger folder may have changed again within the same tick of its clock
+
+
+def _times(folder: str) -> list[int]:
+    """When its entries changed, and when anything of it did, which no tool sets back; ns."""
+    stat = os.stat(folder)
+    return [stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _unchanged(times: dict[str, list[int]]) -> bool:
+    try:
+        return all(_times(place) == then for place, then in times.items())
+    except OSError:
+        return False
+
+
 _USUAL = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2"}
 
 
-def scan(folder: Path, account: Account) -> Iterator[str]:
+def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = None) -> Iterator[str]:
     """Names of all image files below `folder`: a folder's own sorted, then those of its sub-folders. The rest is
-    accounted."""
+    accounted. times: is given the time (ns) of each folder."""
     root = os.path.realpath(folder)
 
     def walk(place: str, prefix: str, above: frozenset[str], real: str) -> Iterator[str]:
         try:
+            if times is not None:
+                times[real] = _times(place)
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
             account.see()
@@ -135,7 +169,7 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 
 def _labelled(
-    folder: Path, files: list[str], options: Options, account: Account
+    folder: Path, files: list[str], options: Options, account: Account, known: Sequence[str] | None
 ) -> tuple[list[str], np.ndarray | None, tuple[str, ...] | None]:
     """The files that are taken, their labels and the classes' names."""
     if options.labels == NO_LABELS or options.table:
@@ -173,9 +207,8 @@ def _labelled(
             "together; to keep them apart, let SPLIT/CLASS lie there instead of CLASS/SPLIT"
         )
     classes = tuple(sorted(set(of)))
-    manifest = manifest_of(folder)
-    if manifest and manifest.classes and set(classes) <= set(manifest.classes):
-        classes = tuple(manifest.classes)
+    if known and set(classes) <= set(known):
+        classes = tuple(known)
     number = {name: k for k, name in enumerate(classes)}
     return inside, np.array([number[name] for name in of], dtype=np.int64), classes
 

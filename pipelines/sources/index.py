@@ -16,7 +16,7 @@ class Names:
     were."""
 
     def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
-        self._text, self._ends = text, ends
+        self.text, self.ends = text, ends
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
@@ -25,14 +25,17 @@ class Names:
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, i: int) -> str:
-        start = int(self._ends[i - 1]) if i else 0
-        return os.fsdecode(self._text[start : int(self._ends[i])].tobytes())
+        start = int(self.ends[i - 1]) if i else 0
+        return os.fsdecode(self.text[start : int(self.ends[i])].tobytes())
 
     def take(self, rows: np.ndarray) -> Names:
-        return Names.of(self[int(i)] for i in rows)
+        starts = np.where(rows > 0, self.ends[rows - 1], 0)
+        lengths = self.ends[rows] - starts
+        ends = np.cumsum(lengths)
+        return Names(self.text[np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())], ends)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from saccade.base.files import whole_file
 from saccade.base.text import printable
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.manifest import manifest_of
-from saccade.pipelines.sources.account import Account, LeftOut
+from saccade.pipelines.sources.account import Account, account_of
 from saccade.pipelines.sources.decode import BadImage, extensions
 from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.kept import kept_index
 from saccade.pipelines.sources.labels import mixed_kinds, numbered
 from saccade.pipelines.sources.members import EACH, MAYBE_LABELS, Part, grouped, label, picture
 from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
@@ -120,35 +121,60 @@ class ShardSource(Source):
     def __init__(self, shards: Sequence[Path], name: str | None = None, options: Options = PLAIN) -> None:
         files = list(shards)
         name = name or (str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}")
-        account, opened, bad = Account(), [], {}
-        for file in files:
-            shard = index_of(file, options.image_key, options.label_key)
-            opened.append(shard.members)
-            account.add(shard.account)
-            if shard.cut:
-                bad[file.name] = f"the tar is cut short after {len(shard.members)} images"
-                account.damaged.append(f"{file}: is cut short after {len(shard.members)} images; copy it again.")
-            end = file.stat().st_size
-            bad |= {f"{file.name}/{m.name}": _CUT for m in shard.members if m.offset + m.length > end}
-        members = [member for found in opened for member in found]
-        if not members:
-            held = f"; it holds {printable(', '.join(account.left_out))}" if account.left_out else ""
-            raise UserError(
-                f"{name}: no sample with an image; members are named KEY.jpg (or .png, .webp ...) and KEY.cls{held}."
-            )
-        labels, classes = _numbered(members, files[0], options, account)
-        index = Index.of(
-            [member.name for member in members],
-            labels,
-            classes,
-            account,
-            container=np.repeat(np.arange(len(opened)), [len(found) for found in opened]),
-            offset=np.array([member.offset for member in members], dtype=np.int64),
-            bytes=np.array([member.length for member in members], dtype=np.int64),
-        )
-        super().__init__(name, index, ShardReader(files), "wds")
+        manifest, bad = manifest_of(files[0]), {}
+        classes = manifest.classes if manifest else None
+        called = {"shards": [os.path.realpath(file) for file in files], "options": repr(options), "classes": classes}
+
+        def make() -> tuple[Index, object]:
+            before = _state(files)
+            index, found = _read(files, name, options, classes)
+            bad.update(found)
+            return index, None if bad else before
+
+        super().__init__(name, kept_index(called, lambda kept: kept == _state(files), make), ShardReader(files), "wds")
         if bad:
             self.report_bad(bad)
+
+
+def _state(files: Sequence[Path]) -> list[list[int]]:
+    """What tells that a shard is another one: bytes and time."""
+    try:
+        return [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, files)]
+    except OSError:
+        return []  # index_of says what is wrong
+
+
+def _read(
+    files: Sequence[Path], name: str, options: Options, classes: Sequence[str] | None
+) -> tuple[Index, dict[str, str]]:
+    """The index of all shards, and the images and shards that are cut off."""
+    account, opened, bad = Account(), [], {}
+    for file in files:
+        shard = index_of(file, options.image_key, options.label_key)
+        opened.append(shard.members)
+        account.add(shard.account)
+        if shard.cut:
+            bad[file.name] = f"the tar is cut short after {len(shard.members)} images"
+            account.damaged.append(f"{file}: is cut short after {len(shard.members)} images; copy it again.")
+        end = file.stat().st_size
+        bad |= {f"{file.name}/{m.name}": _CUT for m in shard.members if m.offset + m.length > end}
+    members = [member for found in opened for member in found]
+    if not members:
+        held = f"; it holds {printable(', '.join(account.left_out))}" if account.left_out else ""
+        raise UserError(
+            f"{name}: no sample with an image; members are named KEY.jpg (or .png, .webp ...) and KEY.cls{held}."
+        )
+    labels, classes = _numbered(members, classes, options, account)
+    index = Index.of(
+        [member.name for member in members],
+        labels,
+        classes,
+        account,
+        container=np.repeat(np.arange(len(opened)), [len(found) for found in opened]),
+        offset=np.array([member.offset for member in members], dtype=np.int64),
+        bytes=np.array([member.length for member in members], dtype=np.int64),
+    )
+    return index, bad
 
 
 _CUT = "the tar is cut short"
@@ -185,11 +211,7 @@ def _load_index(place: Path, key: dict) -> Shard | None:
         if {name: content[name] for name in key} != key or content.pop("sha256") != _checksum(content):
             return None
         members = [Member(str(n), *_place(o, s), _text_or_none(label)) for n, o, s, label in content["members"]]
-        kept = content["account"]
-        left = {str(reason): LeftOut(**entry) for reason, entry in kept["left_out"].items()}
-        account = Account(int(kept["seen"]), int(kept["taken"]), left, dict(kept["used"]), list(kept["guesses"]))
-        account.remarks = {str(what): LeftOut(**entry) for what, entry in kept["remarks"].items()}
-        return Shard(members, bool(content["cut"]), account)
+        return Shard(members, bool(content["cut"]), account_of(content["account"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None  # none there, or not one of ours
 
@@ -317,7 +339,7 @@ def _listed(shard: Path) -> tuple[list[Part], bool] | None:
 
 
 def _numbered(
-    members: list[Member], first: Path, options: Options, account: Account
+    members: list[Member], classes: Sequence[str] | None, options: Options, account: Account
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Labels of the members, else the folders that hold the images."""
     if options.labels == NO_LABELS or options.table:
@@ -327,5 +349,4 @@ def _numbered(
         labels, plain = [member.name.split("/")[-2] for member in members], False
     elif told := mixed_kinds(labels):
         account.guess(told)
-    manifest = manifest_of(first)
-    return numbered(labels, f"{members[0].name} and the others", manifest.classes if manifest else None, plain)
+    return numbered(labels, f"{members[0].name} and the others", classes, plain)
