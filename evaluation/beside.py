@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from saccade.evaluation.evaluate import Evaluation
-from saccade.evaluation.features import Features, SubsetOrder, raw_pixels
+from saccade.evaluation.features import Features, at_most, raw_pixels, spread_rows
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.knn import fitting_k, knn_accuracy
 from saccade.evaluation.subject import untrained
@@ -23,8 +22,8 @@ def beside(on: Evaluation) -> dict[str, Any]:
     plain = untrained(on.subject)
     plain = plain and plain.to(on.settings.device)
     by_name = {
-        "raw pixels": lambda source: raw_pixels(source, max_images=MAX_IMAGES, workers=on.settings.workers),
-        "untrained": lambda source: on.extract(source, backbone=plain, max_images=MAX_IMAGES),
+        "raw pixels": lambda source: raw_pixels(at_most(source, MAX_IMAGES), workers=on.settings.workers),
+        "untrained": lambda source: on.extract(at_most(source, MAX_IMAGES), backbone=plain),
         "this backbone": lambda source: some(on.train_features if source is on.train else on.test_features),
     }
     for name in ROWS:
@@ -50,5 +49,5 @@ def some(features: Features) -> Features:
     """Of as many images as the others are measured on, and of the same ones."""
     if len(features) <= MAX_IMAGES:
         return features
-    rows: Tensor = SubsetOrder(len(features), MAX_IMAGES, 1).permutation(0)
+    rows = spread_rows(len(features), MAX_IMAGES)
     return Features(features.features[rows].float(), features.labels[rows])

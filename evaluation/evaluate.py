@@ -138,9 +138,8 @@ class Evaluation:
         source: Source,
         interpolation: str = "bilinear",
         backbone: nn.Module | None = None,
-        max_images: int | None = None,
     ) -> Features:
-        """Features of the images' centre crops; backbone: instead of the subject's; max_images: of so many, spread."""
+        """Features of the images' centre crops; backbone: instead of the subject's."""
         s, subject = self.settings, self.subject
         interpolation, kept = s.interpolation or interpolation, None
         if s.keep_features and backbone is None:
@@ -159,7 +158,6 @@ class Evaluation:
             s.executor,
             s.workers,
             interpolation=interpolation,
-            max_images=max_images,
             progress=s.progress,
             kept=kept,
         )

@@ -35,7 +35,7 @@ class Features:
         return len(self.features)
 
 
-def spread(total: int, samples: int) -> np.ndarray:
+def spread_rows(total: int, samples: int) -> np.ndarray:
     """(samples,) int64 of `total` rows, one at a hashed place in each of as many equal stretches.
 
     Spread evenly, so a folder sorted by class gives all classes; not in a fixed step, which a set whose labels repeat
@@ -44,6 +44,11 @@ def spread(total: int, samples: int) -> np.ndarray:
     stretch = torch.arange(samples)
     start, end = stretch * total // samples, (stretch + 1) * total // samples
     return (start + (uniform(mix64(stretch), 0) * (end - start)).long()).numpy()
+
+
+def at_most(source: Source, images: int) -> Source:
+    """So many of its images, spread evenly, or all."""
+    return source if len(source) <= images else source.subset(spread_rows(len(source), images))
 
 
 def extract(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from saccade.evaluation.features import Features, extract, raw_pixels, spread
+from saccade.evaluation.features import Features, at_most, extract, raw_pixels
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.knn import fitting_k, knn_ranks
 from saccade.evaluation.own_view import RAW, own_view_found
@@ -55,7 +55,7 @@ class OnlineKNN:
             whole.append(val_data.labelled())
         budget = SHARE * _passes(session) if session.config.eval_every is None else None
         most = min(MAX_IMAGES, max(LEAST_IMAGES, int((budget or float(2 * MAX_IMAGES)) / 2 / len(whole))))
-        self._sets = [source if len(source) <= most else source.subset(spread(len(source), most)) for source in whole]
+        self._sets = [at_most(source, most) for source in whole]
         self.times = None if budget is None else max(1, int(budget / sum(map(len, self._sets))) - 1)  # and the start
         counts = [f"{len(few):,} of {len(all_):,}" for few, all_ in zip(self._sets, whole, strict=True)]
         self._fewer = f"kNN takes {' and '.join(counts)} images, by the length of the run" if most < MAX_IMAGES else ""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.evaluation.features import mode, spread
+from saccade.evaluation.features import at_most, mode
 from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import Source
@@ -34,7 +34,7 @@ def own_view_found(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Of each backbone: (N,) bool, whether the cosine-nearest of all second views is the image's own, and its (N, D)
     features of the first views; N: at most MAX_IMAGES, spread evenly, the same for all."""
-    few = source if len(source) <= MAX_IMAGES else source.subset(spread(len(source), MAX_IMAGES))
+    few = at_most(source, MAX_IMAGES)
     order = Order(len(few), batch_size, shuffle=False, drop_last=False)
     taken: list[list[tuple[Tensor, Tensor]]] = [[] for _ in backbones]
     with build_pipeline(few, two_views(recipe), order, device=device, workers=workers) as pipeline:

@@ -243,7 +243,7 @@ def parser(
     )
     run.add_argument("--log-every", type=int, default=10, help="steps between lines of metrics.jsonl (default: 10)")
     run.add_argument(
-        "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: a tenth of the run)"
+        "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: ten times a run, or fewer)"
     )
     run.add_argument(
         "--checkpoint-every", type=int, help="steps between checkpoints (default: every epoch, a minute apart)"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.text import printable
-from saccade.evaluation.features import SubsetOrder, extract
+from saccade.evaluation.features import at_most, extract
 from saccade.evaluation.knn import fitting_k, neighbours, votes, without_itself
 from saccade.evaluation.plot import layout
 from saccade.models.backbone import shown_share
@@ -66,17 +66,15 @@ def find(
     workers: int | None = None,
 ) -> Findings:
     """Findings on `images` of the source, spread evenly over it."""
-    count = min(images, len(source))
-    share = shown_share(image_size)
-    features = extract(backbone, source, image_size, mean, std, share, device, workers=workers, max_images=count)
-    numbers = SubsetOrder(len(source), count, 1).permutation(0).tolist() if count < len(source) else range(count)
+    few, share = at_most(source, images), shown_share(image_size)
+    features, numbers = extract(backbone, few, image_size, mean, std, share, device, workers=workers), range(len(few))
     with ThreadPoolExecutor(available_cpus()) as pool:
-        thumbnails = np.stack(list(pool.map(lambda i: thumbnail(source.read_or_replace(i)[0]), numbers)))
+        thumbnails = np.stack(list(pool.map(lambda i: thumbnail(few.read_or_replace(i)[0]), numbers)))
     labels = features.labels
     if not torch.isfinite(features.features).all():
         raise UserError("the features are not finite numbers: the backbone has diverged, there is nothing to show.")
     classes = [_class(source, int(label)) for label in labels]
-    names = [printable(source.name_of(i)) for i in numbers]
+    names = [printable(few.name_of(i)) for i in numbers]
     return findings(features.features, labels, classes, names, thumbnails, len(source))
 
 

@@ -52,7 +52,9 @@ def _save(place: Path, index: Index, about: dict[str, Any]) -> bool:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         save_file(
-            {name: np.ascontiguousarray(c) for name, c in columns.items()}, temporary, {"about": text, "sum": str(zlib.crc32(text.encode()))}
+            {name: np.ascontiguousarray(c) for name, c in columns.items()},
+            temporary,
+            {"about": text, "sum": str(zlib.crc32(text.encode()))},
         )
         os.replace(temporary, place)
         return True
@@ -68,7 +70,11 @@ def _load(place: Path, name: str, same: Callable[[Any], bool]) -> Index | None:
         header = json.loads(whole[8:first].tobytes())
         told = header.pop("__metadata__")
         about = json.loads(told["about"])
-        if zlib.crc32(told["about"].encode()) != int(told["sum"]) or about["called"] != name or not same(about["state"]):
+        if (
+            zlib.crc32(told["about"].encode()) != int(told["sum"])
+            or about["called"] != name
+            or not same(about["state"])
+        ):
             return None
         columns = {}
         for called, column in header.items():

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from saccade.base.errors import UserError
-from saccade.evaluation.features import extract, raw_pixels, spread
+from saccade.evaluation.features import extract, raw_pixels, spread_rows
 from saccade.evaluation.quality import effective_rank, feature_std
 from saccade.models.backbone import replace_stem
 from saccade.pipelines.sources import ArraySource, FolderSource
@@ -93,8 +93,8 @@ def test_augment_renders_the_recipe_instead_of_the_centre_crop(source):
 
 @pytest.mark.parametrize("labels", [np.arange(6000) % 10, np.arange(6000) // 600], ids=["repeating", "sorted"])
 def test_a_subset_is_fixed_distinct_and_holds_every_class(labels):
-    rows = spread(6000, 600)
-    assert np.array_equal(rows, spread(6000, 600)) and len(np.unique(rows)) == 600
+    rows = spread_rows(6000, 600)
+    assert np.array_equal(rows, spread_rows(6000, 600)) and len(np.unique(rows)) == 600
     assert np.bincount(labels[rows], minlength=10).min() >= 35
     assert rows.min() >= 0 and rows.max() < 6000
 

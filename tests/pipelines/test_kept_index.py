@@ -80,7 +80,16 @@ def test_shards_are_read_once_until_one_changes(tmp_path, monkeypatch):
     assert len(ShardSource(files)) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40], lambda b: b"", lambda b: b"\xff" * 99, lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-9],
+        lambda b: b[:40],
+        lambda b: b"",
+        lambda b: b"\xff" * 99,
+        lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:],
+    ],
+)
 def test_a_damaged_file_is_made_anew(photos, cache, damage):
     first = shown(FolderSource(photos))
     (file,) = cache.iterdir()
