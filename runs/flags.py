@@ -169,7 +169,11 @@ def parser(
     training.add_argument("--steps", type=int, help="optimizer steps in all, instead of --epochs")
     training.add_argument("--batch-size", type=int, help="images per optimizer step, over all processes")
     training.add_argument(
-        "--accumulate", type=int, default=1, help="split a step into this many forward passes (default: 1)"
+        "--accumulate",
+        type=int,
+        default=1,
+        help="split a step into this many forward passes; batch norm, and losses that compare images, see a part "
+        "(default: 1)",
     )
     training.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's, scaled with the batch)")
     training.add_argument(

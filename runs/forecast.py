@@ -68,7 +68,8 @@ def told_forecast(session: Session) -> str | None:
         raise UserError(
             f"a step of {recipe.batch_size} images of {recipe.image_size} pixels through {recipe.backbone.name} takes "
             f"about {gigabytes(found.bytes)} of memory, and {gigabytes(found.free)} are free; give --accumulate "
-            f"{found.parts} (the same batch, in parts), a smaller --batch-size, --image-size or --backbone, or "
+            f"{found.parts} (the batch in parts: losses that compare images with each other compare fewer), a smaller "
+            "--batch-size, --image-size or --backbone, or "
             "--recipe small."
         )
     epochs = session.total_steps / session.steps_per_epoch

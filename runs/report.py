@@ -124,6 +124,7 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
         "method": recipe.method,
         "data": config.data,
         "steps": step,
+        **({"classes": list(classes)} if (classes := session.source.classes) else {}),
     }
     for name, content in export_backbone(learner.backbone, recipe.backbone, recipe.image_size, description).items():
         write_atomically(config.out / name, lambda f, content=content: f.write(content))
