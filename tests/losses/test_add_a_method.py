@@ -43,7 +43,7 @@ def test_the_file_trains_from_anywhere_under_its_name(tmp_path, capsys):
     flags = [*small, "--steps", "1", "--batch-size", "8", "--set", "options.projector_dim=32"]
     assert train.main(["--method", str(tmp_path / "simsiam.py"), *flags, "--out", str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]
-    assert (record["method"], record["data"], record["options"]["projector_dim"]) == ("simsiam", "custom", 32)
+    assert (record["method"], record["data"], record["options"]["projector_dim"]) == ("simsiam", "small", 32)
     capsys.readouterr()
     assert recipes.main([str(tmp_path / "simsiam.py"), "cifar10"]) == 0
     assert "simsiam on cifar10: predict the other view's projection" in capsys.readouterr().out

@@ -21,7 +21,10 @@ def data(tmp_path_factory) -> str:
         (["--method", "ressl", "--batch-size", "48"], "does not hold whole batches of 48; give --batch-size 32"),
         (["--method", "ressl", "--batch-size", "64", "--set", "options.queue_size=32"], "options.queue_size=64"),
         (["--method", "ressl", "--batch-size", "64", "--set", "batch_norm=split-7"], "does not fall into the 7 groups"),
-        (["--method", "ressl", "--batch-size", "64", "--accumulate", "16"], "a forward pass of 4 images"),
+        (
+            ["--method", "ressl", "--batch-size", "64", "--accumulate", "16", "--set", "batch_norm=split-8"],
+            "a forward pass of 4 images",
+        ),
         (["--method", "ressl", "--set", "batch_norm=grouped"], "use local, sync or"),
         (["--method", "resa", "--set", "options.temperature=0"], "temperature is 0.0; it must be above 0"),
         (["--method", "ressl", "--set", "options.t_teacher=-1"], "must be 0 or above"),
