@@ -18,7 +18,6 @@ prepare_libraries()  # before torch is imported
 
 import argparse
 import sys
-import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from saccade.evaluation.report import report_after
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
-from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
+from saccade.runs.checkpoint import load_checkpoint
 from saccade.runs.config import Kept, resolve
 from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, method_of, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
@@ -41,7 +40,8 @@ from saccade.runs.monitor import Monitor
 from saccade.runs.ranks import DIVERGED, Ranks
 from saccade.runs.record import follow_data
 from saccade.runs.report import announce, finish
-from saccade.runs.resume import follow_changes, made_of, taken_up
+from saccade.runs.resume import follow_changes, taken_up
+from saccade.runs.saver import Saver
 from saccade.runs.screen import records_apart
 from saccade.runs.session import Session, start_accelerator, start_processes
 from saccade.runs.trackers import start_trackers
@@ -123,29 +123,27 @@ def train(session: Session, folder: RunFolder, val_data: Source | None, interrup
         evaluations = evaluation_steps(config.eval_every, session.steps_per_epoch, session.total_steps, judge.times)
         if state and session.steps in evaluations:
             ranks.on_main("measuring kNN", judge.make_up)
-        saved_at, compiling, stop = time.monotonic(), session.compiles, 0
+        compiling, stop = session.compiles, 0
         done = session.steps >= session.total_steps
-        while not done:
-            for batch in monitor.batches(pipeline):
-                ranks.at(f"in step {session.steps + 1}")
-                with monitor.compiling() if compiling else nullcontext():
-                    losses = session.step(batch)
-                compiling = False
-                monitor.step(losses)
-                ranks.at(f"after step {session.steps}")
-                if evaluate := session.steps in evaluations:
-                    last = session.steps == session.total_steps
-                    ranks.on_main("measuring kNN", judge.score if last else lambda: interrupt.give_up(judge.score))
-                stop = ranks.agreed(interrupt.code, session.diverged, now=evaluate)
-                if stop == DIVERGED:
-                    raise monitor.diverged()
-                done = session.steps == session.total_steps or stop > 0
-                if done or checkpoint_due(session, saved_at):
-                    with monitor.saving(), ranks.writing():
-                        save(session, folder, monitor.totals, baselines)
-                    saved_at = time.monotonic()
-                if done:
-                    break
+        with Saver(session, folder, monitor, baselines, ranks) as saver:
+            while not done:
+                for batch in monitor.batches(pipeline):
+                    ranks.at(f"in step {session.steps + 1}")
+                    with monitor.compiling() if compiling else nullcontext():
+                        losses = session.step(batch)
+                    compiling = False
+                    monitor.step(losses)
+                    ranks.at(f"after step {session.steps}")
+                    if evaluate := session.steps in evaluations:
+                        last = session.steps == session.total_steps
+                        ranks.on_main("measuring kNN", judge.score if last else lambda: interrupt.give_up(judge.score))
+                    stop = ranks.agreed(interrupt.code, session.diverged, now=evaluate)
+                    if stop == DIVERGED:
+                        raise monitor.diverged()
+                    if done := session.steps == session.total_steps or stop > 0:
+                        saver.last()
+                        break
+                    saver.step()
     ranks.on_main("writing the last checkpoint", lambda: None)  # a launcher ends the others when one has ended
     interrupt.done()
     if session.steps < session.total_steps:
@@ -169,21 +167,6 @@ def evaluation_steps(every: int | None, steps_per_epoch: int, total_steps: int, 
     often = max(total_steps // 10, -(-total_steps // (most or total_steps)))
     stride = every * steps_per_epoch if every else max(steps_per_epoch, often)
     return set(range(stride, total_steps + 1, stride)) | {total_steps}
-
-
-def checkpoint_due(session: Session, saved_at: float) -> bool:
-    """Every `--checkpoint-every` steps, or at the end of an epoch if the last checkpoint is a minute old."""
-    if every := session.config.checkpoint_every:
-        return session.steps % every == 0
-    return session.pipeline.seen == 0 and time.monotonic() - saved_at > 60
-
-
-def save(session: Session, folder: RunFolder, totals: dict[str, float], baselines: dict[str, float]) -> None:
-    """A checkpoint of everything that changes during a run, on the main process; UserError if it has diverged."""
-    state = {**session.state_dict(), **made_of(session.config), "totals": totals, "baselines": baselines}
-    if session.accelerator.is_main_process:
-        folder.list_bad(session.pipeline.source.known_bad)
-        save_checkpoint(folder.path, session.steps, state, session.config.keep)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Bad input: one clear sentence naming the value, the allowed values and the way out. Exit code 2."""
 
 
+class Diverged(UserError):
+    """What is being learned is worth nothing any more, and is not saved."""
+
+
 class Stopped(KeyboardInterrupt):
     """The process has to end (a signal, its launcher's or a fellow's death): one sentence, and the exit code.
 

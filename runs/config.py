@@ -72,7 +72,7 @@ class Config:
     log: str
     log_every: int
     eval_every: int | None
-    checkpoint_every: int | None
+    checkpoint_every: str  # runs.interval
     keep: int
     track: tuple[str, ...]
     changes: tuple[str, ...] = ()  # what a resumed run goes on with that its checkpoint had otherwise

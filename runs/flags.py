@@ -22,6 +22,7 @@ from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import add_flags
 from saccade.runs.checkpoint import checkpoints
 from saccade.runs.choice import check_recipe_name, chosen_recipe, method_of
+from saccade.runs.interval import USUAL, Interval
 from saccade.runs.plain_recipe import Fault, unknown
 from saccade.runs.precision import PRECISIONS
 from saccade.runs.recipe_file import RUN, is_file, read_recipe_file
@@ -250,7 +251,11 @@ def parser(
         "--eval-every", type=int, help="epochs between kNN evaluations, 0 for none (default: ten times a run, or fewer)"
     )
     run.add_argument(
-        "--checkpoint-every", type=int, help="steps between checkpoints (default: every epoch, a minute apart)"
+        "--checkpoint-every",
+        default=USUAL,
+        metavar="INTERVAL",
+        help="how often it is saved: minutes (10m, and at the end of an epoch), steps (500) or epochs (1ep) "
+        f"(default: {USUAL})",
     )
     run.add_argument(
         "--no-report",
@@ -341,7 +346,7 @@ def _written(argv: Sequence[str], prog: str) -> set[str]:
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for values that no data or machine could make right."""
-    for name in ("epochs", "steps", "batch_size", "accumulate", "log_every", "keep", "image_size", "checkpoint_every"):
+    for name in ("epochs", "steps", "batch_size", "accumulate", "log_every", "keep", "image_size"):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
@@ -349,6 +354,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} {value} is negative; give 0 or more.")
+    Interval.parse(flags.checkpoint_every)
     if flags.workers is not None and flags.workers > MAX_WORKERS:
         raise UserError(f"--workers {flags.workers} is too many; give {MAX_WORKERS} or fewer.")
     if not 1 <= flags.rank_timeout <= 1e6:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saccade.base.errors import UserError
+from saccade.base.errors import Diverged
 from saccade.base.machine import peak_memory
 from saccade.models.gather import all_reduce_sum, world_size
 from saccade.pipelines.pipeline import Batch, Pipeline
@@ -68,7 +68,7 @@ class Monitor:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """As `paused`; UserError where a step of late went wrong, which nobody has read yet."""
+        """As `paused`; Diverged where a step of late went wrong, which nobody has read yet."""
         if self._recent and bool(torch.stack([values[0] for _, values in self._recent]).any()):
             raise self.diverged(together=False)
         with self.paused():
@@ -137,7 +137,7 @@ class Monitor:
             self._screen.message(warning, sys.stderr)
         return {"feature_std": round(std, 5), "feature_rank": round(rank, 3)}
 
-    def diverged(self, together: bool = True) -> UserError:
+    def diverged(self, together: bool = True) -> Diverged:
         """How the step that went wrong did so, and how to go on. together: asked on every process at once."""
         steps, values = [step for step, _ in self._recent], torch.stack([v for _, v in self._recent])
         if together:
@@ -154,7 +154,7 @@ class Monitor:
                 f"the last good checkpoint is {kept[-1]}: go on from it with --resume {config.out} --lr {lr} "
                 f"--allow-changes (it was {config.recipe.optimizer.lr:.4g}), or {ways}"
             )
-        return UserError(
+        return Diverged(
             f"the run diverged at step {step}: {told}, gradient norm {norm:.4g}; nothing was saved of it; {ways}."
         )
 

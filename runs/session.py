@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from saccade.base.allocator import keep_freed_memory
-from saccade.base.errors import UserError
+from saccade.base.errors import Diverged, UserError
 from saccade.base.processes import asked_processes
 from saccade.losses.recipe import OptimizerSpec
 from saccade.losses.registry import find_method
@@ -87,6 +87,8 @@ class Session:
             **spec.options,
         )
         self.steps = 0
+        self.updating = False  # inside the optimizer's step: half of the network may be of the step before
+        self._position: dict[str, Any] | None = None  # of the pipeline, after the last whole step
         self.compiles = not plain and self._compiling_pays()
 
     @property
@@ -131,8 +133,10 @@ class Session:
         self.gradient_norm = get_total_norm([p.grad for p in weights if p.grad is not None])
         if self.config.recipe.optimizer.clip_norm:
             clip_grads_with_norm_(weights, self.config.recipe.optimizer.clip_norm, self.gradient_norm)
+        self.updating = True
         self._update(losses["loss"])
-        self.steps += 1
+        self.steps, self._position = self.steps + 1, self.pipeline.state_dict()
+        self.updating = False
         return losses
 
     def _update(self, loss: Tensor) -> None:
@@ -148,18 +152,21 @@ class Session:
         self._guard.put_back(skipped)
 
     def check_finite(self) -> None:
-        """Raise UserError if a weight is infinite or not a number; the device is waited for once."""
+        """Raise Diverged if a weight is infinite or not a number; the device is waited for once."""
         weights = [p.detach() for p in self.learner.parameters()]
         largest = torch._foreach_norm(weights, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
         if not bool(torch.stack([value.float() for value in largest]).isfinite().all()):
-            raise UserError(
+            raise Diverged(
                 f"the run diverged: its weights are not finite at step {self.steps}, so nothing was saved or exported; "
                 "start again with a lower --lr, a longer warm-up, or --precision fp32, or go on from a checkpoint: "
                 f"--resume {self.config.out} --lr ... --allow-changes."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes while training; UserError if the network is no longer finite."""
+        """Everything that changes while training; Diverged if the network is no longer finite.
+
+        After a step that failed: as of the step before, but what a forward pass moves (teacher, running statistics).
+        """
         self.check_finite()
         scaler = self.accelerator.scaler
         return {
@@ -167,7 +174,7 @@ class Session:
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "pipeline": self.pipeline.state_dict(),
+            "pipeline": self._position or self.pipeline.state_dict(),
         }
 
     def foreign(self, state: dict[str, Any]) -> str | None:
@@ -186,7 +193,7 @@ class Session:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.steps = state["step"]
+            self.steps, self._position = state["step"], None
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"--resume: the checkpoint does not belong to this run ({reason}).") from error
