@@ -29,7 +29,7 @@ from saccade.evaluation.report import report_after
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
-from saccade.runs.checkpoint import load_checkpoint
+from saccade.runs.checkpoint import check_space, load_checkpoint
 from saccade.runs.config import Kept, resolve
 from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, method_of, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
@@ -95,6 +95,7 @@ def new_folder(flags: argparse.Namespace) -> Path:
 
 def begin(session: Session, folder: RunFolder) -> None:
     ahead = told_forecast(session)
+    check_space(folder.path, session.checkpoint_size(), session.config.keep)
     folder.create(session.config.resume)
     announce(session, folder)
     if ahead:

@@ -17,10 +17,21 @@ from typing import IO, Any, BinaryIO
 
 from saccade.base.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFull(OSError):
+    """As measured while what could be written, `written` bytes, still lay there: `free` are left."""
+
+    def __init__(self, error: OSError, written: int, free: int) -> None:
+        super().__init__(error.errno, error.strerror or "No space left on device")
+        self.written, self.free = written, free
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when all of it is on the disk: a reader sees the old one or the new. Raises OSError."""
+    """A file that gets its name when all of it is on the disk: a reader sees the old one or the new. Raises OSError,
+    of a full disk DiskFull."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -29,9 +40,19 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        full = isinstance(error, OSError) and error.errno in FULL and _measured(error, Path(temporary))
         Path(temporary).unlink(missing_ok=True)
+        if full:
+            raise full from error
         raise
+
+
+def _measured(error: OSError, partial: Path) -> DiskFull | None:
+    try:
+        return DiskFull(error, partial.stat().st_blocks * 512, shutil.disk_usage(partial.parent).free)
+    except OSError:
+        return None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) -> None:
@@ -47,12 +68,23 @@ class Unwritable(UserError):
     """A file that could not be written, and why; for a full disk what the file takes and what there is."""
 
     def __init__(self, path: Path, error: OSError, size: int = 0) -> None:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = error.strerror or str(error)
-        if full and size and path.parent.exists():  # what was written of it is removed by now
-            reason += f": it takes {megabytes(size)}, {megabytes(shutil.disk_usage(path.parent).free)} are free"
+        if isinstance(error, DiskFull) and size:
+            had = error.written + error.free
+            quota = ", by the disk; a quota allows less" if had >= size else ""
+            reason += f": it takes {megabytes(size)}, and there was room for {megabytes(had)}{quota}"
         super().__init__(f"{path} cannot be written ({reason}); free some space or choose another folder.")
-        self.passes = full or error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # may be better in a while
+
+
+def free_space(folder: Path) -> int | None:
+    """Bytes that may be written below `folder`, which need not exist yet; None where that cannot be told."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
 
 
 def megabytes(size: float) -> str:

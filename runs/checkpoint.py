@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base.errors import UserError
-from saccade.base.files import write_atomically
+from saccade.base.files import free_space, megabytes, write_atomically
 from saccade.runs.tensor_file import Damaged, read_tree, size_of, write_tree
 
 ENDING, OLD = ".safetensors", ".pt"  # OLD: torch.save's, of version 0.1
@@ -23,6 +23,18 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     for old in [p for p in checkpoints(folder) if p.name <= path.name][:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def check_space(folder: Path, size: int, keep: int) -> None:
+    """Raise UserError where the disk has no room for the checkpoints of `size` bytes that are kept and one more."""
+    there = sum(path.stat().st_size for path in checkpoints(folder))
+    needed, free = (keep + 1) * size - there, free_space(folder)
+    if free is not None and needed > free:
+        raise UserError(
+            f"--out {folder}: {keep} checkpoints and the one that is being written take {megabytes((keep + 1) * size)}"
+            f"{f', {megabytes(there)} of it are there' if there else ''}, but {megabytes(free)} are free; free some "
+            f"space, choose another folder{', or give --keep 1' if keep > 1 else ''}."
+        )
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._written: dict[str, int] = {}
+        self._waiting: list[str] = []  # lines of metrics.jsonl that are not written yet
         self._lock: IO | None = None
 
     def __enter__(self) -> RunFolder:
@@ -68,12 +70,23 @@ class RunFolder:
         return json.loads((self.path / name).read_text())
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl; one that cannot be written waits for the next, and that is said once."""
+        self._waiting.append(json.dumps(record) + "\n")
         try:
-            with open(self.path / "metrics.jsonl", "a") as f:
-                f.write(json.dumps(record) + "\n")
+            with open(self.path / "metrics.jsonl", "ab") as f:
+                end = f.tell()
+                try:
+                    f.write("".join(self._waiting).encode())
+                    f.flush()
+                except OSError:
+                    os.ftruncate(f.fileno(), end)  # no half of a line
+                    raise
         except OSError as error:
-            raise UserError(f"{self.path}/metrics.jsonl cannot be written ({error.strerror}).") from error
+            if len(self._waiting) == 1:
+                where = f"{self.path}/metrics.jsonl cannot be written ({error.strerror})"
+                print(f"\nwarning: {where}; training goes on, and its lines wait", file=sys.stderr, flush=True)
+            return
+        self._waiting = []
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl: a killed run may leave half of one, and what is no record is none."""

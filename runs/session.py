@@ -177,6 +177,12 @@ class Session:
             "pipeline": self._position or self.pipeline.state_dict(),
         }
 
+    def checkpoint_size(self) -> int:
+        """Bytes of a checkpoint, about: before the first step an optimizer has not yet made what it keeps."""
+        copies = 2 if self.config.recipe.optimizer.name in ("adam", "adamw") else 1
+        trained = sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad)
+        return sum(tensor.nbytes for tensor in self.learner.state_dict().values()) + copies * trained
+
     def foreign(self, state: dict[str, Any]) -> str | None:
         """Why a checkpoint is of another run: its network's tensors are not this one's."""
         own, other = ({k: v.shape for k, v in of.items()} for of in (self.learner.state_dict(), state["learner"]))
