@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from saccade.base.errors import UserError
 
+TEMPORARY = re.compile(r"\.[^/]+\.[a-z]{2,}\.[a-z0-9_]{8}")  # as mkstemp calls a file for `whole_file`
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -53,6 +55,20 @@ def _measured(error: OSError, partial: Path) -> DiskFull | None:
         return DiskFull(error, partial.stat().st_blocks * 512, shutil.disk_usage(partial.parent).free)
     except OSError:
         return None
+
+
+def swept(folder: Path, older: float = 0.0) -> dict[str, int]:
+    """Remove what killed writers of `whole_file` left in `folder`, `older` seconds ago or more; name -> bytes."""
+    found = {}
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                stat = entry.stat(follow_symlinks=False)
+                left = TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+                if left and not stat.st_mode & 0o077 and time.time() - stat.st_mtime >= older:  # mkstemp's mode
+                    os.unlink(entry.path)
+                    found[entry.name] = stat.st_size
+    return found
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], size: int = 0) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from saccade.base.errors import UserError
-from saccade.base.files import lock, write_atomically
+from saccade.base.files import lock, megabytes, swept, write_atomically
 from saccade.base.text import printable
 from saccade.runs.checkpoint import holds_run
 
@@ -53,6 +53,7 @@ class RunFolder:
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._lock.flush()
+            self._sweep()
             if not resume:  # what a run left that was stopped before its first checkpoint
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
         except BlockingIOError as error:
@@ -62,6 +63,16 @@ class RunFolder:
             raise UserError(
                 f"--out {self.path} cannot be written ({error.strerror}); choose another folder."
             ) from error
+
+    def _sweep(self) -> None:
+        """Remove what killed writes left; in the folder itself others write too, without the lock, for moments."""
+        left = swept(self.path / "checkpoints") | swept(self.path, older=10)
+        if left:
+            names = printable(", ".join(sorted(left)[:5])) + (", ..." if len(left) > 5 else "")
+            size = megabytes(sum(left.values()))
+            print(
+                f"removed {len(left)} unfinished files of killed writes, {size}: {names}", file=sys.stderr, flush=True
+            )
 
     def write_json(self, name: str, content: Any) -> None:
         write_atomically(self.path / name, lambda f: f.write((json.dumps(content, indent=2) + "\n").encode()))

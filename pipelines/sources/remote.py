@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from saccade.base.caches import cache_folder
 from saccade.base.errors import UserError
-from saccade.base.files import whole_file
+from saccade.base.files import swept, whole_file
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _SCHEME = re.compile(r"^([a-z][a-z0-9+]*):", re.IGNORECASE)
@@ -115,6 +115,7 @@ def _fetch_one(url: str) -> Path:
 
 def _copy(url: str, file: Path) -> None:
     """Under another name until it is whole."""
+    swept(file.parent, older=3600)  # parts of what a killed process fetched; one that fetches now writes every moment
     print(f"fetching {url} into {file.parent}", file=sys.stderr, flush=True)
     with _open(url) as remote, whole_file(file) as local:
         shutil.copyfileobj(remote, local, 1 << 20)
