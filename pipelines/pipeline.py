@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from saccade.pipelines.draw import ViewParams
 from saccade.pipelines.order import ORDER_VERSION, Order
 from saccade.pipelines.prefetch import prefetched
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.fingerprint import difference, fingerprint
 from saccade.pipelines.views import Views
 
 
@@ -120,11 +121,11 @@ class Pipeline(ABC):
         self.epoch, self.seen = epoch, 0
         return self
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         position = {"epoch": self.epoch, "seen": self.seen, "order": ORDER_VERSION}
-        return {**position, "samples": self.order.samples, "images": self._identity}
+        return {**position, "samples": self.order.samples, "images": self.fingerprint}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         version, shown = state.get("order", 1), state["epoch"] or state["seen"]
         if shown and version != ORDER_VERSION:
             raise UserError(
@@ -136,10 +137,10 @@ class Pipeline(ABC):
                 f"the checkpoint was made on {state['samples']} images, {self.source.name} has "
                 f"{self.order.samples}; give the same data to resume."
             )
-        if state.get("images", self._identity) != self._identity:  # checkpoints of before 2026-11-24 lack it
+        if other := difference(state["images"], self.fingerprint, self.source):
             raise UserError(
                 f"the checkpoint was made on other images or labels, or in another order, than those of "
-                f"{self.source.name}; give the same data to resume."
+                f"{self.source.name} ({other}); give the same data to resume."
             )
         self.epoch, self.seen = state["epoch"], state["seen"]
 
@@ -150,8 +151,9 @@ class Pipeline(ABC):
         self.close()
 
     @cached_property
-    def _identity(self) -> int:
-        return self.source.identity()
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the images, for a record."""
+        return fingerprint(self.source)
 
     def _labels(self, numbers: Tensor) -> Tensor | None:
         return None if self.source.labels is None else torch.from_numpy(self.source.labels[numbers.numpy()])

@@ -100,6 +100,7 @@ def _data(session: Session) -> dict[str, Any]:
     chosen = source.reader.value_range
     return {
         "account": source.account.to_json(),
+        "fingerprint": session.pipeline.state_dict()["images"],
         "value_range": None if chosen is None else str(chosen),
         "sampled": sampling.told if sampling else None,
     }

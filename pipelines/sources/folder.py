@@ -48,6 +48,12 @@ class FileReader(Reader):
         except OSError as error:
             raise bad_image(error, file) from error
 
+    def file_size(self, index: Index, i: int) -> int:
+        try:
+            return os.stat(self.folder / index.names[i]).st_size
+        except OSError:
+            return -1
+
     def size(self, index: Index, i: int) -> tuple[int, int]:
         if self.channels in (1, 3):
             with suppress(BadImage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,6 +31,10 @@ class Names:
     def __getitem__(self, i: int) -> str:
         start = int(self.ends[i - 1]) if i else 0
         return os.fsdecode(self.text[start : int(self.ends[i])].tobytes())
+
+    def checksum(self) -> int:
+        """CRC-32 of all names in their order."""
+        return zlib.crc32(self._ends.data, zlib.crc32(self._text.data))
 
     def take(self, rows: np.ndarray) -> Names:
         starts = np.where(rows > 0, self.ends[rows - 1], 0)

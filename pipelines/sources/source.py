@@ -77,6 +77,10 @@ class Reader:
         """Image i as it lies there: a file's bytes, or pixels."""
         return self.encoded(index, i) if self.gives_files else well_formed(self.pixels(index, i), self.channels)
 
+    def file_size(self, index: Index, i: int) -> int:
+        """Bytes of the file that image i is; -1 where it is none of its own."""
+        return -1
+
     def array(self, index: Index) -> np.ndarray | None:
         """The whole set as (N, H, W, 3) uint8, if it lies in memory like that."""
         return None
