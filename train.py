@@ -29,7 +29,7 @@ from saccade.evaluation.report import report_after
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
-from saccade.runs.checkpoint import check_space, load_checkpoint
+from saccade.runs.checkpoint import Found, check_space
 from saccade.runs.config import Kept, resolve
 from saccade.runs.flags import DATA_FLAGS, check_flags, labelled_beside, method_of, parse_flags
 from saccade.runs.flags import parser as parser  # for the shell's completion
@@ -72,7 +72,7 @@ def open_and_train(flags: argparse.Namespace, kept: Kept | None, interrupt: Inte
         with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
             ranks.on_main("making the run folder", lambda: begin(session, folder))
             ranks.words(config.out)
-            return train(session, folder, val_data, interrupt, ranks)
+            return train(session, folder, val_data, interrupt, ranks, kept.checkpoint if kept else None)
 
 
 def open_all(flags: argparse.Namespace, kept: Kept | None) -> tuple[Source, Source | None, Source | None]:
@@ -102,13 +102,20 @@ def begin(session: Session, folder: RunFolder) -> None:
         print(f"{'forecast':>10}  {ahead}", flush=True)
 
 
-def train(session: Session, folder: RunFolder, val_data: Source | None, interrupt: Interrupt, ranks: Ranks) -> int:
+def train(
+    session: Session,
+    folder: RunFolder,
+    val_data: Source | None,
+    interrupt: Interrupt,
+    ranks: Ranks,
+    checkpoint: Found | None = None,
+) -> int:
     """The loop: from the first step, or from the last checkpoint, to the last step."""
     config, accelerator, pipeline = session.config, session.accelerator, session.pipeline
     state = {}
-    if config.resume:
+    if checkpoint is not None:
         say = partial(print, file=sys.stderr) if accelerator.is_main_process else str
-        state = load_checkpoint(config.out, session.foreign, session.total_steps, say)
+        state = checkpoint.taken(session.foreign, session.total_steps, say)
         session.load_state_dict(state)
         ranks.same("the step of the last checkpoint", str(session.steps))
         if accelerator.is_main_process:

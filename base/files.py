@@ -98,7 +98,8 @@ def free_space(folder: Path) -> int | None:
     while not place.exists() and place != place.parent:
         place = place.parent
     try:
-        return shutil.disk_usage(place).free
+        space = shutil.disk_usage(place)
+        return space.free if space.total else None  # what is no disk has none
     except OSError:
         return None
 

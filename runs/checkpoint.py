@@ -4,7 +4,8 @@ happened."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from saccade.base.files import free_space, megabytes, write_atomically
 from saccade.runs.tensor_file import Damaged, read_tree, size_of, write_tree
 
 ENDING, OLD = ".safetensors", ".pt"  # OLD: torch.save's, of version 0.1
+Foreign = Callable[[dict[str, Any]], str | None]  # why a state is of another run
 PATTERN = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+def _own(state: dict[str, Any]) -> None:
+    return None
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -61,25 +67,41 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(
-    folder: Path,
-    foreign: Callable[[dict[str, Any]], str | None] = lambda state: None,
-    total_steps: int = 0,
-    say: Callable[[str], object] = print,
-) -> dict[str, Any]:
-    """The newest checkpoint that is whole and not `foreign` (why it is of another run). Those left out are said."""
-    reasons: list[tuple[Path, str]] = []
+@dataclass
+class Found:
+    """A checkpoint that was read, and the newer ones that cannot be used, with the reasons. It is read once, and held
+    until it is `taken`."""
+
+    folder: Path
+    path: Path
+    state: dict[str, Any]
+    left_out: list[tuple[Path, str]]
+
+    def taken(self, foreign: Foreign, total_steps: int, say: Callable[[str], object]) -> dict[str, Any]:
+        """Its state, or that of the newest one before it that is not `foreign`; what is left out is said."""
+        while reason := foreign(self.state):
+            older = newest(self.folder, foreign, [*self.left_out, (self.path, reason)])
+            self.path, self.state, self.left_out = older.path, older.state, older.left_out
+        state, self.state = self.state, {}
+        for bad, why in self.left_out:
+            done, most = state["step"], _step(bad)
+            again = f"steps {done + 1} to {most}" if done < most <= total_steps else f"steps after {done}"
+            again = f": the {again} are done again" if total_steps else ""
+            say(f"warning: {bad} is left out: {why}; going on from {self.path.name}{again}")
+        return state
+
+
+def newest(folder: Path, foreign: Foreign = _own, left_out: Sequence[tuple[Path, str]] = ()) -> Found:
+    """The newest checkpoint that is whole and not `foreign` (why it is of another run), but those `left_out`."""
+    reasons = list(left_out)
     for path in reversed(checkpoints(folder)):
+        if path in dict(reasons):
+            continue
         state, reason = _read(path)
         if reason := reason or foreign(state):
             reasons.append((path, reason))
             continue
-        for bad, why in reasons:
-            done, most = state["step"], _step(bad)
-            again = f"steps {done + 1} to {most}" if done < most <= total_steps else f"steps after {done}"
-            again = f": the {again} are done again" if total_steps else ""
-            say(f"warning: {bad} is left out: {why}; going on from {path.name}{again}")
-        return state
+        return Found(folder, path, state, reasons)
     if reasons:
         listed = "; ".join(f"{path.name}: {why}" for path, why in reasons)
         raise UserError(f"{folder}: no checkpoint can be used ({listed}); start the run anew.")
@@ -89,6 +111,11 @@ def load_checkpoint(
             "not read any more; finish the run with that version, or start it anew."
         )
     raise UserError(f"{folder}: there is no checkpoint in {folder / 'checkpoints'}; start the run anew.")
+
+
+def load_checkpoint(folder: Path, say: Callable[[str], object] = print) -> dict[str, Any]:
+    """The state of the newest checkpoint that is whole. Those left out are said."""
+    return newest(folder).taken(_own, 0, say)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:

@@ -23,6 +23,7 @@ from saccade.pipelines.sources.own import is_own
 from saccade.pipelines.sources.ranges import channel_statistics
 from saccade.pipelines.views import PLAIN, check_channels
 from saccade.runs.check_recipe import MAX_IMAGE_SIZE, check_recipe
+from saccade.runs.checkpoint import Found
 from saccade.runs.choice import chosen_recipe, data_named, method_of, named_operations
 from saccade.runs.flags import DATA_FLAGS
 from saccade.runs.initial import TIMM, read_initial, started_from
@@ -99,7 +100,8 @@ class Kept:
     recipe: TrainingRecipe  # final, with the changes
     published_precision: str
     flags: Mapping[str, Any]  # those of the recipe, as they were written
-    changes: tuple[str, ...] = ()  # told in words
+    changes: tuple[str, ...]  # told in words
+    checkpoint: Found
 
 
 def resolve(flags: argparse.Namespace, source: Source, out: Path, kept: Kept | None = None) -> Config:

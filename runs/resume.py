@@ -17,7 +17,7 @@ from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.own import moved, names_code
 from saccade.losses.recipe import TrainingRecipe
-from saccade.runs.checkpoint import load_checkpoint, save_checkpoint
+from saccade.runs.checkpoint import newest, save_checkpoint
 from saccade.runs.choice import method_in, named_operations, recipe_in
 from saccade.runs.config import PLACES, Config, Kept, with_flags
 from saccade.runs.flags import RECIPE_FLAGS, RESUMABLE, RUN_FLAGS
@@ -46,18 +46,19 @@ class Difference:
 def taken_up(flags: argparse.Namespace) -> tuple[argparse.Namespace, Kept]:
     """The flags and the recipe to go on with; UserError where they are not the checkpoint's and that is not allowed."""
     folder = Path(flags.resume)
-    state, record = load_checkpoint(folder, _recipeless, say=str), read_record(folder)  # train.py says what is left out
+    checkpoint, record = newest(folder, _recipeless), read_record(folder)
+    state = checkpoint.state
     text, started = state.get("recipe"), state.get("flags")
     if not isinstance(text, str) or not isinstance(started, dict):
         raise UserError(
             f"--resume {folder}: its checkpoint holds no recipe, so it is of an older Saccade; start the run anew."
         )
     given = _given(flags, started)
-    checkpoint, file = RecipeText(f"the checkpoint of {folder}", text), _file_of(folder)
+    kept_text, file = RecipeText(f"the checkpoint of {folder}", text), _file_of(folder)
     differences = [*_edited_flags(flags, started, record, file), *_given_flags(flags, started)]
     flags = argparse.Namespace(**{**vars(flags), **{d.path[2:].replace("-", "_"): d.now for d in differences}})
     named = given.method if given.method and names_code(given.method) else None
-    recipe = recipe_in(checkpoint, method_in(checkpoint, named), named_operations(flags))
+    recipe = recipe_in(kept_text, method_in(kept_text, named), named_operations(flags))
     if (given.method and not named) or given.stec_base != "simclr":
         other = f"--method {given.method}" if given.method else f"--stec-base {given.stec_base}"
         raise UserError(f"--resume {folder}: the run is of {recipe.method}; drop {other}, or start a new run with it.")
@@ -69,9 +70,8 @@ def taken_up(flags: argparse.Namespace) -> tuple[argparse.Namespace, Kept]:
         raise UserError(_refusal(flags, given.given, differences))
     kept_flags = {name: started[name] for name in RECIPE_FLAGS if name in started} | _written(given, started)
     published = record.get("published_precision")
-    return flags, Kept(
-        final, published if isinstance(published, str) else recipe.precision, kept_flags, tuple(map(str, differences))
-    )
+    published = published if isinstance(published, str) else recipe.precision
+    return flags, Kept(final, published, kept_flags, tuple(map(str, differences)), checkpoint)
 
 
 def _recipeless(state: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from saccade import train
 from saccade.base.errors import UserError
+from saccade.runs import checkpoint
 from saccade.runs.checkpoint import checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
 from saccade.runs.tensor_file import Damaged, read_tree, write_tree
 
@@ -112,6 +113,13 @@ def test_a_foreign_newest_file_does_not_stop_the_search(finished, capsys, kind):
     assert train.main(["--resume", str(finished)]) == 0
     assert f"{foreign} is left out" in capsys.readouterr().err and len(checkpoints(finished)) >= 4
     foreign.rmdir() if kind == "folder" else foreign.unlink()
+
+
+def test_a_resume_reads_its_checkpoint_once(finished, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint, "read_tree", lambda path: read.append(path.name) or read_tree(path))
+    assert train.main(["--resume", str(finished)]) == 0
+    assert read == ["step-00000004.safetensors"]
 
 
 def test_checkpoints_of_the_version_before_are_refused_in_one_sentence(tmp_path):

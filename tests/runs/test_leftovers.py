@@ -27,7 +27,7 @@ def test_the_next_run_removes_and_names_what_killed_writes_left(tmp_path, capsys
     killed_write(tmp_path / "checkpoints" / "step-00000002.safetensors")
     killed_write(tmp_path / "backbone.safetensors")
     for left in tmp_path.glob(".backbone*"):
-        os.utime(left, (time.time() - 20,) * 2)
+        os.utime(left, (time.time() - 20, time.time() - 20))
     with whole_file(tmp_path / "report.json") as file, RunFolder(tmp_path) as folder:  # eval.py at this moment
         folder.create(resume=True)
         file.write(b"{}")

@@ -12,7 +12,7 @@ import torch
 
 from saccade import train
 from saccade.losses import registry
-from saccade.runs.checkpoint import load_checkpoint
+from saccade.runs.checkpoint import load_checkpoint, newest
 
 SMALL = ["--method", "simclr", "--backbone", "test_resnet", "--batch-size", "12", "--device", "cpu", "--workers", "1"]
 MORE = ["--steps", "4", "--eval-every", "0", "--log-every", "1", "--checkpoint-every", "2", "--lr", "0.05"]
@@ -185,8 +185,8 @@ def test_a_run_that_diverged_goes_on_from_its_checkpoint_with_another_rate(data,
 
 
 def test_a_checkpoint_without_a_recipe_is_one_sentence(stopped, capsys, monkeypatch):
-    state = load_checkpoint(stopped)
-    del state["recipe"]
-    monkeypatch.setattr("saccade.runs.resume.load_checkpoint", lambda *a, **k: state)
+    found = newest(stopped)
+    del found.state["recipe"]
+    monkeypatch.setattr("saccade.runs.resume.newest", lambda *a, **k: found)
     assert train.main(["--resume", str(stopped)]) == 2
     assert "holds no recipe" in capsys.readouterr().err
