@@ -54,7 +54,7 @@ def _sizes(source: Source) -> int:
     checksum = 0
     for name in _TOLD:
         if name in source.index.columns:
-            checksum = zlib.crc32(np.ascontiguousarray(source.index.columns[name]).data, checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(source.index.columns[name], np.int64).data, checksum)
     sizes = [source.reader.file_size(source.index, i) for i in spread(len(source), FILES)]
     return zlib.crc32(np.array(sizes, np.int64).data, checksum)
 

@@ -34,7 +34,9 @@ class Names:
 
     def checksum(self) -> int:
         """CRC-32 of all names in their order."""
-        return zlib.crc32(self._ends.data, zlib.crc32(self._text.data))
+        return zlib.crc32(
+            np.ascontiguousarray(self.ends, np.int64).data, zlib.crc32(np.ascontiguousarray(self.text).data)
+        )
 
     def take(self, rows: np.ndarray) -> Names:
         starts = np.where(rows > 0, self.ends[rows - 1], 0)
