@@ -103,6 +103,11 @@ def check_local(place: str | None, flag: str, folder: Path) -> None:
         )
 
 
+def published(place: str) -> str:
+    """A place of data as a published file names it: the last name of a path, which is no one's but the machine's."""
+    return PLUS.join(Path(part).name if Path(part).is_absolute() else part for part in place.split(PLUS))
+
+
 def follow_data(folder: Path, where: Mapping[str, Any]) -> None:
     """Note where the images of a resumed run lie now, for the next --resume and for eval.py."""
     saved = read_record(folder)

@@ -17,7 +17,7 @@ from saccade.runs.config import Config
 from saccade.runs.folder import RunFolder
 from saccade.runs.monitor import BASELINES
 from saccade.runs.pictures import plot_curves, save_png, view_grid
-from saccade.runs.record import RECIPE, write_record
+from saccade.runs.record import RECIPE, published, write_record
 from saccade.runs.resume import write_recipe
 from saccade.runs.session import Session
 
@@ -123,7 +123,7 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
         "mean": recipe.views.mean,
         "std": recipe.views.std,
         "method": recipe.method,
-        "data": config.data,
+        "data": published(config.data),
         "steps": step,
         **({"classes": list(classes)} if (classes := session.source.classes) else {}),
     }

@@ -121,6 +121,7 @@ def test_backbone_loads_in_timm_and_in_ours(finished):
     ours, description = load_backbone(finished)
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(model(x), ours(x)) and description["method"] == "stec"
+    assert not Path(description["data"]).is_absolute(), "where it lay on this machine is nobody's"
     trained = load_checkpoint(finished)["learner"]["student.backbone.conv1.weight"]
     assert torch.equal(ours.get_parameter("conv1.weight"), trained)
 

@@ -42,6 +42,7 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import FEW, hold_out, once
 from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs.folder import default_folder
+from saccade.runs.record import published
 from saccade.tools.tuning import FOLDS, Fitted, Recipe, fit, in_folds, logits, recipe_of
 
 EXAMPLES = {
@@ -223,7 +224,7 @@ def write(
         "std": subject.std,
         "classes": list(classes),
         "method": "fine-tuned",
-        "data": record["data"],
+        "data": published(record["data"]),
     }
     spec = replace(subject.spec, options=dict(subject.spec.options))
     try:

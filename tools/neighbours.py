@@ -113,11 +113,14 @@ def vector_of(pixels: np.ndarray, found: Embeddings, flags: argparse.Namespace) 
     if not flags.start:
         check_local(place, "--from", found.path)
     subject, settings = open_subject(Path(place).expanduser()), Settings()
-    size = made.get("image_size", subject.image_size)
+    size = made.get("image_size")
+    size = size if isinstance(size, int) and size > 0 else subject.image_size
     subject = subject.at(size)
-    shown = (subject.image_size, subject.mean, subject.std, made.get("crop_fraction", shown_share(size)))
+    crop = made.get("crop_fraction")
+    crop = crop if isinstance(crop, float | int) and 0 < crop <= 1 else shown_share(size)
+    shown = (subject.image_size, subject.mean, subject.std, crop)
     source = ArraySource("query", np.array(pixels[None]))
-    interpolation = made.get("interpolation", "bilinear")
+    interpolation = "bicubic" if made.get("interpolation") == "bicubic" else "bilinear"
     vector = extract(subject.backbone, source, *shown, settings.device, interpolation=interpolation).features[0].numpy()
     if vector.shape != found.vectors[0].shape:
         raise UserError(

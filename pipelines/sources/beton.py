@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from saccade.base import shrunk
 from saccade.base.errors import UserError
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
@@ -67,6 +68,7 @@ class BetonReader(Reader):
         """(bytes,) uint8: the whole file, mapped for reading: Linux counts a map that may be written against its
         memory, and refuses one of a file larger than that."""
         if self._file is None:
+            shrunk.say_so()
             self._file = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
         return self._file
 

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from saccade.base import shrunk
 from saccade.base.caches import cache_folder
 from saccade.pipelines.sources.account import account_of
 from saccade.pipelines.sources.index import Index, Names
@@ -65,6 +66,7 @@ def _save(place: Path, index: Index, about: dict[str, Any]) -> bool:
 
 def _load(place: Path, name: str, same: Callable[[Any], bool]) -> Index | None:
     try:
+        shrunk.say_so()
         whole = np.memmap(place, np.uint8, mode="r").view(np.ndarray)
         first = 8 + int(whole[:8].view("<u8")[0])
         header = json.loads(whole[8:first].tobytes())

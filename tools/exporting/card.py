@@ -10,6 +10,7 @@ from typing import Any
 from saccade import __version__
 from saccade.base.machine import git_commit
 from saccade.base.text import printable
+from saccade.runs.record import published
 from saccade.tools.exporting.network import Exported
 
 LIBRARY = {"onnx": "onnx", "torchscript": "pytorch", "torchvision": "torchvision", "hf-folder": "timm", "timm": "timm"}
@@ -61,13 +62,15 @@ def _training(folder: Path | None) -> list[tuple[str, str]]:
         return []
     rows = []
     if tuned := _read(folder / "finetuned.json"):
-        rows.append(("fine-tuned", f"on {tuned['labels']:,} labelled images of {tuned['data']}, {tuned['how']}"))
-        rows.append(("backbone", str(tuned["from"])))
+        rows.append(
+            ("fine-tuned", f"on {tuned['labels']:,} labelled images of {published(str(tuned['data']))}, {tuned['how']}")
+        )
+        rows.append(("backbone", published(str(tuned["from"]))))
     record = _read(folder / "config.json")
     if recipe := record.get("recipe"):
         taken = record.get("account", {}).get("taken")
         images = f", {taken:,} images" if taken else ""
-        rows.append(("data", f"{record['data']}{images}; no label was used for the backbone"))
+        rows.append(("data", f"{published(str(record['data']))}{images}; no label was used for the backbone"))
         rows.append(("method", f"{recipe['method']}"))
         if {"optimizer", "schedule", "epochs"} <= set(recipe):
             rate = f"{recipe['optimizer']['name']} at {recipe['optimizer']['lr']:g}, {recipe['schedule']['kind']}"
