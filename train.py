@@ -147,6 +147,7 @@ def train(
                         ranks.on_main("measuring kNN", judge.score if last else lambda: interrupt.give_up(judge.score))
                     stop = ranks.agreed(interrupt.code, session.diverged, now=evaluate)
                     if stop == DIVERGED:
+                        saver.settle()
                         raise monitor.diverged()
                     if done := session.steps == session.total_steps or stop > 0:
                         saver.last()

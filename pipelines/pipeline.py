@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -137,7 +137,8 @@ class Pipeline(ABC):
                 f"the checkpoint was made on {state['samples']} images, {self.source.name} has "
                 f"{self.order.samples}; give the same data to resume."
             )
-        if other := difference(state["images"], self.fingerprint, self.source):
+        before = state.get("images")
+        if isinstance(before, Mapping) and (other := difference(before, self.fingerprint, self.source)):
             raise UserError(
                 f"the checkpoint was made on other images or labels, or in another order, than those of "
                 f"{self.source.name} ({other}); give the same data to resume."

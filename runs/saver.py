@@ -52,8 +52,10 @@ class Saver:
         if not writing:
             self._look_back()
         if self._every.due(session.steps, session.steps_per_epoch, passed) or (self._failed and passed >= PAUSE):
+            with self._monitor.paused():
+                self.settle()
+                self._look_back()
             with self._monitor.saving():
-                self._finish_writing()
                 state = snapshot(self._state())
             self._at = time.monotonic()
             self._writer = threading.Thread(target=self._write_behind, args=(state,), name="checkpoint", daemon=True)
@@ -63,8 +65,9 @@ class Saver:
         """Save now, and be done when that is written."""
         if not self._ranks.main:
             return
+        with self._monitor.paused():
+            self.settle()
         with self._monitor.saving():
-            self._join()
             state = self._state()
             for tries in range(1, LAST_TRIES + 1):
                 try:
@@ -80,7 +83,7 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._join()
+        self.settle()
         if isinstance(error, Exception) and not isinstance(error, Diverged) and self._ranks.main:
             self._save_before(error)
 
@@ -114,14 +117,11 @@ class Saver:
         except BaseException as error:
             self._error = error
 
-    def _join(self) -> None:
+    def settle(self) -> None:
+        """Until what is being written lies there: only then is the last checkpoint known by its name."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
-
-    def _finish_writing(self) -> None:
-        self._join()
-        self._look_back()
 
     def _look_back(self) -> None:
         """What became of the last write: a warning, or the error once it has failed too often."""
