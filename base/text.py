@@ -35,11 +35,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
-def gigabytes(size: float) -> str:
-    """Bytes as GB, or MB where they are fewer."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
 def _escaped(character: str) -> str:
     if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte that the file system's encoding could not read (PEP 383)
         return f"\\x{ord(character) - 0xDC00:02x}"

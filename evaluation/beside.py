@@ -9,10 +9,10 @@ import numpy as np
 from saccade.evaluation.evaluate import Evaluation
 from saccade.evaluation.features import Features, at_most, raw_pixels, spread_rows
 from saccade.evaluation.intervals import wilson
-from saccade.evaluation.knn import fitting_k, knn_accuracy
+from saccade.evaluation.knn import NEIGHBOURS, TEMPERATURE, fitting_k, knn_accuracy
 from saccade.evaluation.subject import untrained
 
-NEIGHBOURS, MAX_IMAGES = 20, 10_000  # of each set, evenly spread
+MAX_IMAGES = 10_000  # of each set, evenly spread
 ROWS = ("raw pixels", "untrained", "this backbone")
 
 
@@ -33,7 +33,7 @@ def beside(on: Evaluation) -> dict[str, Any]:
         test = train if alone else by_name[name](on.test)
         k = fitting_k(train.labels, NEIGHBOURS, alone)
         images = (train.features, train.labels, test.features, test.labels)
-        top1 = knn_accuracy(*images, (k,), 0.07, "cosine", on.settings.device, alone)[k].top1
+        top1 = knn_accuracy(*images, (k,), TEMPERATURE, "cosine", on.settings.device, alone)[k].top1
         found[name] = spread(top1, len(test))
     labels = np.asarray(on.test.labels)
     return {"chance": round(100 * float(np.bincount(labels).max()) / len(labels), 2), "knn": found}

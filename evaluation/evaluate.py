@@ -16,8 +16,8 @@ from saccade.evaluation.feature_file import FeatureFile
 from saccade.evaluation.features import Features, extract
 from saccade.evaluation.kept import key_of
 from saccade.evaluation.protocol import Protocol, Row
-from saccade.evaluation.quality import effective_rank, feature_std
 from saccade.evaluation.subject import Subject, with_encoder
+from saccade.models.quality import effective_rank, feature_std
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import once
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from saccade.base.caches import cache_folder
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.base.mapped import say_so, unwritable
 from saccade.evaluation.kept import EVERY, OLD
 
 Batch = tuple[Tensor, Tensor]  # features (n, D), labels (n,)
@@ -38,9 +40,7 @@ class FeatureFile:
     ) -> None:
         self._folder, self._images = (room or cache_folder() / "features") / key, images
         self._dtype, self._way_out = np.dtype(dtype), way_out
-        told = self._told()
-        self.done: int = told.get("images", 0) if self._mapped() else 0
-        self.bad: dict[str, str] = told.get("bad", {})
+        self.done, self.bad = self._told() if self._mapped() else (0, {})
 
     def whole(self) -> Batch | None:
         """All features and labels, mapped; None where some are missing."""
@@ -89,28 +89,40 @@ class FeatureFile:
         self._tell({**self.bad, **unreadable})
 
     def _open(self, width: int) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any]]:
-        mode: Any = "r+" if self.done else "w+"
-        make = np.lib.format.open_memmap
+        say_so()
         return (
-            make(self._folder / "features.npy", mode, self._dtype, (self._images, width)),
-            make(self._folder / "labels.npy", mode, np.int64, (self._images,)),
+            self._array("features.npy", self._dtype, (self._images, width)),
+            self._array("labels.npy", np.dtype(np.int64), (self._images,)),
         )
 
+    def _array(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+        """One to write to, all of whose room is on the disk: a map that runs out of it would end the process."""
+        mode: Any = "r+" if self.done else "w+"
+        made = np.lib.format.open_memmap(self._folder / name, mode, dtype, shape)
+        with (self._folder / name).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, made.offset + made.nbytes)
+        return made
+
     def _mapped(self) -> Batch | None:
-        """What is there, of the right form."""
+        """What is there, of the right form; of the features nothing is in memory until it is read."""
         try:
-            features, labels = (np.load(self._folder / name, mmap_mode="c") for name in ("features.npy", "labels.npy"))
+            features, labels = (np.load(self._folder / name, mmap_mode="r") for name in ("features.npy", "labels.npy"))
         except (OSError, ValueError, EOFError):
             return None
         if features.dtype != self._dtype or features.ndim != 2 or not len(features) == len(labels) == self._images:
             return None
-        return torch.from_numpy(features), torch.from_numpy(np.array(labels))
+        say_so()
+        return unwritable(features), torch.from_numpy(np.array(labels))
 
-    def _told(self) -> dict[str, Any]:
+    def _told(self) -> tuple[int, dict[str, str]]:
+        """How many are there, and which images could not be read; (0, {}) for anything else."""
         try:
-            return json.loads((self._folder / "done.json").read_text())
-        except (OSError, ValueError):
-            return {}
+            told = json.loads((self._folder / "done.json").read_text())
+            images, bad = told["images"], told["bad"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0, {}
+        whole = type(images) is int and 0 <= images <= self._images and isinstance(bad, dict)
+        return (images, bad) if whole else (0, {})
 
     def _tell(self, bad: dict[str, str]) -> None:
         self.bad = bad

@@ -19,6 +19,7 @@ from saccade.evaluation.accuracy import Accuracy, accuracy
 from saccade.evaluation.features import PRECISIONS, mode
 from saccade.evaluation.kept import Kept
 from saccade.evaluation.linear import state_of, take_up
+from saccade.models.backbone import feature_size
 from saccade.models.heads import linear_classifier
 from saccade.models.layers import slower_below
 from saccade.models.schedules import schedule
@@ -60,7 +61,7 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Test accuracy after every epoch, the mean training loss of each, and both networks as they ended."""
+    """Test accuracy after every epoch that was tested, the mean training loss of each, both networks as they ended."""
 
     history: tuple[Accuracy, ...]
     losses: tuple[float, ...]
@@ -93,7 +94,7 @@ def fine_tune(
     backbone: nn.Module,
     pipeline: Pipeline,
     classes: int,
-    test: Callable[[nn.Module], tuple[Tensor, Tensor]],
+    test: Callable[[nn.Module], tuple[Tensor, Tensor]] | None,
     seed: int = 0,
     precision: str = "fp32",
     progress: bool = False,
@@ -101,16 +102,18 @@ def fine_tune(
 ) -> Tuned:
     """Train a copy of the backbone, and a classifier, on the pipeline's first view and labels.
 
-    test: (features (M, D), labels (M,)) of the test images by the backbone it is given, asked for after every epoch;
-    kept: where the state is kept and taken up. Same seed, same result on a CPU. Raises UserError when the loss is no
-    longer finite.
+    test: (features (M, D), labels (M,)) of the test images by the backbone it is given, asked for after every epoch, or
+    None; kept: where the state is kept and taken up. Same seed, same result on a CPU. Raises UserError when the loss is
+    no longer finite.
     """
-    network = copy.deepcopy(backbone)
+    network, view = copy.deepcopy(backbone), pipeline.recipe.views[0]
     frozen = how.lr == 0
     network.requires_grad_(not frozen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = linear_classifier(_width(network, pipeline), classes).to(pipeline.device)
+        head = linear_classifier(feature_size(network, view.size, pipeline.source.channels), classes).to(
+            pipeline.device
+        )
     rates = how.rates(pipeline.order.batch_size)
     optimizer = _optimizer(how, network, head, rates)
     steps = len(pipeline)
@@ -119,7 +122,7 @@ def fine_tune(
         for rate in rates
     ]
     history, losses = take_up(kept, network=network, head=head, optimizer=optimizer)
-    begun = len(history)
+    begun = len(losses)
     for epoch in progress_bar(range(begun, how.epochs), how.epochs - begun, "fine-tuning", "epoch", progress):
         total = torch.zeros((), device=pipeline.device)
         for step, (image, label) in enumerate(_batches(pipeline.at(epoch)), epoch * steps):
@@ -137,9 +140,10 @@ def fine_tune(
                 f"fine-tuning diverged in epoch {epoch + 1} (loss {losses[-1]}): the learning rate {rates[0]:g} of the "
                 f"backbone or {rates[1]:g} of the classifier is too high for these images; give a lower --lr."
             )
-        features, labels = test(network)
-        with torch.no_grad():
-            history.append(accuracy(head(features.to(pipeline.device)), labels.to(pipeline.device)))
+        if test:
+            features, labels = test(network)
+            with torch.no_grad():
+                history.append(accuracy(head(features.to(pipeline.device)), labels.to(pipeline.device)))
         if kept:
             kept.write(state_of(history, losses, network=network, head=head, optimizer=optimizer))
     if kept:
@@ -157,12 +161,6 @@ def _batches(pipeline: Pipeline) -> Iterator[tuple[Tensor, Tensor]]:
 def _autocast(pipeline: Pipeline, precision: str) -> torch.autocast:
     dtype = PRECISIONS[precision]
     return torch.autocast(pipeline.device.type, dtype, dtype is not None)
-
-
-def _width(network: nn.Module, pipeline: Pipeline) -> int:
-    size = pipeline.recipe.views[0].size
-    with mode(network, False), torch.no_grad():
-        return network(torch.zeros(1, pipeline.source.channels, size, size, device=pipeline.device)).flatten(1).shape[1]
 
 
 def _optimizer(

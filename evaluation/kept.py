@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from saccade.base.caches import cache_folder
+from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.base.text import printable
 from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.fingerprint import fingerprint
 from saccade.runs.tensor_file import Damaged, read_tree, write_tree
 
 EVERY = 60.0  # seconds between two writes
@@ -23,11 +27,12 @@ OLD = 30 * 86400.0  # seconds after which what nobody went on with is removed
 class Kept:
     """One file in the cache folder, named by a key of everything that the result depends on; gone once it is done.
 
-    A folder that cannot be written costs the way back, never the measurement.
+    A folder that cannot be written costs the way back, which is said once, never the measurement.
     """
 
     def __init__(self, key: str) -> None:
         self._path, self._last = cache_folder() / "measuring" / f"{key}.safetensors", time.monotonic()
+        self._said = False
 
     def read(self) -> dict[str, Any] | None:
         """What was written last, if it is whole."""
@@ -40,12 +45,14 @@ class Kept:
         """At most once in EVERY seconds, but for `now`."""
         if time.monotonic() - self._last < EVERY and not now:
             return
+        self._last = time.monotonic()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, lambda file: write_tree(file, tree))
-        except OSError:
-            return
-        self._last = time.monotonic()
+        except (OSError, UserError) as error:
+            if not self._said:
+                print(printable(f"warning: a stop would begin this anew: {error}"), file=sys.stderr, flush=True)
+            self._said = True
 
     def remove(self) -> None:
         """Its file, and those of others that are a month old."""
@@ -59,13 +66,13 @@ class Kept:
 
 
 def key_of(backbone: nn.Module, sources: tuple[Source, ...], *rest: object) -> str:
-    """Of a backbone's weights, the images' names for themselves, number and labels, and whatever `rest` prints as."""
+    """Of a backbone's weights, the images (as a resumed run knows them again) and labels, and what `rest` prints as."""
     found = hashlib.sha256(json.dumps([str(item) for item in rest]).encode())
     for name, value in sorted(backbone.state_dict().items()):
         found.update(name.encode())
         found.update(_bytes(value))
     for source in sources:
-        found.update(f"{source.name} {len(source)}".encode())
+        found.update(json.dumps([source.name, len(source), fingerprint(source)]).encode())
         found.update(b"" if source.labels is None else source.labels.tobytes())
     return found.hexdigest()[:32]
 

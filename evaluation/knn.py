@@ -15,6 +15,7 @@ from torch import Tensor
 from saccade.base.errors import UserError
 from saccade.evaluation.accuracy import Accuracy, accuracy_of_ranks, ranks
 
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's defaults, where no protocol says others
 METRICS = ("cosine", "euclidean")
 _ELEMENTS = 2**26  # similarities held at once: 256 MB in float32
 _BANK = 2**16  # training images compared with at once: 512 MB of 2,048 features

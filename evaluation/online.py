@@ -10,7 +10,7 @@ from torch import nn
 
 from saccade.evaluation.features import Features, at_most, extract, raw_pixels
 from saccade.evaluation.intervals import wilson
-from saccade.evaluation.knn import fitting_k, knn_ranks
+from saccade.evaluation.knn import NEIGHBOURS, TEMPERATURE, fitting_k, knn_ranks
 from saccade.evaluation.own_view import RAW, own_view_found
 from saccade.evaluation.verdict import Tried, read_tried, told_spread, tried, verdict
 from saccade.models.backbone import shown_share
@@ -23,7 +23,7 @@ from saccade.runs.flags import as_typed
 from saccade.runs.monitor import BASELINES, Monitor
 from saccade.runs.session import Session
 
-NEIGHBOURS, TEMPERATURE, MAX_IMAGES = 20, 0.07, 10_000
+MAX_IMAGES = 10_000
 SHARE = 0.2  # of a run's passes through its network that measuring may take, where --eval-every is left out
 LEAST_IMAGES = 1_000  # of a set, however short the run
 _PASSES = 2  # forward passes that a view of a training image costs: three where it is trained on, one of a teacher's

@@ -50,14 +50,20 @@ def add_machine_flags(group: argparse._ArgumentGroup) -> None:
 
 def check_shared(flags: argparse.Namespace) -> None:
     """Raise UserError for values of those flags that no data or machine could make right."""
-    find_executor(flags.pipeline)
-    check_numbers(flags, ("batch_size", "image_size"), least=1)
-    check_numbers(flags, ("workers",), least=0)
+    check_machine(flags)
+    check_numbers(flags, ("image_size",), least=1)
     crop = getattr(flags, "crop_pct", None)
     if crop is not None and not 0 < crop <= 1:
         raise UserError(f"--crop-pct {crop}: give a share above 0, up to 1.")
     if flags.stem not in ("auto", *STEMS):
         raise UserError(f"--stem {flags.stem} is unknown; use auto or one of {', '.join(STEMS)}.")
+
+
+def check_machine(flags: argparse.Namespace) -> None:
+    """The same of the machine's alone."""
+    find_executor(flags.pipeline)
+    check_numbers(flags, ("batch_size",), least=1)
+    check_numbers(flags, ("workers",), least=0)
     if flags.device not in ("auto", "cpu") and not flags.device.startswith("cuda"):
         raise UserError(f"--device {flags.device} is unknown; use auto, cpu or cuda.")
     if flags.device.startswith("cuda") and not torch.cuda.is_available():

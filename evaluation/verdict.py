@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saccade.evaluation.intervals import Interval, paired_difference, wilson
-from saccade.evaluation.quality import effective_rank, feature_std
+from saccade.models.quality import effective_rank, feature_std
 
 HOW = "95 %: Wilson's of an accuracy, Newcombe's paired one of a difference, both over the same test images"
 

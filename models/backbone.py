@@ -282,7 +282,8 @@ def feature_size(model: nn.Module, image_size: int, channels: int = 3) -> int:
     model.eval()
     with torch.no_grad():
         try:
-            features = model(torch.zeros(1, channels, image_size, image_size))
+            device = next((p.device for p in model.parameters()), None)
+            features = model(torch.zeros(1, channels, image_size, image_size, device=device))
         except RuntimeError as error:
             raise UserError(f"the backbone cannot take {image_size}-pixel images: {error}.") from error
     model.train(was_training)

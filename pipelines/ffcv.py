@@ -8,7 +8,6 @@ Raw pixels are not even copied: the renderer reads the crops from the mapped fil
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from saccade.base.errors import UserError
+from saccade.base.mapped import unwritable
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.jpeg import decode_into
 from saccade.pipelines.pipeline import Batch, Pipeline, pieces_of
@@ -151,9 +151,7 @@ class FfcvPipeline(Pipeline):
     @cached_property
     def _mapped(self) -> Tensor:
         """(bytes,) uint8: the whole file."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes to it
-            return torch.from_numpy(self.source.file)
+        return unwritable(self.source.file)
 
     def _buffer(self, size: int) -> np.ndarray:
         """(size,) uint8, this thread's own and used again: fresh pages would cost an eighth of a decode."""

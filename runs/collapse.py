@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.models.quality import effective_rank, feature_std
 from saccade.pipelines.sources import Source
 
 MOST = 256  # features that are looked at
@@ -18,20 +18,12 @@ CONSTANT = 0.01, 1.05  # std and effective rank of what is one direction only
 
 @torch.no_grad()
 def spread(features: Tensor) -> tuple[float, float]:
-    """(N, D) features -> the std of unit features, times sqrt(D), and their effective rank, RankMe.
-
-    std: 1 where directions are spread evenly, 0 where all images have one (Chen and He 2021, SimSiam, section 4.1).
-    RankMe: exp of the entropy of the singular values' shares (Garrido et al. 2023, arXiv 2210.02885, equation 1): from
-    1, one direction, to min(N, D). The first MOST are looked at; the device is waited for.
-    """
-    unit = F.normalize(features[:MOST].double(), dim=1)
-    if not bool(unit.isfinite().all()):
+    """The std and the effective rank (models/quality.py) of the first MOST of (N, D) features; NaN where they are no
+    numbers. The device is waited for."""
+    few = features[:MOST]
+    if not bool(few.isfinite().all()):
         return float("nan"), float("nan")
-    std = unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5
-    gram = unit @ unit.T if len(unit) < unit.shape[1] else unit.T @ unit
-    singular = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).sqrt()
-    share = singular / singular.sum().clamp(min=1e-12) + 1e-7
-    return float(std), float((-(share * share.log()).sum()).exp())
+    return feature_std(few), effective_rank(few)
 
 
 def all_alike(source: Source) -> str | None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from saccade.base.errors import UserError
+from saccade.base.files import megabytes
 from saccade.base.machine import available_cpus, available_memory
-from saccade.base.text import duration, gigabytes
+from saccade.base.text import duration
 from saccade.models.norm import batch_norm_splits
 from saccade.pipelines.draw import draw
 from saccade.pipelines.sources import BadImage
@@ -67,7 +68,7 @@ def told_forecast(session: Session) -> str | None:
     if not found.fits and not session.config.resume:
         raise UserError(
             f"a step of {recipe.batch_size} images of {recipe.image_size} pixels through {recipe.backbone.name} takes "
-            f"about {gigabytes(found.bytes)} of memory, and {gigabytes(found.free)} are free; give --accumulate "
+            f"about {megabytes(found.bytes)} of memory, and {megabytes(found.free)} are free; give --accumulate "
             f"{found.parts} (the batch in parts: losses that compare images with each other compare fewer), a smaller "
             "--batch-size, --image-size or --backbone, or "
             "--recipe small."
@@ -75,7 +76,7 @@ def told_forecast(session: Session) -> str | None:
     epochs = session.total_steps / session.steps_per_epoch
     trains = f"trains {epochs:.3g} epochs of {len(session.source):,} images"
     took = "" if found.seconds is None else f"about {duration(found.seconds)}, "
-    return f"{took}{gigabytes(found.bytes)}; {trains}"
+    return f"{took}{megabytes(found.bytes)}; {trains}"
 
 
 def probe(session: Session, images: int) -> tuple[float, float]:

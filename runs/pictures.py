@@ -87,6 +87,15 @@ def shown(pixels: np.ndarray) -> np.ndarray:
     )
 
 
+def thumbnail(pixels: np.ndarray, side: int) -> Image.Image:
+    """The whole picture of (H, W, C) uint8, its longer side so many pixels."""
+    image = Image.fromarray(shown(pixels))
+    scale = side / max(image.size)
+    how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, how, reducing_gap=3.0)
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Write `path` whole or not at all."""
     buffer = BytesIO()

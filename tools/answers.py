@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from saccade.base.errors import UserError
@@ -17,11 +16,11 @@ from saccade.evaluation.embeddings import Embeddings
 from saccade.pipelines.sources import BadImage
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import Options
-from saccade.runs.pictures import save_png, shown
+from saccade.runs.pictures import save_png, thumbnail
 from saccade.runs.record import check_local
 
 PLAIN, SAME, OTHER = (120, 120, 120), (0, 114, 178), (213, 94, 0)  # frames; told apart by colour-blind eyes too
-_SIDE, _GAP, _TITLE, _LINE, _LETTERS, _FRAME = 112, 12, 26, 14, 18, 3
+SIDE, _GAP, _TITLE, _LINE, _LETTERS, _FRAME = 112, 12, 26, 14, 18, 3
 
 
 @dataclass(frozen=True)
@@ -69,24 +68,17 @@ def opened(found: Embeddings, rows: Iterable[int], place: str, data_dir: str) ->
             row = wanted.get((split, key), wanted.get(("", key)))
             if row is not None and row not in pictures:
                 try:
-                    pictures[row] = thumbnail(source.read(i))
+                    pictures[row] = thumbnail(source.read(i), SIDE)
                 except BadImage:
                     continue
     return pictures
 
 
-def thumbnail(pixels: np.ndarray) -> Image.Image:
-    image = Image.fromarray(shown(pixels))
-    scale = _SIDE / max(image.size)
-    resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
-
-
 def drawn(strips: Sequence[tuple[str, Sequence[Cell]]], pictures: Mapping[int, Image.Image]) -> Image.Image:
     """Strip below strip: a title, then its cells from left to right."""
     lines = max((len(cell.caption) for _, cells in strips for cell in cells), default=0)
-    height = _TITLE + _SIDE + 2 * _FRAME + lines * _LINE + _GAP
-    columns, step = max(len(cells) for _, cells in strips), _SIDE + 2 * _FRAME + _GAP
+    height = _TITLE + SIDE + 2 * _FRAME + lines * _LINE + _GAP
+    columns, step = max(len(cells) for _, cells in strips), SIDE + 2 * _FRAME + _GAP
     width = max(columns * step + _GAP, 2 * _GAP + max(8 * len(title) for title, _ in strips))
     sheet = Image.new("RGB", (width, len(strips) * height + _GAP), "white")
     pen, bold, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14), ImageFont.load_default(size=11)
@@ -95,14 +87,14 @@ def drawn(strips: Sequence[tuple[str, Sequence[Cell]]], pictures: Mapping[int, I
         pen.text((_GAP, y + 4), title, fill="black", font=bold)
         for column, cell in enumerate(cells):
             x, top = _GAP + column * step, y + _TITLE
-            pen.rectangle((x, top, x + _SIDE + 2 * _FRAME - 1, top + _SIDE + 2 * _FRAME - 1), fill=cell.frame)
-            pen.rectangle((x + _FRAME, top + _FRAME, x + _FRAME + _SIDE - 1, top + _FRAME + _SIDE - 1), fill="white")
+            pen.rectangle((x, top, x + SIDE + 2 * _FRAME - 1, top + SIDE + 2 * _FRAME - 1), fill=cell.frame)
+            pen.rectangle((x + _FRAME, top + _FRAME, x + _FRAME + SIDE - 1, top + _FRAME + SIDE - 1), fill="white")
             picture = cell.picture or pictures.get(cell.row)
             if picture:
-                free = (_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2
+                free = (SIDE - picture.width) // 2, (SIDE - picture.height) // 2
                 sheet.paste(picture, (x + _FRAME + free[0], top + _FRAME + free[1]))
             for number, line in enumerate(cell.caption):
-                under = top + _SIDE + 2 * _FRAME + number * _LINE + 2
+                under = top + SIDE + 2 * _FRAME + number * _LINE + 2
                 pen.text((x, under), short(line), fill=(60, 60, 60), font=font)
     return sheet
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
-from saccade.base.files import write_atomically
+from saccade.base.files import write_csv
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.embeddings import Embeddings, read_embeddings
@@ -54,13 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     done = kind(k, n_init=STARTS, random_state=flags.seed).fit(vectors)
     cluster, centres = done.labels_, done.cluster_centers_
     away = distances(vectors, centres[cluster])
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["name", "split", "class", "cluster", "distance"])
+    lines: list[list[object]] = [["name", "split", "class", "cluster", "distance"]]
     for row in range(len(found)):
         told = [found.names[row], found.splits[row], found.classes[row]]
-        table.writerow([*told, int(cluster[row]), f"{away[row]:.4f}"])
-    write_atomically(Path(flags.out), lambda file: file.write(text.getvalue().encode()))
+        lines.append([*told, int(cluster[row]), f"{away[row]:.4f}"])
+    write_csv(Path(flags.out), lines)
     strips, right = described(found, cluster, away, k)
     if known.any():
         nmi = library.metrics.normalized_mutual_info_score(found.classes[known], cluster[known])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
-from saccade.base.files import write_atomically
+from saccade.base.files import write_csv
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.embeddings import read_embeddings
@@ -46,18 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     vectors = found.vectors - found.vectors.mean(0)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     groups = sorted(linked(vectors, flags.threshold), key=len, reverse=True)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["group", "name", "split", "class", "similarity"])
+    lines: list[list[object]] = [["group", "name", "split", "class", "similarity"]]
     strips = []
     for number, rows in enumerate(groups, 1):
         alike = vectors[rows] @ vectors[rows[0]]
         for row, one in zip(rows.tolist(), alike.tolist(), strict=True):
-            table.writerow([number, found.names[row], found.splits[row], found.classes[row], f"{one:.4f}"])
+            lines.append([number, found.names[row], found.splits[row], found.classes[row], f"{one:.4f}"])
         if len(strips) < STRIPS:
             cells = [Cell(int(r), (f"{s:.3f}", str(found.names[r]))) for r, s in zip(rows, alike, strict=True)][:CELLS]
             strips.append((f"group {number}: {len(rows)} images", cells))
-    write_atomically(Path(flags.out), lambda file: file.write(text.getvalue().encode()))
+    write_csv(Path(flags.out), lines)
     images = sum(map(len, groups))
     print(f"{len(groups):,} groups at {flags.threshold:g}, {images:,} of {len(found):,} images; {flags.out}")
     for title, cells in strips[:5]:

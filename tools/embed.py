@@ -144,14 +144,8 @@ def cut(split: str, source: Source, found: np.ndarray, rows: np.ndarray) -> Iter
     for start in range(0, len(rows), ROWS):
         chosen = rows[start : start + ROWS]
         labels = np.array([source.label_of(int(i)) for i in chosen])
-        classes = [_class(source, int(label)) for label in labels]
+        classes = [source.class_name(int(label)) for label in labels]
         yield Block([printable(source.key_of(int(i))) for i in chosen], split, classes, labels, found[chosen])
-
-
-def _class(source: Source, label: int) -> str:
-    if label < 0:
-        return ""
-    return source.classes[label] if source.classes and label < len(source.classes) else str(label)
 
 
 if __name__ == "__main__":

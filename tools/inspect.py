@@ -24,7 +24,7 @@ from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.sources.decode import formats
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import add_flags, options_of
-from saccade.runs.pictures import save_png, shown
+from saccade.runs.pictures import save_png, thumbnail
 
 EXAMPLES = {
     "PHOTOS": "counts, sizes, types, duplicates, and a sheet of thumbnails in inspect.png",
@@ -170,12 +170,9 @@ def sheet(source: Source) -> Image.Image:
     canvas = Image.new("RGB", (8 * step + 4, rows * step + 4), (128, 128, 128))
     for k, i in enumerate(numbers):
         try:
-            image = Image.fromarray(shown(source.read(i)))
+            image = thumbnail(source.read(i), _SIDE)
         except BadImage:
             continue
-        scale = _SIDE / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
         corner = (k % 8 * step + 4 + (_SIDE - image.width) // 2, k // 8 * step + 4 + (_SIDE - image.height) // 2)
         canvas.paste(image, corner)
     return canvas

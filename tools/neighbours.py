@@ -23,8 +23,9 @@ from saccade.evaluation.subject import open_subject
 from saccade.models.backbone import shown_share
 from saccade.pipelines.sources import ArraySource, BadImage
 from saccade.pipelines.sources.decode import decode_bytes
+from saccade.runs.pictures import thumbnail
 from saccade.runs.record import check_local
-from saccade.tools.answers import OTHER, PLAIN, SAME, Cell, add_table_flags, thumbnail, write_sheet
+from saccade.tools.answers import OTHER, PLAIN, SAME, SIDE, Cell, add_table_flags, write_sheet
 
 EXAMPLES = {
     "cat/004.jpg dog/011.jpg --in photos.parquet": "the ten nearest of each, as a table and a sheet of pictures",
@@ -102,7 +103,7 @@ def asked(query: str, found: Embeddings, flags: argparse.Namespace) -> Query:
         pixels = decode_bytes(path.read_bytes())
     except (BadImage, OSError) as error:
         raise UserError(f"{query} cannot be read as a picture ({error}).") from error
-    return Query(path.name, -1, vector_of(pixels, found, flags), picture=thumbnail(pixels))
+    return Query(path.name, -1, vector_of(pixels, found, flags), picture=thumbnail(pixels, SIDE))
 
 
 def vector_of(pixels: np.ndarray, found: Embeddings, flags: argparse.Namespace) -> np.ndarray:

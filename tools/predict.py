@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
-from saccade.base.files import write_atomically
+from saccade.base.files import write_csv
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.classifier import Classifier, read_classifier
@@ -64,9 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--from {flags.start}: it has no classifier; make one with saccade finetune.")
     data = open_dataset(flags.data, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
     fitted = Fitted(subject.backbone, classifier.layer())
-    text = io.StringIO()
-    table, several = csv.writer(text, lineterminator="\n"), len(data.splits) > 1
-    table.writerow(["name", *(["split"] if several else []), "label", "confidence"])
+    several = len(data.splits) > 1
+    lines = [["name", *(["split"] if several else []), "label", "confidence"]]
     for split, source in data.splits.items():
         source.account.show()
         if source.channels != len(subject.mean):
@@ -75,10 +72,10 @@ def main(argv: list[str] | None = None) -> int:
         for i in range(len(source)):
             if source.name_of(i) not in source.known_bad:
                 row = [f"{classifier.classes[int(which[i])]}", f"{float(sure[i]):.4f}"]
-                table.writerow([printable(source.key_of(i)), *([split] if several else []), *row])
+                lines.append([printable(source.key_of(i)), *([split] if several else []), *row])
         print(printable(f"{split}: {told(source, which, sure, classifier)}"))
-    write_atomically(Path(flags.out), lambda file: file.write(text.getvalue().encode()))
-    print(printable(f"{flags.out}: {len(text.getvalue().splitlines()) - 1:,} images"))
+    write_csv(Path(flags.out), lines)
+    print(printable(f"{flags.out}: {len(lines) - 1:,} images"))
     return 0
 
 

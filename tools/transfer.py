@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
 from saccade.base.program import command_parser
 from saccade.base.text import printable
-from saccade.evaluation.evaluate import Evaluation, Settings
+from saccade.evaluation.evaluate import Evaluation
+from saccade.evaluation.options import add_machine_flags, check_machine, check_numbers, check_out, chosen_settings
 from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.registry import find_protocol
 from saccade.evaluation.subject import Subject, open_subject, untrained
@@ -42,20 +41,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--protocol", default="linear", help="as in saccade eval (default: linear)")
     p.add_argument("--epochs", type=int, help="of a probe or of fine-tuning, instead of the protocol's")
     p.add_argument("--seed", type=int, default=0, help="of a probe's start and order (default: 0)")
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    p.add_argument("--workers", type=int, help="decoding processes or threads (default: from the CPUs)")
-    p.add_argument("--json", help="also write the rows there")
+    p.add_argument("--json", metavar="FILE.json", help="also write the rows there")
+    add_machine_flags(p.add_argument_group("machine"))
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every backbone on every data set; UserError on bad input."""
     flags = parser().parse_args(argv)
-    if flags.epochs is not None and flags.epochs < 1:
-        raise UserError(f"--epochs {flags.epochs} is not positive; give 1 or more.")
+    check_machine(flags)
+    check_numbers(flags, ("epochs",), least=1)
+    check_numbers(flags, ("seed",), least=0)
+    check_out(flags, json=(".json",))
     find_protocol(flags.protocol)
-    if flags.json and not Path(flags.json).absolute().parent.is_dir():
-        raise UserError(f"--json {flags.json}: give a file in a folder that exists.")
     subjects = [open_subject(Path(place).expanduser()) for place in flags.backbones]
     subjects += [without_training(subject) for subject in subjects if subject.run][:1]
     rows = []
@@ -64,11 +62,15 @@ def main(argv: list[str] | None = None) -> int:
         for subject in subjects:
             protocol = find_protocol(flags.protocol, subject.image_size)
             train, test = labelled(place, flags.data_dir, protocol)
-            result = Evaluation(protocol, subject, train, test, place, settings(flags)).result()
+            if train.channels != len(subject.mean):
+                raise UserError(
+                    f"{subject.name} takes {len(subject.mean)} channels, {train.name} has {train.channels}."
+                )
+            result = Evaluation(protocol, subject, train, test, place, chosen_settings(flags)).result()
+            print(printable(f"{place}, {subject.name}: {result['top1']:.2f} %"), flush=True)
             found["top1"][subject.name] = result["top1"]
             found |= {name: result[name] for name in ("n_train", "n_test", "classes", "protocol", "deviations")}
         rows.append(found)
-        print(f"{place}: {found['top1']}", flush=True)
     print_table(rows, [subject.name for subject in subjects])
     if flags.json:
         record = {"rows": rows, "seed": flags.seed, "commit": git_commit(), "hardware": hardware()}
@@ -92,11 +94,6 @@ def labelled(place: str, data_dir: str, protocol: Protocol) -> tuple[Source, Sou
     for source in {id(s): s for s in (train, test)}.values():
         source.account.show()
     return train, test
-
-
-def settings(flags: argparse.Namespace) -> Settings:
-    device = flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return Settings(device, workers=flags.workers, seed=flags.seed, epochs=flags.epochs, progress=True)
 
 
 def print_table(rows: list[dict[str, Any]], names: list[str]) -> None:

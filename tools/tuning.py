@@ -91,12 +91,8 @@ def fit_whole(recipe: Recipe, subject: Subject, train: Source, classes: int, s: 
     order = Order(len(train), how.batch_size, recipe.seed, drop_last=len(train) % how.batch_size == 1)
     backbone = subject.backbone.to(s.device)
     kept = Kept(key_of(backbone, (train,), "finetune", how, recipe, views, s.precision))
-
-    def untested(network: nn.Module) -> tuple[Tensor, Tensor]:  # it is tested once, when it is done
-        return torch.zeros(1, _width(network, subject, s)), torch.zeros(1, dtype=torch.long)
-
     with build_pipeline(train, views, order, s.executor, s.device, workers=s.workers) as pipeline:
-        tuned = fine_tune(how, backbone, pipeline, classes, untested, recipe.seed, s.precision, s.progress, kept)
+        tuned = fine_tune(how, backbone, pipeline, classes, None, recipe.seed, s.precision, s.progress, kept)
     return Fitted(tuned.backbone, tuned.classifier)
 
 
@@ -146,9 +142,3 @@ def in_folds(
         found[torch.from_numpy(rows)] = logits(fitted, train.subset(rows), subject, s)
         kept.write({"done": number + 1, "logits": found}, now=True)
     return found, kept
-
-
-def _width(network: nn.Module, subject: Subject, s: Settings) -> int:
-    size = subject.image_size
-    with torch.no_grad():
-        return network.eval()(torch.zeros(1, len(subject.mean), size, size, device=s.device)).flatten(1).shape[1]

@@ -14,6 +14,7 @@ from saccade.evaluation.kept import Kept
 from saccade.evaluation.protocol import Measure, Protocol, Row
 from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.order import Order
+from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class FineTune(FineTuning, Measure):
         return ("epochs", "lr")
 
     def measure(self, on: Evaluation) -> dict[str, Any]:
-        found = self.train(on)
+        train = few_labels(on.train, self.fraction, self.shots, on.settings.seed)
+        found = self.tuned(on, train)
         best = max(range(len(found.history)), key=lambda epoch: found.history[epoch].top1)
         printed: Accuracy = found.history[best] if self.printed == "best" else found.history[-1]
         return {
@@ -37,17 +39,16 @@ class FineTune(FineTuning, Measure):
             "best_epoch": best + 1,
             "epochs": len(found.history),
             "train_loss": round(found.losses[-1], 4),
-            "labelled": len(few_labels(on.train, self.fraction, self.shots, on.settings.seed)),
+            "labelled": len(train),
         }
 
     def rows(self, found: Mapping[str, Any]) -> list[Row]:
         title = f"fine-tuned on {found['labelled']:,} labels, {found['epochs']} epochs"
         return [(title, found["top1"], found["top5"])]
 
-    def train(self, on: Evaluation) -> Tuned:
-        """The trained networks and what they reach; `on` gets what departs from the protocol."""
+    def tuned(self, on: Evaluation, train: Source) -> Tuned:
+        """The networks, trained on `train`, and what they reach; `on` gets what departs from the protocol."""
         s, subject = on.settings, on.subject
-        train = few_labels(on.train, self.fraction, self.shots, s.seed)
         how = self.with_epochs(s.epochs) if s.epochs else self
         how = replace(how, lr=s.lr) if s.lr is not None else how
         if len(train) < how.batch_size:
@@ -69,24 +70,29 @@ class FineTune(FineTuning, Measure):
 RESA = FineTune(20, 256, lr=2e-4, head_lr=40.0)
 OURS = FineTune(50, 64, lr=0.02, head_lr=0.1, weight_decay=1e-4)
 
+LISTS = "the original takes published lists of images; here they are drawn by seed, or given by --labels"
+FEW = {"1pct": ("1 %", 0.01), "10pct": ("10 %", 0.1)}
+
 PROTOCOLS = (
-    Protocol(
-        "resa-1pct",
-        "fine-tuned on 1 % of the labels, 20 epochs",
-        "winci-ai/resa [code]",
-        (replace(RESA, fraction=0.01),),
-        encoder="teacher",
-        notes=("the original takes published lists of images; here they are drawn by seed, or given by --labels",),
-    ),
-    Protocol(
-        "resa-10pct",
-        "fine-tuned on 10 % of the labels, 20 epochs",
-        "winci-ai/resa [code]",
-        (replace(RESA, fraction=0.1),),
-        encoder="teacher",
-        notes=("the original takes published lists of images; here they are drawn by seed, or given by --labels",),
+    *(
+        Protocol(
+            f"resa-{name}",
+            f"fine-tuned on {words} of the labels, 20 epochs",
+            "winci-ai/resa [code]",
+            (replace(RESA, fraction=fraction),),
+            encoder="teacher",
+            notes=(LISTS,),
+        )
+        for name, (words, fraction) in FEW.items()
     ),
     Protocol("finetune", "the whole backbone, all labels", "[proposal]", (OURS,)),
-    Protocol("finetune-1pct", "the whole backbone, 1 % of the labels", "[proposal]", (replace(OURS, fraction=0.01),)),
-    Protocol("finetune-10pct", "the whole backbone, 10 % of the labels", "[proposal]", (replace(OURS, fraction=0.1),)),
+    *(
+        Protocol(
+            f"finetune-{name}",
+            f"the whole backbone, {words} of the labels",
+            "[proposal]",
+            (replace(OURS, fraction=fraction),),
+        )
+        for name, (words, fraction) in FEW.items()
+    ),
 )

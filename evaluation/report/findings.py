@@ -15,17 +15,16 @@ from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.text import printable
 from saccade.evaluation.features import at_most, extract
-from saccade.evaluation.knn import fitting_k, neighbours, votes, without_itself
+from saccade.evaluation.knn import NEIGHBOURS, TEMPERATURE, fitting_k, neighbours, votes, without_itself
 from saccade.evaluation.plot import layout
 from saccade.models.backbone import shown_share
 from saccade.pipelines.sources import Source
-from saccade.runs.pictures import shown
+from saccade.runs.pictures import thumbnail
 
 THUMB, GREY = 64, 16  # pixels of a thumbnail, and of what duplicates are compared by
 STRIPS, BESIDE, SHOWN = 12, 7, 24  # queries, neighbours of each, pictures of a list
 ALIKE = 0.98  # correlation of two grey thumbnails that are one picture
 CLUSTERS = 20
-NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ def find(
     few, share = at_most(source, images), shown_share(image_size)
     features, numbers = extract(backbone, few, image_size, mean, std, share, device, workers=workers), range(len(few))
     with ThreadPoolExecutor(available_cpus()) as pool:
-        thumbnails = np.stack(list(pool.map(lambda i: thumbnail(few.read_or_replace(i)[0]), numbers)))
+        thumbnails = np.stack(list(pool.map(lambda i: squared(few.read_or_replace(i)[0]), numbers)))
     labels = features.labels
     if not torch.isfinite(features.features).all():
         raise UserError("the features are not finite numbers: the backbone has diverged, there is nothing to show.")
-    classes = [_class(source, int(label)) for label in labels]
+    classes = [printable(source.class_name(int(label))) for label in labels]
     names = [printable(few.name_of(i)) for i in numbers]
     return findings(features.features, labels, classes, names, thumbnails, len(source))
 
@@ -146,21 +145,11 @@ def _clusters(features: Tensor) -> list[int]:
     return KMeans(number, random_state=0).fit_predict(unit).tolist()
 
 
-def _class(source: Source, label: int) -> str:
-    if label < 0:
-        return ""
-    classes = source.classes
-    return printable(classes[label]) if classes and label < len(classes) else str(label)
-
-
-def thumbnail(pixels: np.ndarray) -> np.ndarray:
+def squared(pixels: np.ndarray) -> np.ndarray:
     """(THUMB, THUMB, 3) uint8 of (H, W, C): the whole picture, on grey where it is no square."""
-    image = Image.fromarray(shown(pixels))
-    scale = THUMB / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
+    image = thumbnail(pixels, THUMB)
     square = Image.new("RGB", (THUMB, THUMB), (235, 235, 235))
-    square.paste(image.resize(size, how, reducing_gap=2.0), ((THUMB - size[0]) // 2, (THUMB - size[1]) // 2))
+    square.paste(image, ((THUMB - image.width) // 2, (THUMB - image.height) // 2))
     return np.asarray(square)
 
 

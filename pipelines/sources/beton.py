@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from saccade.base import shrunk
 from saccade.base.errors import UserError
+from saccade.base.mapped import mapped
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage, bad_image
@@ -65,11 +65,9 @@ class BetonReader(Reader):
 
     @property
     def file(self) -> np.ndarray:
-        """(bytes,) uint8: the whole file, mapped for reading: Linux counts a map that may be written against its
-        memory, and refuses one of a file larger than that."""
+        """(bytes,) uint8: the whole file, mapped for reading."""
         if self._file is None:
-            shrunk.say_so()
-            self._file = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
+            self._file = mapped(self.path)
         return self._file
 
     def piece(self, index: Index, i: int) -> np.ndarray:

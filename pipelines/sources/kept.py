@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from saccade.base import shrunk
 from saccade.base.caches import cache_folder
+from saccade.base.files import swept, whole_file
+from saccade.base.mapped import mapped
 from saccade.pipelines.sources.account import account_of
 from saccade.pipelines.sources.index import Index, Names
 
@@ -49,25 +50,20 @@ def _save(place: Path, index: Index, about: dict[str, Any]) -> bool:
     about |= {"length": index.length, "classes": index.classes, "account": asdict(index.account)}
     about["sums"] = {name: _sum(column) for name, column in columns.items()}
     text = json.dumps(about)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    told = {"about": text, "sum": str(zlib.crc32(text.encode()))}
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: np.ascontiguousarray(c) for name, c in columns.items()},
-            temporary,
-            {"about": text, "sum": str(zlib.crc32(text.encode()))},
-        )
-        os.replace(temporary, place)
+        swept(place.parent, older=3600)
+        with whole_file(place) as file:
+            file.write(save({name: np.ascontiguousarray(c) for name, c in columns.items()}, told))
         return True
     except (OSError, SafetensorError):  # a read-only place: the next process looks at everything again
-        temporary.unlink(missing_ok=True)
         return False
 
 
 def _load(place: Path, name: str, same: Callable[[Any], bool]) -> Index | None:
     try:
-        shrunk.say_so()
-        whole = np.memmap(place, np.uint8, mode="r").view(np.ndarray)
+        whole = mapped(place)
         first = 8 + int(whole[:8].view("<u8")[0])
         header = json.loads(whole[8:first].tobytes())
         told = header.pop("__metadata__")

@@ -23,9 +23,6 @@ from saccade.pipelines.sources.source import Reader, Source
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "pixel_values", "photo", "picture")  # in this order
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
 _KEPT = 256 << 20  # bytes of row groups that stay decoded
-_BROKEN = (  # what pyarrow raises is of one of these
-    *(OSError, ValueError, NotImplementedError, MemoryError, TypeError, LookupError, RuntimeError),
-)
 
 
 def pyarrow_parquet():

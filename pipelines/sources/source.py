@@ -176,6 +176,12 @@ class Source:
         """-1 where there is none."""
         return -1 if self.labels is None else int(self.labels[i])
 
+    def class_name(self, label: int) -> str:
+        """What a label is called: "" for none, its number where the classes have no names."""
+        if label < 0:
+            return ""
+        return self.classes[label] if self.classes and label < len(self.classes) else str(label)
+
     @property
     def container(self) -> np.ndarray | None:
         """(N,) int64, the file each image lies in, where that matters to the order of reading."""

@@ -68,6 +68,23 @@ def test_a_damaged_file_is_made_anew(source, tmp_path, damage):
     assert kept(source, Counting()).features.shape == (37, 6)
 
 
+@pytest.mark.parametrize("told", ["[]", '{"images": "37", "bad": {}}', '{"images": 99, "bad": {}}', "[" * 5000])
+def test_a_record_of_it_that_is_none_begins_anew(source, tmp_path, told):
+    kept(source, Counting())
+    (tmp_path / "features/key/done.json").write_text(told)
+    backbone = Counting()
+    assert kept(source, backbone).features.shape == (37, 6) and backbone.images == 37
+
+
+def test_its_room_is_on_the_disk_before_it_is_written_to(source, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_file.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"the features cannot be kept there .No space left on device"):
+        kept(source, Counting())
+
+
 def test_what_was_unreadable_is_still_told(source):
     class Bad(Counting):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

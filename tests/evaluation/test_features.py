@@ -10,8 +10,8 @@ from torch import nn
 
 from saccade.base.errors import UserError
 from saccade.evaluation.features import extract, raw_pixels, spread_rows
-from saccade.evaluation.quality import effective_rank, feature_std
 from saccade.models.backbone import replace_stem
+from saccade.models.quality import effective_rank, feature_std
 from saccade.pipelines.sources import ArraySource, FolderSource
 from saccade.pipelines.views import Crop, View, Views
 

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from saccade.base.errors import UserError
@@ -19,6 +20,7 @@ from saccade.evaluation.linear import Probe, cached_batches, train_probe
 from saccade.models.backbone import replace_stem
 from saccade.models.heads import linear_classifier
 from saccade.pipelines.build import build_pipeline
+from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import ArraySource
 from saccade.pipelines.views import Crop, View, Views
@@ -140,6 +142,32 @@ def test_a_key_tells_weights_labels_and_settings_apart(source, backbone):
         key_of(backbone, (source.subset(np.arange(10)),), "a"),
     }
     assert len(keys) == 4 and key_of(backbone, (source,), "a") in keys
+
+
+def test_a_key_knows_other_images_under_the_same_names_and_labels(backbone, tmp_path):
+    keys = set()
+    for shade in (10, 200, 10):
+        for k in range(4):
+            (tmp_path / "set" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (shade, k, 0)).save(tmp_path / "set" / "ab"[k % 2] / f"{k}.png")
+        keys.add(key_of(backbone, (open_data(str(tmp_path / "set"))[0],)))
+    assert len(keys) == 2
+
+
+def test_a_place_that_cannot_be_written_costs_the_way_back_alone_and_is_said_once(source, backbone, tmp_path, capsys):
+    (tmp_path / "cache/measuring/taken.safetensors").mkdir(parents=True)
+    found = tuned(source, backbone, kept=Kept("taken"))
+    assert found.history == tuned(source, backbone).history
+    assert capsys.readouterr().err.count("warning: a stop would begin this anew") == 1
+
+
+def test_without_a_test_it_is_the_same_training(source, backbone):
+    order = Order(len(source), HOW.batch_size, 3, drop_last=False)
+    with build_pipeline(source, VIEWS, order, device="cpu") as pipeline:
+        found = fine_tune(HOW, backbone, pipeline, 4, None, seed=5)
+    tested = tuned(source, backbone)
+    assert found.losses == tested.losses and found.history == ()
+    assert torch.equal(found.classifier.weight, tested.classifier.weight)
 
 
 def test_a_damaged_state_is_begun_again(source, backbone, tmp_path):

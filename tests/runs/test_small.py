@@ -65,7 +65,7 @@ def test_a_batch_that_memory_does_not_hold_is_refused_before_anything_is_made(tm
     monkeypatch.setattr(forecast, "free_memory", lambda device: 50e6)
     assert train.main(command) == 2
     words = capsys.readouterr().err
-    assert "50 MB are free" in words and "--accumulate" in words and not out.exists()
+    assert "50.0 MB are free" in words and "--accumulate" in words and not out.exists()
     parts = int(words.partition("--accumulate ")[2].split()[0])
     monkeypatch.setattr(train, "train", lambda *_: 0)
     assert train.main([*command, "--accumulate", str(parts)]) == 0

@@ -42,6 +42,9 @@ def test_the_table_holds_what_eval_prints(sets, tmp_path, capsys):
         (["--data", "nowhere"], "nowhere"),
         (["--data", "textures", "--protocol", "lineer"], "did you mean linear"),
         (["--data", "textures", "--epochs", "0"], "--epochs 0 is not positive"),
+        (["--data", "textures", "--seed", "-1"], "--seed -1 is negative"),
+        (["--data", "textures", "--device", "tpu"], "--device tpu is unknown"),
+        (["--data", "textures", "--pipeline", "fast"], "fast"),
         (["--data", "textures", "--json", "/no/such/folder/x.json"], "--json /no/such/folder/x.json"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SMALL_STEM = 48  # pixels up to which a CPU can afford the stem for small images
+from saccade.runs.config import LARGEST_CIFAR
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _for_the_model(s: Speeds) -> list[str]:
         advice.append("--precision bf16: two to three times on GPUs with tensor cores")
     if s.device == "cuda":
         advice.append("--compile (the default on a GPU) and the largest --batch-size that fits")
-    elif s.stem.startswith("cifar") and s.image_size > SMALL_STEM:
+    elif s.stem.startswith("cifar") and s.image_size > LARGEST_CIFAR:
         advice.append(
             f"--set backbone.stem=plain: at {s.image_size} pixels the {s.stem} stem costs a CPU about ten times the "
             "plain one, for details that such images show without it"

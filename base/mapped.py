@@ -1,16 +1,41 @@
-"""A mapped file that becomes shorter while it is read ends the process (SIGBUS), without a word: here are the words."""
+"""Files read through memory. One that becomes shorter while it is read, or a disk that fails, ends the process by
+SIGBUS, without a word: here are the words."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
+import warnings
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 TEXT = (
     b"\nsaccade: a file that is read through memory (a .beton, an index, kept features) became shorter while it was in "
     b"use, or its disk failed (SIGBUS); nothing more can be saved. Let no one write to it, and continue with: saccade "
     b"train --resume RUN\n"
 )
+
+
+def mapped(path: Path) -> np.ndarray:
+    """(bytes,) uint8: the file, mapped for reading: Linux counts a map that may be written against its memory, and
+    refuses one of a file larger than that. Raises OSError, and ValueError for an empty file."""
+    say_so()
+    return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+
+
+def unwritable(array: np.ndarray) -> torch.Tensor:
+    """The same numbers as a tensor, which nobody writes to; torch warns of one that nobody can."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 @cache

@@ -30,7 +30,7 @@ def effective_rank(features: Tensor) -> float:
     """
     x = features.double()
     gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    singular = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).sqrt()
     if singular.sum() == 0:
         return 0.0
     share = singular / singular.sum()
