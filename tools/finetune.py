@@ -21,7 +21,7 @@ from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
 from saccade.base.program import command_parser
 from saccade.base.text import printable
-from saccade.evaluation.calibration import best_temperature
+from saccade.evaluation.calibration import best_temperature, calibration_error, crossed
 from saccade.evaluation.classifier import Classifier, write_classifier
 from saccade.evaluation.evaluate import Settings
 from saccade.evaluation.finetune import few_labels
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     print(printable(f"{'labels':>10}  {len(train):,} images, {len(classes)} classes; {recipe.told(len(train))}"))
     fitted, answers, truth, tested_on = tried(recipe, subject, train, test, len(classes), settings, flags)
     temperature = best_temperature(answers, truth)
-    found = numbers(answers, truth, temperature)
+    found = numbers(answers, truth)
     record = {
         "data": flags.data,
         "from": flags.start,
@@ -115,7 +115,10 @@ def main(argv: list[str] | None = None) -> int:
     low, high = found["interval"]
     print(printable(f"{'tested on':>10}  {tested_on}"))
     print(f"{'accuracy':>10}  {found['top1']:.1f} % (95 %: {low:.1f} to {high:.1f}); chance {found['chance']:.1f} %")
-    print(f"{'confidence':>10}  {found['confidence']:.1f} % on average, calibrated at temperature {temperature:g}")
+    print(
+        f"{'confidence':>10}  {found['confidence']:.1f} % on average, {found['calibration_error']:.1f} % off "
+        f"(temperature {temperature:g}; measured on halves, each at the temperature of the other)"
+    )
     print(printable(f"{'folder':>10}  {out}   saccade predict DATA --from {out}"))
     return 0
 
@@ -198,8 +201,9 @@ def _labels(source: Source) -> Tensor:
     return torch.from_numpy(source.labels)
 
 
-def numbers(answers: Tensor, truth: Tensor, temperature: float) -> dict[str, Any]:
+def numbers(answers: Tensor, truth: Tensor) -> dict[str, Any]:
     """Of (M, C) logits and (M,) labels: accuracy in percent with its interval, chance, how sure, how surprised."""
+    shares = crossed(answers, truth)
     right, images = int((answers.argmax(1) == truth).sum()), len(truth)
     top1, low, high = wilson(right, images)
     return {
@@ -208,8 +212,9 @@ def numbers(answers: Tensor, truth: Tensor, temperature: float) -> dict[str, Any
         "right": right,
         "images": images,
         "chance": round(100 * float(truth.bincount().max()) / images, 2),  # always the commonest class
-        "confidence": round(100 * float((answers / temperature).softmax(1).amax(1).mean()), 2),
-        "nll": round(float(F.cross_entropy(answers / temperature, truth)), 4),
+        "confidence": round(100 * float(shares.amax(1).mean()), 2),
+        "calibration_error": calibration_error(shares, truth),
+        "nll": round(float(F.nll_loss(shares.log(), truth)), 4),
         "nll_uncalibrated": round(float(F.cross_entropy(answers, truth)), 4),
     }
 

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from saccade.base.errors import UserError
-from saccade.evaluation.calibration import best_temperature
+from saccade.evaluation.calibration import best_temperature, calibration_error, crossed
 from saccade.evaluation.classifier import read_classifier
 from saccade.models.backbone import load_backbone
 from saccade.tools import finetune, predict, tuning
@@ -61,8 +61,7 @@ def test_what_is_written_was_tested_on_the_split_beside(place, tmp_path, flags):
     right = int((shares.argmax(1).numpy() == labels).sum())
     assert (found["right"], found["images"]) == (right, 40) and found["top1"] > 90 and found["chance"] == 25
     assert found["interval"][0] < found["top1"] <= found["interval"][1] and found["labels"] == 64
-    assert found["confidence"] == pytest.approx(100 * shares.amax(1).mean().item(), abs=0.1)
-    assert found["nll"] <= found["nll_uncalibrated"]
+    assert found["calibration_error"] < 20 and 0 <= found["nll"] < 1
 
 
 def test_a_head_leaves_the_backbone_and_a_whole_network_does_not(place, tmp_path):
@@ -149,13 +148,42 @@ def test_predictions_are_the_networks_softmax(place, tmp_path, capsys):
     assert f"{right:.1f} % right" in capsys.readouterr().out
 
 
-def test_the_temperature_is_the_minimum_that_scipy_finds():
+def sure_logits():
+    """Logits of 300 images, right six times of ten and surer than that, with their labels."""
     generator = torch.Generator().manual_seed(0)
     logits = 5 * torch.randn(300, 6, generator=generator)
-    labels = torch.where(torch.rand(300, generator=generator) < 0.6, logits.argmax(1), torch.arange(300) % 6)
+    return logits, torch.where(torch.rand(300, generator=generator) < 0.6, logits.argmax(1), torch.arange(300) % 6)
+
+
+def by_scipy(logits, labels):
     loss = nn.functional.cross_entropy
-    theirs = minimize_scalar(lambda t: loss(logits / t, labels).item(), bounds=(0.05, 20), method="bounded").x
-    assert best_temperature(logits, labels) == pytest.approx(theirs, rel=0.03)
+    return minimize_scalar(lambda t: loss(logits / t, labels).item(), bounds=(0.05, 20), method="bounded").x
+
+
+def test_the_temperature_is_the_minimum_that_scipy_finds():
+    assert best_temperature(*sure_logits()) == pytest.approx(by_scipy(*sure_logits()), rel=0.03)
+
+
+def test_what_is_reported_was_calibrated_on_other_images():
+    logits, labels = sure_logits()
+    shares = crossed(logits, labels)
+    for here, there in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        theirs = (logits[here] / by_scipy(logits[there], labels[there])).softmax(1)
+        assert torch.allclose(shares[here].float(), theirs, atol=0.02)
+    assert crossed(logits[:1], labels[:1]).sum() == pytest.approx(1)
+
+
+def test_the_calibration_error_is_that_of_a_histogram():
+    logits, labels = sure_logits()
+    shares = logits.softmax(1)
+    sure, right = shares.amax(1).numpy(), (shares.argmax(1) == labels).numpy()
+    expected = 0.0
+    for low in range(10):
+        inside = (sure >= low / 10) & (sure < (low + 1) / 10 + (low == 9))
+        if inside.any():
+            expected += inside.mean() * abs(sure[inside].mean() - right[inside].mean())
+    assert calibration_error(shares, labels) == pytest.approx(100 * expected, abs=0.01)
+    assert calibration_error(crossed(logits, labels), labels) < 100 * expected  # calibrating helps
 
 
 def test_bad_input_is_one_sentence_before_anything_is_made(place, tmp_path):
