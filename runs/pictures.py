@@ -160,9 +160,13 @@ def _rate(logged: list[dict[str, Any]], panel: Any) -> None:
 
 
 def _spread(watched: list[dict[str, Any]], panel: Any) -> None:
+    """Dashed: the first step's, before anything was learned."""
     steps, std = [r["step"] for r in watched], panel.twinx()
-    panel.plot(steps, [r["feature_rank"] for r in watched], label="effective rank")
-    std.plot(steps, [r["feature_std"] for r in watched], color="C1", label="std (right)")
-    std.set_ylim(bottom=0)
+    sides = ((panel, "feature_rank", "effective rank", "C0"), (std, "feature_std", "std (right)", "C1"))
+    for side, name, label, color in sides:
+        side.plot(steps, [r[name] for r in watched], color=color, label=label)
+        if steps[0] == 1:
+            side.axhline(watched[0][name], color=color, linestyle="--", linewidth=1, label=f"{label}, untrained")
+        side.set_ylim(0, 1.1 * max(r[name] for r in watched) or 1)
     panel.set_title("features of a batch")
-    panel.legend(handles=[*panel.lines, *std.lines], fontsize=8)
+    std.legend(handles=[*panel.lines, *std.lines], fontsize=8, loc="lower right")  # above both sides' lines
