@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from saccade.base.errors import UserError
@@ -19,6 +20,7 @@ from saccade.base.files import write_atomically
 from saccade.evaluation.features import Features
 
 MAX_POINTS, MAX_NAMES = 3000, 20
+HALO = withStroke(linewidth=2.5, foreground="white")
 
 
 def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
@@ -55,25 +57,30 @@ def layout(features: Tensor, by: str, seed: int = 0) -> tuple[Tensor, tuple[str,
 def plot_features(
     features: Features, classes: Sequence[str] | None, path: Path, title: str, by: str = "pca", seed: int = 0
 ) -> None:
-    """Write the scatter as a PNG; of many images every n-th is drawn, of many classes none is named."""
+    """Write the scatter as a PNG, each class's name where its images lie densest; of many images every n-th is drawn,
+    of many classes none is named."""
     step = -(-len(features) // MAX_POINTS)
     points, axis_names = layout(features.features if by == "pca" else features.features[::step], by, seed)
     points, labels = points[::step] if by == "pca" else points, features.labels[::step]
     numbers = labels.unique().tolist()
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for i, number in enumerate(numbers):
+    for i, number in enumerate(map(int, numbers)):
         mine = points[labels == number]
         name = classes[number] if classes and number < len(classes) else str(number)
         axes.scatter(
             mine[:, 0],
             mine[:, 1],
-            s=7,
+            s=min(30.0, max(7.0, 9000 / len(points))),
             color=hsv_to_rgb((i / len(numbers), 0.85, 0.6 + 0.3 * (i % 2))),
             label=name,
             linewidths=0,
-            alpha=0.7,
+            alpha=0.8,
         )
+        if len(numbers) <= MAX_NAMES:
+            near = torch.cdist(mine.double(), mine.double()).sort(1).values[:, : len(mine) // 3 + 1]
+            x, y = mine[near.mean(1).argmin()].tolist()
+            axes.text(x, y, name, fontsize=8, ha="center", va="center", path_effects=[HALO])
     axes.set_xlabel(axis_names[0])
     axes.set_ylabel(axis_names[1])
     axes.set_title(title, fontsize=10)

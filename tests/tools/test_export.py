@@ -118,6 +118,24 @@ def test_transformers_reads_the_same_folder(tmp_path, monkeypatch):
     assert (out / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_a_photographic_size_goes_to_every_format(tmp_path, monkeypatch, name):
+    pytest.importorskip("transformers")
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setitem(globals(), "SIZE", 224)
+    monkeypatch.setitem(globals(), "PIXELS", pixels)
+    folder, wanted = made(tmp_path / "run", BackboneSpec(name, "plain"))
+    found = {}
+    for kind in ("onnx", "torchscript", "timm", "hf-folder"):
+        assert main([str(folder), "--to", kind]) == 0
+        found[kind] = card_names(folder / "exports" / kind, monkeypatch)
+    close(found["onnx"]["outputs"]["logits"], wanted["logits"])
+    close(found["torchscript"]["outputs"][1], wanted["logits"])
+    close(found["timm"]["model"](shown(pixels)), wanted["logits"])
+    close(found["hf-folder"]["model"](shown(pixels)).pooler_output.flatten(1), wanted["features"])
+
+
 def test_the_card_says_data_method_recipe_and_numbers(tmp_path):
     folder, _ = made(tmp_path / "run")
     recipe = {"data": "cifar10", "method": "rsa", "epochs": 9, "batch_size": 64, "schedule": {"kind": "cosine"}}
