@@ -39,24 +39,39 @@ class Forecast:
         return self.bytes <= self.free
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Of a step, by a small pass of it. seconds: of one image; fixed, image: bytes whatever the batch, and of each of
+    its images."""
+
+    seconds: float
+    fixed: float
+    image: float
+
+
+def step_cost(session: Session) -> Cost:
+    """From a forward and a backward pass of a few images; before `session.prepare`."""
+    config, recipe = session.config, session.config.recipe
+    micro = recipe.batch_size // config.accumulate
+    images = _fitting(micro, recipe.batch_norm, min(128, max(PROBED, PIXELS // recipe.image_size**2)))
+    seconds, kept = probe(session, images)
+    fixed = WEIGHTS * sum(p.numel() * p.element_size() for p in session.learner.parameters())
+    return Cost(seconds / images, fixed, KEPT_AGAIN * kept / images)
+
+
 def forecast(session: Session) -> Forecast | None:
     """What the run will need; None for one of a few seconds, and for several processes, which would have to agree."""
     config, recipe, device = session.config, session.config.recipe, session.accelerator.device
     steps, pixels = session.total_steps - session.steps, recipe.batch_size * recipe.image_size**2
     if session.accelerator.num_processes > 1 or (steps * pixels < WORTH and pixels < WORTH / 40):
         return None
-    micro = recipe.batch_size // config.accumulate
-    images = _fitting(micro, recipe.batch_norm, min(128, max(PROBED, PIXELS // recipe.image_size**2)))
-    seconds, kept = probe(session, images)
-    fixed = WEIGHTS * sum(p.numel() * p.element_size() for p in session.learner.parameters())
-    free = free_memory(device)
-    per_image = KEPT_AGAIN * kept / images
-    room = max(free - fixed, 1.0)
-    parts = next((n for n in range(1, micro // 2 + 1) if micro % n == 0 and per_image * micro / n <= room), micro)
+    cost, micro, free = step_cost(session), recipe.batch_size // config.accumulate, free_memory(device)
+    room = max(free - cost.fixed, 1.0)
+    parts = next((n for n in range(1, micro // 2 + 1) if micro % n == 0 and cost.image * micro / n <= room), micro)
     whole = None
     if device.type == "cpu":
-        whole = steps * recipe.batch_size * (seconds / images + reading(session) / available_cpus())
-    return Forecast(whole, fixed + per_image * micro, parts * config.accumulate, free)
+        whole = steps * recipe.batch_size * (cost.seconds + reading(session) / available_cpus())
+    return Forecast(whole, cost.fixed + cost.image * micro, parts * config.accumulate, free)
 
 
 def told_forecast(session: Session) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,14 +18,15 @@ from saccade.pipelines.build import executors, find_executor
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs.check_recipe import MAX_IMAGE_SIZE
-from saccade.runs.config import resolve
 from saccade.runs.flags import check_flags
 from saccade.runs.flags import parser as train_parser
+from saccade.tools.benchmark.baseline import FLAVOURS
 from saccade.tools.benchmark.compare import compare
-from saccade.tools.benchmark.contenders import loaders, steps
-from saccade.tools.benchmark.measure import Contender, measure
+from saccade.tools.benchmark.contenders import entrants, loader_workers, loaders, steps
+from saccade.tools.benchmark.forecast import FittingBatch, LoaderCost, Part, loader_cost, planned, step_turns
+from saccade.tools.benchmark.measure import measure
 from saccade.tools.benchmark.picture import draw_bars
-from saccade.tools.benchmark.rows import Row, environment, table, write_rows
+from saccade.tools.benchmark.rows import Row, counted, environment, table, write_rows
 from saccade.tools.benchmark.suites import SUITES, Work, build_suite, describe
 from saccade.tools.benchmark.trainer import Trainer
 
@@ -43,72 +44,87 @@ def main(argv: list[str] | None = None) -> int:
     _check(flags)
     if flags.compare:
         return compare(Path(flags.compare[0]), Path(flags.compare[1]), flags.tolerance, flags.force)
-    _set_threads()
+    torch.set_num_threads(available_cpus())  # which OMP_NUM_THREADS=1 in a shell would hide
     if not torch.cuda.is_available():
         keep_freed_memory()  # as train.py does
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seconds, rounds = flags.seconds or (0.25 if flags.quick else 2.0), 3 if flags.quick else 5
     rows: list[Row] = []
     machine = environment()
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as scratch:
-        for name in [None] if flags.method or flags.data or flags.recipe else SUITES:
-            rows += _measure(flags, name, Path(scratch))
+        plan = _own(flags, seconds, device) if flags.method or flags.data or flags.recipe else None
+        plan = plan or _suites(flags, Path(scratch), seconds, device)
+        ahead = planned(plan.parts, rounds, seconds, 10.0 if flags.quick else float("inf"))
+        print("\n".join([*plan.said, f"forecast  {ahead}"]), flush=True)
+        for part in plan.parts:
+            rows += measure(part.make(), device, part.rounds, seconds, part.budget)
             if flags.json:  # after each part: a stopped run leaves what it has
                 write_rows(Path(flags.json), rows, machine)
     print(table(rows))
     hardware = machine["hardware"]
     described = ", ".join([str(hardware.get("cpu")), f"{hardware['cpus']} CPUs", *hardware.get("gpus", ())])
-    print(f"\n{described}; medians of {rows[0].rounds} rounds in turns; x PIL: the median of the ratios within a round")
+    print(f"\n{described}; medians of {counted(rows)} in turns; x PIL: the median of the ratios within a round")
     if flags.picture:
         draw_bars(rows, Path(flags.picture), f"{described}, {machine['date'][:10]}")
     return 0
 
 
-def _measure(flags: argparse.Namespace, suite: str | None, scratch: Path) -> list[Row]:
-    """The rows of one suite, or of the user's own method and data."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seconds, rounds = flags.seconds or (0.25 if flags.quick else 2.0), 3 if flags.quick else 5
-    timing = {"device": device, "rounds": rounds, "seconds": seconds, "budget": 10.0 if flags.quick else float("inf")}
-    only = tuple(flags.executors.split(",")) if flags.executors else ()
-    if suite is None:
-        source = _open(flags)
-        recipe = resolve(_namespace(_train_flags(flags)), source, Path(".")).recipe
-        if (
-            flags.quick and not flags.batch_size and device.type == "cpu"
-        ):  # one step of a recipe's batch takes minutes there
-            flags.batch_size = min(recipe.batch_size, max(16, 64 * 32**2 // recipe.image_size**2))
-            recipe = replace(recipe, batch_size=flags.batch_size)
-        work = Work(f"{recipe.data} {describe(recipe.views)}", recipe.views, source.name, source, recipe.batch_size)
-        rows = measure(loaders(work, only or ("auto",), device), **timing)
-        trainer = Trainer(_train_flags(flags), source)
-        return rows + measure(steps(work, trainer, None), **timing)
-    if flags.quick and suite == "multicrop":
-        return []
-    data = flags.cifar if suite == "cifar" else flags.photos
-    work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick, data=data)
-    contenders = loaders(work, only, device)
-    rows = measure(contenders, **timing)
-    if suite == "cifar":
-        rows += measure(_steps(work, flags.quick, device), **timing)
-    return rows
+@dataclass
+class Plan:
+    """What is measured, and what is to be said before."""
+
+    parts: list[Part] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
 
-def _steps(work: Work, quick: bool, device: torch.device) -> list[Contender]:
-    """The recipe's ResNet-18 on a GPU; on a CPU timm's smallest ResNet, so that a step takes a fraction of a second."""
-    backbone = "resnet18" if device.type == "cuda" else "test_resnet"
-    batch = 1024 if device.type == "cuda" else 64 if quick else 256
-    argv = [
-        "--recipe",
-        "cifar10",
-        "--backbone",
-        backbone,
-        "--batch-size",
-        str(batch),
-        "--image-size",
-        str(work.image_size),
+def _own(flags: argparse.Namespace, seconds: float, device: torch.device) -> Plan:
+    """The user's own method and data: the loaders' part and the steps'."""
+    source, fitting = _open(flags), FittingBatch(seconds, loader_cost)
+    trainer = Trainer(_train_flags(flags), source, fitting=fitting)
+    recipe = trainer.config.recipe
+    work = Work(f"{recipe.data} {describe(recipe.views)}", recipe.views, source.name, source, recipe.batch_size)
+    parts = [
+        _loaders(work, _only(flags) or ("auto",), fitting.loader or loader_cost(source, recipe.views), device),
+        Part(lambda: steps(work, trainer, None), step_turns(fitting.cost, recipe.batch_size, (1, 1), device)),
     ]
-    trainer = Trainer(["--method", "stec", *argv], work.source)
+    return Plan(parts, [fitting.said] if fitting.said else [])
+
+
+def _suites(flags: argparse.Namespace, scratch: Path, seconds: float, device: torch.device) -> Plan:
+    """Loaders of three kinds of work, and steps of one."""
+    plan = Plan()
+    for suite in SUITES[:-1] if flags.quick else SUITES:
+        data = flags.cifar if suite == "cifar" else flags.photos
+        work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick, data=data)
+        plan.parts.append(_loaders(work, _only(flags), loader_cost(work.source, work.recipe), device))
+        if suite == "cifar":
+            fitting = FittingBatch(seconds, insists=False)
+            plan.parts.append(_steps(work, flags.quick, fitting, device))
+            plan.said += [fitting.said] if fitting.said else []
+    return plan
+
+
+def _loaders(work: Work, only: tuple[str, ...], cost: LoaderCost, device: torch.device) -> Part:
+    contenders = len(entrants(work, only, device)) + (len(FLAVOURS) if work.source.channels == 3 else 0)
+    return Part(lambda: loaders(work, only, device), cost.turns(work.batch_size, contenders, loader_workers()))
+
+
+def _steps(work: Work, quick: bool, fitting: FittingBatch, device: torch.device) -> Part:
+    """The recipe's ResNet-18 on a GPU; on a CPU timm's smallest ResNet, so that a step takes a fraction of a second."""
+    gpu = device.type == "cuda"
+    argv = ["--recipe", "cifar10", "--backbone", "resnet18" if gpu else "test_resnet"]
+    argv += ["--image-size", str(work.image_size), "--batch-size"]
+    batch = 1024 if gpu else 64 if quick else 256
+    trainer = Trainer(["--method", "stec", *argv, str(batch)], work.source, fitting=fitting)
+    batch = trainer.config.recipe.batch_size
     # SimCLR is S-TEC without the head that needs drawn parameters, which torchvision does not tell
-    plain = Trainer(["--method", "simclr", *argv], work.source, plain=True)
-    return steps(work, trainer, plain)
+    plain = Trainer(["--method", "simclr", *argv, str(batch)], work.source, plain=True)
+    bunches = (1, 1, loader_workers())
+    return Part(lambda: steps(work, trainer, plain), step_turns(fitting.cost, batch, bunches, device))
+
+
+def _only(flags: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(flags.executors.split(",")) if flags.executors else ()
 
 
 def _train_flags(flags: argparse.Namespace) -> list[str]:
@@ -129,11 +145,6 @@ def _namespace(argv: list[str]) -> argparse.Namespace:
 def _open(flags: argparse.Namespace):
     _namespace(_train_flags(flags))
     return open_data(flags.data or "textures", None, flags.data_dir, options=options_of(flags))[0]
-
-
-def _set_threads() -> None:
-    """As many threads as CPUs may be used, which OMP_NUM_THREADS=1 in a shell would hide."""
-    torch.set_num_threads(available_cpus())
 
 
 def _check(flags: argparse.Namespace) -> None:

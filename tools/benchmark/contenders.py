@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import torch
 
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.pipelines.build import build_pipeline, choose_executor
+from saccade.pipelines.build import executors as all_executors
 from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Batch, Pipeline
+from saccade.pipelines.sources import Source
 from saccade.tools.benchmark.baseline import FLAVOURS, baseline_loader
 from saccade.tools.benchmark.measure import Contender
 from saccade.tools.benchmark.rows import Row, device_name
@@ -29,30 +32,66 @@ def loaders(
 
     skipped: gets the executors that are left out, and why.
     """
-    workers = workers or min(16, available_cpus())
-    made = []
-    for name in executors or ("resident", "dali", "ffcv", *(("reference",) if work.betons else ())):
-        named = {f"ffcv {form}": beton for form, beton in work.betons.items()} if name == "ffcv" else {}
-        for label, source in (named or {name: work.source}).items():
-            try:
-                executor = choose_executor(name, source, device).executor
-                order = Order(len(source), work.batch_size)
-                dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-                pipeline = build_pipeline(source, work.recipe, order, name, device, dtype, workers)
-            except UserError as error:
-                if name in executors:  # asked for by name: say why it cannot
-                    raise
-                if skipped is not None:
-                    skipped[label] = str(error)
-                continue
-            row = _row("loader", label if named else executor, work, device, workers)
-            bunch = workers if executor == "reference" else 1  # DataLoader workers deliver in bunches
-            start = lambda p=pipeline, done=executor == "reference": _sizes(p, done)  # noqa: E731
-            made.append(Contender(row, start, warm_up=max(2, bunch), stride=bunch, close=pipeline.close))
+    workers, made = workers or loader_workers(), []
+    for entrant in entrants(work, executors, device, skipped):
+        try:
+            order = Order(len(entrant.source), work.batch_size)
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            pipeline = build_pipeline(entrant.source, work.recipe, order, entrant.name, device, dtype, workers)
+        except UserError as error:
+            _leave_out(entrant.label, entrant.name in executors, error, skipped)
+            continue
+        row = _row("loader", entrant.label, work, device, workers)
+        bunch = workers if entrant.executor == "reference" else 1  # DataLoader workers deliver in bunches
+        start = lambda p=pipeline, done=entrant.executor == "reference": _sizes(p, done)  # noqa: E731
+        made.append(Contender(row, start, warm_up=max(2, bunch), stride=bunch, close=pipeline.close))
     for flavour in FLAVOURS if work.source.channels == 3 else ():  # torchvision's loader is PIL's
         row = _row("baseline", flavour, work, device, workers)
         made.append(Contender(row, lambda f=flavour: _plain(work, f, workers, device), warm_up=workers, stride=workers))
     return made
+
+
+def loader_workers() -> int:
+    return min(16, available_cpus())
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An executor of the bench, not built yet. name: as it is asked for; label: as its row calls it."""
+
+    name: str
+    label: str
+    executor: str
+    source: Source
+
+
+def entrants(
+    work: Work, executors: tuple[str, ...], device: torch.device, skipped: dict[str, str] | None = None
+) -> list[Entrant]:
+    """Those of `executors`, or of all that there are, that say they can read the work."""
+    found = []
+    for name in executors or registered(work):
+        labels = {f"ffcv {form}": beton for form, beton in work.betons.items()} if name == "ffcv" else {}
+        for label, source in (labels or {"": work.source}).items():
+            try:
+                executor = choose_executor(name, source, device).executor
+            except UserError as error:
+                _leave_out(label or name, name in executors, error, skipped)
+                continue
+            found.append(Entrant(name, label or executor, executor, source))
+    return found
+
+
+def registered(work: Work) -> list[str]:
+    """All executors, the slow reference where photos are compared; --pipeline auto is one of the others."""
+    return [name for name in all_executors() if name != "auto" and (name != "reference" or work.betons)]
+
+
+def _leave_out(label: str, asked: bool, error: UserError, skipped: dict[str, str] | None) -> None:
+    if asked:  # for by name: say why it cannot
+        raise error
+    if skipped is not None:
+        skipped[label] = str(error)
 
 
 def _sizes(pipeline: Pipeline, close: bool) -> Iterator[int]:
@@ -79,7 +118,7 @@ def _plain(work: Work, flavour: str, workers: int, device: torch.device) -> Iter
 
 def steps(work: Work, trainer: Trainer, plain: Trainer | None, workers: int | None = None) -> list[Contender]:
     """The model ceiling, our training end to end, and with `plain` the loop a user would write around a DataLoader."""
-    workers = workers or min(16, available_cpus())
+    workers = workers or loader_workers()
     device, batch = trainer.device, next(iter(trainer.pipeline))
     executor = choose_executor(trainer.config.pipeline, work.source, device).executor
 

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from saccade.base.machine import available_cpus, available_memory
@@ -20,16 +19,20 @@ from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.views import Views
 from saccade.tools.benchmark.contenders import epochs
 from saccade.tools.benchmark.diagnosis import Speeds
+from saccade.tools.benchmark.forecast import FittingBatch, decoded_gib, loader_cost, sampled
 from saccade.tools.benchmark.measure import Contender, measure
 from saccade.tools.benchmark.rows import Row
 from saccade.tools.benchmark.trainer import Trainer
 
-SECONDS, ROUNDS, BUDGET, SAMPLED = 0.7, 3, 20.0, 64
+SECONDS, ROUNDS, BUDGET = 0.7, 3, 20.0
 
 
 def inspect(argv: list[str]) -> Speeds:
     """Run train.py's pipeline and step for a few seconds; images per second of every part."""
-    trainer = Trainer(argv, prog="tools.doctor")
+    fitting = FittingBatch(SECONDS, loader_cost)
+    trainer = Trainer(argv, prog="tools.doctor", fitting=fitting)
+    if fitting.said:
+        print(f"{fitting.said}\n", flush=True)
     config, source, device = trainer.config, trainer.source, trainer.device
     recipe, executor = config.recipe, choose_executor(config.pipeline, source, device).executor
     batch = next(iter(trainer.pipeline))
@@ -102,10 +105,6 @@ def without_colour(recipe: Views) -> Views:
     return replace(recipe, views=tuple(replace(v, operations=()) for v in recipe))
 
 
-def _sample(source: Source) -> list[int]:
-    return np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)).tolist()
-
-
 def decode_rate(source: Source, cpus: int) -> float | None:
     """Images decoded per second by as many threads as CPUs; None where nothing is to be decoded."""
     if source.array() is not None:
@@ -118,7 +117,7 @@ def decode_rate(source: Source, cpus: int) -> float | None:
             return 0
         return 1
 
-    numbers = _sample(source)
+    numbers = sampled(source)
     with ThreadPoolExecutor(cpus) as pool:
         list(pool.map(read, numbers[: 2 * cpus]))  # libraries are loaded
         start = time.perf_counter()
@@ -131,7 +130,7 @@ def disk_rate(source: Source) -> float | None:
     folder = getattr(source, "folder", None)
     if folder is None or not hasattr(os, "posix_fadvise"):
         return None
-    files = [folder / source.key_of(i) for i in _sample(source)]
+    files = [folder / source.key_of(i) for i in sampled(source)]
     for file in files:
         with open(file, "rb") as f:
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -153,14 +152,3 @@ def copy_rate(views: Iterable[torch.Tensor], device: torch.device) -> float | No
             view.to(device, non_blocking=True)
     torch.cuda.synchronize(device)
     return 5 * len(pinned[0]) / (time.perf_counter() - start)
-
-
-def decoded_gib(source: Source) -> float:
-    """The set as pixels, estimated from some headers."""
-    sizes = []
-    for i in _sample(source):
-        try:
-            sizes.append(np.prod(source.size(i)))
-        except BadImage:
-            continue
-    return len(source) * 3 * float(np.mean(sizes)) / 2**30 if sizes else 0.0

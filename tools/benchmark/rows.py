@@ -122,6 +122,12 @@ def table(rows: list[Row]) -> str:
     return columns(lines, left=3)
 
 
+def counted(rows: list[Row]) -> str:
+    """E.g. "5 rounds"."""
+    found = sorted({row.rounds for row in rows})
+    return f"{' to '.join(map(str, dict.fromkeys((found[0], found[-1]))))} round{'s' * (found[-1] != 1)}"
+
+
 def columns(lines: list[tuple[str, ...]], left: int) -> str:
     """The first `left` columns aligned to the left, the others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

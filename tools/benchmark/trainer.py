@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,11 +22,17 @@ from saccade.runs.session import Session, start_accelerator, start_processes
 class Trainer:
     """The run that `train.py FLAGS` would start, on `source`.
 
-    plain: as a user without us would write it: not compiled, not channels-last; the losses are ours.
+    plain: as a user without us would write it: not compiled, not channels-last; the losses are ours. fitting: is shown
+    the session and gives the batch that it is to have.
     """
 
     def __init__(
-        self, argv: list[str], source: Source | None = None, plain: bool = False, prog: str = "tools.bench"
+        self,
+        argv: list[str],
+        source: Source | None = None,
+        plain: bool = False,
+        prog: str = "tools.bench",
+        fitting: Callable[[Session], int] | None = None,
     ) -> None:
         flags = parse_flags(argv, prog)
         check_flags(flags)
@@ -34,6 +41,10 @@ class Trainer:
         self.config = resolve(flags, self.source, Path("."))
         accelerator = start_accelerator(self.config.device, self.config.precision)
         self.session = Session(self.config, accelerator, self.source, plain=plain)
+        if fitting and (batch := fitting(self.session)) != self.config.recipe.batch_size:
+            self.session.pipeline.close()
+            self.config = replace(self.config, recipe=replace(self.config.recipe, batch_size=batch))
+            self.session = Session(self.config, accelerator, self.source, plain=plain)
         self.session.prepare()
         self.device, self.precision, self.compiled = accelerator.device, self.session.precision, self.session.compiles
         self.pipeline, self.learner, self.model = self.session.pipeline, self.session.learner, self.session.model
