@@ -21,6 +21,7 @@ PACKAGES = (
     "accelerate",
     "numpy",
     "pillow",
+    "simplejpeg",
     "numba",
     "nvidia-dali-cuda130",
     "ffcv",

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from saccade.base.errors import UserError
-from saccade.pipelines import ffcv, jpeg
+from saccade.pipelines import ffcv
 from saccade.pipelines.data import open_data
 from saccade.pipelines.ffcv import FfcvPipeline
 from saccade.pipelines.operations import Blur, Grey, Jitter, Solarise
@@ -141,16 +141,6 @@ def test_a_batch_is_the_same_when_memory_lets_it_through_in_pieces(tmp_path, mon
         ours.load_state_dict({"epoch": 0, "seen": 0, "samples": len(source)})
         for a, b in zip(whole, ours, strict=True):
             assert all(torch.equal(a.views[name], b.views[name]) for name in FULL.names)
-
-
-def test_without_the_turbojpeg_library_pil_decodes_the_same(tmp_path, monkeypatch):
-    source = BetonSource(write_beton(tmp_path / "x.beton", "keep"))
-    _, ours = pair(source, PLAIN)
-    with ours:
-        fast = next(iter(ours))
-        monkeypatch.setattr(jpeg, "_library", lambda: None)
-        ours.load_state_dict({"epoch": 0, "seen": 0, "samples": len(source)})
-        assert torch.equal(next(iter(ours)).views["weak"], fast.views["weak"])
 
 
 def test_epochs_have_their_length_and_resuming_in_the_middle_goes_on(tmp_path):
