@@ -153,7 +153,7 @@ def tar(folder: Path) -> tuple[Path, Callable[[], object], int]:
     tar_with(file := folder / "x.tar", files)
 
     def read() -> None:
-        file.with_name("x.tar.index.json").unlink(missing_ok=True)
+        file.with_name("x.tar.index").unlink(missing_ok=True)
         read_all(file)
 
     return file, read, 512
@@ -162,7 +162,7 @@ def tar(folder: Path) -> tuple[Path, Callable[[], object], int]:
 def tar_index(folder: Path) -> tuple[Path, Callable[[], object], int]:
     file, read, _ = tar(folder)
     read()
-    return file.with_name("x.tar.index.json"), lambda: read_all(file), 1 << 20
+    return file.with_name("x.tar.index"), lambda: read_all(file), 1 << 20
 
 
 def npz(folder: Path) -> tuple[Path, Callable[[], object], int]:

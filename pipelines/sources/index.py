@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from saccade.pipelines.sources.account import Account
+from saccade.pipelines.sources.texts import gathered
 
 
 class Names:
@@ -38,11 +39,19 @@ class Names:
             np.ascontiguousarray(self.ends, np.int64).data, zlib.crc32(np.ascontiguousarray(self.text).data)
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Names]) -> Names:
+        """All names behind each other."""
+        before = np.cumsum([0, *(len(part.text) for part in parts)])
+        ends = [part.ends.astype(np.int64) + start for part, start in zip(parts, before, strict=False)]
+        return cls(np.concatenate([part.text for part in parts]), np.concatenate(ends))
+
+    @property
+    def starts(self) -> np.ndarray:
+        return np.concatenate([np.zeros(min(1, len(self.ends)), np.int64), self.ends[:-1]])
+
     def take(self, rows: np.ndarray) -> Names:
-        starts = np.where(rows > 0, self.ends[rows - 1], 0)
-        lengths = self.ends[rows] - starts
-        ends = np.cumsum(lengths)
-        return Names(self.text[np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())], ends)
+        return Names(*gathered(self.text, np.where(rows > 0, self.ends[rows - 1], 0), self.ends[rows]))
 
 
 @dataclass(frozen=True)

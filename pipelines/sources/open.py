@@ -315,7 +315,7 @@ def _leave_beside(path: Path, files: list[Path], account: Account) -> None:
                 account.leave(f"files and folders beside the {files[0].suffix} files", other.name, aside=True)
 
 
-_SIDECARS = (".idx", ".index.json", ".beton.json", ".npz.json", "manifest.json", ".bad.txt", "bad_images.txt")
+_SIDECARS = (".idx", ".index", ".beton.json", ".npz.json", "manifest.json", ".bad.txt", "bad_images.txt")
 
 
 def _containers_found(path: Path, files: list[Path], options: Options) -> Found:

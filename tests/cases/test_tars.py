@@ -96,7 +96,7 @@ MEMBER = st.tuples(st.sampled_from("ab"), st.sampled_from(["jpg", "cls", "txt", 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(MEMBER, min_size=1, max_size=9))
 def test_any_order_of_members_groups_as_webdataset_groups_it(tmp_path, members):
-    (tmp_path / "h.tar.index.json").unlink(missing_ok=True)
+    (tmp_path / "h.tar.index").unlink(missing_ok=True)
     content = [(f"{k}.{e}", jpg(n) if e.lower() == "jpg" else b"%d" % n) for n, (k, e) in enumerate(members)]
     tar(tmp_path / "h.tar", content)
     try:
