@@ -1,4 +1,4 @@
-"""A linear classifier on a frozen backbone: one engine, whose every choice is a value of `Probe`."""
+"""A probe of a frozen backbone, mostly a linear classifier: one engine, whose every choice is a value of `Probe`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from saccade.base.errors import UserError
 from saccade.base.progress import progress_bar
-from saccade.evaluation.accuracy import Accuracy, accuracy
+from saccade.evaluation.accuracy import Accuracy
+from saccade.evaluation.features import mode
 from saccade.evaluation.kept import Kept
 from saccade.models.heads import linear_classifier
 from saccade.models.schedules import schedule
@@ -68,11 +69,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Test accuracy after every epoch, the mean training loss of each, and the classifier as it ended."""
+    """Test accuracy after every epoch, and the mean training loss of each."""
 
     history: tuple[Accuracy, ...]
     losses: tuple[float, ...]
-    classifier: nn.Linear
 
     @property
     def last(self) -> Accuracy:
@@ -139,23 +139,20 @@ def cached_batches(features: Tensor, labels: Tensor, probe: Probe, seed: int, de
 
 def train_probe(
     probe: Probe,
+    head: nn.Module,
     batches: Batches,
     passes_length: int,
-    test: Callable[[], Tensor],
-    test_labels: Tensor,
-    shape: tuple[int, int],
-    seed: int = 0,
+    test: Callable[[], Accuracy] | None,
     device: torch.device | str = "cpu",
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
     progress: bool = False,
     kept: Kept | None = None,
 ) -> ProbeResult:
-    """Train a classifier of shape (D, classes) in float32 and test it after every epoch.
+    """Train `head`, features -> class scores, in place and in float32.
 
-    passes_length: batches in one pass of `batches`; test: the test features (M, D), asked for after every epoch; kept:
-    where its state is kept and taken up. Same seed, same result. Raises UserError when the loss is no longer finite.
+    passes_length: batches in one pass of `batches`; test: what `head`, in eval mode, reaches, asked for after every
+    epoch; kept: where its state is kept and taken up. Raises UserError when the loss is no longer finite.
     """
-    head = _classifier(probe, shape, seed).to(device)
     optimizer = _optimizer(probe, head)
     steps = probe.steps_per_epoch or passes_length
     rate = schedule(
@@ -166,9 +163,8 @@ def train_probe(
         **probe.schedule_options,
     )
     history, losses = take_up(kept, head=head, optimizer=optimizer)
-    begun = len(history)
+    begun = len(losses)
     endless = _endless(batches, *divmod(begun * steps, passes_length))
-    test_labels = test_labels.to(device)
     for epoch in progress_bar(range(begun, probe.epochs), probe.epochs - begun, "probe", "epoch", progress):
         total = torch.zeros((), device=device)
         for step in range(epoch * steps, (epoch + 1) * steps):
@@ -183,16 +179,17 @@ def train_probe(
         losses.append(total.item() / steps)
         if not losses[-1] < float("inf"):
             raise UserError(
-                f"the linear probe diverged in epoch {epoch + 1} (loss {losses[-1]}): the features are not finite, "
+                f"the probe diverged in epoch {epoch + 1} (loss {losses[-1]}): the features are not finite, "
                 f"or its learning rate {probe.peak_lr():g} is too high for them; give a lower --lr."
             )
-        with torch.no_grad():
-            history.append(accuracy(head(prepare(test().to(device))), test_labels))
+        if test:
+            with torch.no_grad(), mode(head, False):
+                history.append(test())
         if kept:
             kept.write(state_of(history, losses, head=head, optimizer=optimizer))
     if kept:
         kept.remove()
-    return ProbeResult(tuple(history), tuple(losses), head)
+    return ProbeResult(tuple(history), tuple(losses))
 
 
 def state_of(history: list[Accuracy], losses: list[float], **parts: nn.Module | torch.optim.Optimizer) -> dict:
@@ -218,13 +215,14 @@ def _endless(batches: Batches, number: int, skipped: int) -> Iterator[tuple[Tens
         yield from batches(later)
 
 
-def _classifier(probe: Probe, shape: tuple[int, int], seed: int) -> nn.Linear:
+def linear_head(probe: Probe, shape: tuple[int, int], seed: int) -> nn.Linear:
+    """Of (features, classes), as the probe starts it. Same seed, same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return linear_classifier(*shape) if probe.init == "normal" else nn.Linear(*shape)
 
 
-def _optimizer(probe: Probe, head: nn.Linear) -> torch.optim.Optimizer:
+def _optimizer(probe: Probe, head: nn.Module) -> torch.optim.Optimizer:
     if probe.optimizer == "adam":
         return torch.optim.Adam(head.parameters(), probe.peak_lr(), betas=probe.betas, weight_decay=probe.weight_decay)
     if probe.optimizer in ("sgd", "nesterov"):

@@ -3,6 +3,7 @@ repository, [proposal] ours where none was found."""
 
 from __future__ import annotations
 
+from saccade.evaluation.kinds.attentive import Attentive
 from saccade.evaluation.kinds.knn import KNN
 from saccade.evaluation.kinds.linear import Linear
 from saccade.evaluation.kinds.online import Online
@@ -47,6 +48,23 @@ PROTOCOLS = (
                 crop=WIDE_CROP,
             ),
         ),
+    ),
+    Protocol(
+        "attentive",
+        "one learned query over the patches, then a linear classifier; crops and flips",
+        "CAE, Atten4Vis/CAE [code]; pooling as in AIM, apple/ml-aim [code]",
+        (
+            Attentive(
+                90,
+                256,
+                0.4,
+                lr_batch=8192,
+                schedule="warmup_cosine",
+                schedule_options={"warmup_epochs": 10},
+                crop=WIDE_CROP,
+            ),
+        ),
+        notes=("CAE's batch is 8,192 images; here 256, its rate scaled with them",),
     ),
     Protocol(
         "resa-cifar",

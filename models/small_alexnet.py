@@ -56,6 +56,14 @@ class SmallAlexNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(N, 192, h, w): the last map, as timm's models call it."""
+        for name, layer in self.layers.named_children():
+            if name == "flatten":
+                break
+            images = layer(images)
+        return images
+
 
 @register_model
 def small_alexnet(pretrained: bool = False, img_size: int = 32, in_chans: int = 3, **unused: object) -> SmallAlexNet:

@@ -14,7 +14,7 @@ from saccade.evaluation.evaluate import Settings
 from saccade.evaluation.features import Features, extract
 from saccade.evaluation.finetune import FineTuning, fine_tune
 from saccade.evaluation.kept import Kept, key_of
-from saccade.evaluation.linear import Preparation, Probe, cached_batches, train_probe
+from saccade.evaluation.linear import Preparation, Probe, cached_batches, linear_head, train_probe
 from saccade.evaluation.subject import Subject
 from saccade.models.backbone import shown_share
 from saccade.pipelines.build import build_pipeline
@@ -102,9 +102,8 @@ def fit_head(recipe: Recipe, subject: Subject, train: Source, classes: int, s: S
     prepare = Preparation(how.prepare, found.features, s.device)
     batches = cached_batches(found.features, found.labels, how, recipe.seed, s.device)
     steps = Order(len(train), how.batch_size, drop_last=False).steps()
-    shape = (found.features.shape[1], classes)
-    done = train_probe(how, batches, steps, lambda: found.features, found.labels, shape, recipe.seed, s.device, prepare)
-    head = done.classifier
+    head = linear_head(how, (found.features.shape[1], classes), recipe.seed).to(s.device)
+    train_probe(how, head, batches, steps, None, s.device, prepare)
     with torch.no_grad():  # standardising is part of the classifier: one layer
         head.weight.mul_(prepare.scale)
         head.bias.sub_(head.weight @ prepare.mean)

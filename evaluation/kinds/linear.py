@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from saccade.evaluation.accuracy import named
+from torch import Tensor, nn
+
+from saccade.evaluation.accuracy import Accuracy, accuracy, named
 from saccade.evaluation.features import forward_batches
 from saccade.evaluation.kept import Kept
-from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
+from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, linear_head, train_probe
 from saccade.evaluation.protocol import Measure, Row
 from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.order import Order
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Linear(Probe, Measure):
     """A probe as a protocol has it: its rate and crop may depend on the backbone and the data."""
+
+    title: ClassVar = "linear"
 
     def takes(self) -> tuple[str, ...]:
         drifts = self.crop is not None and self.prepare == "raw"
@@ -49,7 +52,11 @@ class Linear(Probe, Measure):
     def rows(self, found: Mapping[str, Any]) -> list[Row]:
         mark = {found["paper_reports"]: ", reported"}
         return [
-            (f"linear, {which} epoch ({epoch}){mark.get(which, '')}", found[f"{which}_top1"], found[f"{which}_top5"])
+            (
+                f"{self.title}, {which} epoch ({epoch}){mark.get(which, '')}",
+                found[f"{which}_top1"],
+                found[f"{which}_top5"],
+            )
             for which, epoch in (("last", found["epochs"]), ("best", found["best_epoch"]))
         ]
 
@@ -76,32 +83,47 @@ class Linear(Probe, Measure):
 
     def train(self, on: Evaluation) -> ProbeResult:
         """The classifier, trained and tested."""
-        s, device = on.settings, on.settings.device
+        s, device, drift = on.settings, on.settings.device, self.batch_norm_drift
         prepare = Preparation(self.prepare, on.train_features.features if self.prepare != "raw" else None, device)
-        fit = partial(
-            train_probe,
-            self,
-            test_labels=on.test_features.labels,
-            shape=(on.test_features.features.shape[1], on.classes),
-            seed=s.seed,
-            device=device,
-            prepare=prepare,
-            progress=s.progress,
-            kept=None if self.batch_norm_drift else Kept(on.key(self)),
-        )
-        frozen = on.test_features.features.to(device)
-        if self.crop is None:
-            train = on.train_features
-            batches = cached_batches(train.features, train.labels, self, s.seed, device)
-            return fit(batches, Order(len(train), self.batch_size, drop_last=self.drop_last).steps(), lambda: frozen)
+        frozen, labels = on.test_features.features.to(device), on.test_features.labels.to(device)
+        head = linear_head(self, (frozen.shape[1], on.classes), s.seed).to(device)
+        backbone = copy.deepcopy(on.backbone) if drift else on.backbone
+
+        def test() -> Accuracy:
+            features = on.extract(on.test, backbone=backbone).features.to(device) if drift else frozen
+            return accuracy(head(prepare(features)), labels)
+
+        if self.crop is not None:
+            return self.on_crops(on, backbone, head, test, prepare)
+        train = on.train_features
+        batches = cached_batches(train.features, train.labels, self, s.seed, device)
+        steps = Order(len(train), self.batch_size, drop_last=self.drop_last).steps()
+        return train_probe(self, head, batches, steps, test, device, prepare, s.progress, Kept(on.key(self)))
+
+    def on_crops(
+        self,
+        on: Evaluation,
+        backbone: nn.Module,
+        head: nn.Module,
+        test: Callable[[], Accuracy],
+        prepare: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> ProbeResult:
+        """`head`, trained on what `backbone` makes of new crops and flips every epoch."""
+        s, drift = on.settings, self.batch_norm_drift
+        assert self.crop is not None
         view = View("probe", on.subject.image_size, self.crop, flip=0.5)
         recipe = Views((view,), on.subject.mean, on.subject.std)
         order = Order(len(on.train), self.batch_size, s.seed, drop_last=self.drop_last)
-        drift = self.batch_norm_drift
-        backbone = copy.deepcopy(on.backbone) if drift else on.backbone
-        with build_pipeline(on.train, recipe, order, s.executor, device, workers=s.workers) as pipeline:
-            return fit(
+        kept = None if drift else Kept(on.key(self))
+        with build_pipeline(on.train, recipe, order, s.executor, s.device, workers=s.workers) as pipeline:
+            return train_probe(
+                self,
+                head,
                 lambda number: forward_batches(backbone, pipeline.at(number), s.precision, drift),
                 len(pipeline),
-                lambda: on.extract(on.test, backbone=backbone).features if drift else frozen,
+                test,
+                s.device,
+                prepare,
+                s.progress,
+                kept,
             )

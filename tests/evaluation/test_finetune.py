@@ -14,9 +14,10 @@ from torch import nn
 
 from saccade.base.errors import UserError
 from saccade.evaluation import kept as kept_module
+from saccade.evaluation.accuracy import accuracy
 from saccade.evaluation.finetune import FineTuning, few_labels, fine_tune
 from saccade.evaluation.kept import Kept, key_of
-from saccade.evaluation.linear import Probe, cached_batches, train_probe
+from saccade.evaluation.linear import Probe, cached_batches, linear_head, train_probe
 from saccade.models.backbone import replace_stem
 from saccade.models.heads import linear_classifier
 from saccade.pipelines.build import build_pipeline
@@ -115,22 +116,22 @@ def test_a_probe_goes_on_too(steps_per_epoch):
     probe = Probe(4, 16, 0.1, optimizer="adam", steps_per_epoch=steps_per_epoch)
 
     def fit(kept=None, stop_after=None):
-        tests = []
+        tests, head = [], linear_head(probe, (6, 4), 0)
 
         def test():
             tests.append(None)
             if len(tests) == stop_after:
                 raise KeyboardInterrupt
-            return x
+            return accuracy(head(x), y)
 
-        return train_probe(probe, cached_batches(x, y, probe, 0, "cpu"), 3, test, y, (6, 4), kept=kept)
+        return train_probe(probe, head, cached_batches(x, y, probe, 0, "cpu"), 3, test, kept=kept), head
 
-    whole = fit()
+    whole, unbroken = fit()
     with pytest.raises(KeyboardInterrupt):
         fit(Kept("probe"), stop_after=3)
-    again = fit(Kept("probe"))
+    again, head = fit(Kept("probe"))
     assert again.history == whole.history and again.losses == whole.losses
-    assert torch.equal(again.classifier.weight, whole.classifier.weight)
+    assert torch.equal(head.weight, unbroken.weight)
 
 
 def test_a_key_tells_weights_labels_and_settings_apart(source, backbone):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from saccade.base.errors import UserError
-from saccade.evaluation.accuracy import Accuracy
-from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, train_probe
+from saccade.evaluation.accuracy import Accuracy, accuracy
+from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, linear_head, train_probe
 from saccade.evaluation.registry import find_protocol, protocols
 from saccade.pipelines.order import Order
 
@@ -22,12 +22,13 @@ def blobs(n=400, d=10, classes=4, spread=0.1, seed=0):
     return centres[labels] + spread * torch.randn(n, d, generator=generator), labels
 
 
-def fit(probe, train, test, classes=4, seed=0, **options):
+def fit(probe, train, test, classes=4, seed=0, prepare=lambda x: x):
+    """(what it reached, the classifier)"""
     (x, y), (test_x, test_y) = train, test
-    batches = cached_batches(x, y, probe, seed, "cpu")
-    return train_probe(
-        probe, batches, -(-len(x) // probe.batch_size), lambda: test_x, test_y, (x.shape[1], classes), seed, **options
-    )
+    batches, head = cached_batches(x, y, probe, seed, "cpu"), linear_head(probe, (x.shape[1], classes), seed)
+    steps = -(-len(x) // probe.batch_size)
+    tested = lambda: accuracy(head(prepare(test_x)), test_y)  # noqa: E731
+    return train_probe(probe, head, batches, steps, tested, prepare=prepare), head
 
 
 @pytest.mark.parametrize("name", ["linear", "resa-cifar", "ressl", "cacr-a", "rsa-small", "stec-stl10"])
@@ -35,14 +36,14 @@ def test_separable_features_reach_100_percent(name):
     probe = probe_of(name)
     probe = Probe(**{**vars(probe), "batch_size": 100, "lr_batch": None, "steps_per_epoch": None})
     train, test = blobs(), blobs(200, seed=1)
-    result = fit(probe, train, test, prepare=Preparation(probe.prepare, train[0]))
+    result, _ = fit(probe, train, test, prepare=Preparation(probe.prepare, train[0]))
     assert result.last == result.best == (100, 100)
 
 
 def test_full_batch_sgd_equals_torchs_own_loop():
     (x, y), test = blobs(spread=1.0), blobs(200, spread=1.0, seed=1)
     probe = Probe(epochs=15, batch_size=400, lr=0.5, schedule="constant", weight_decay=1e-3)
-    result = fit(probe, (x, y), test)
+    _, found = fit(probe, (x, y), test)
     weight, bias = torch.zeros(4, 10, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     torch.manual_seed(0)
     head = torch.nn.Linear(10, 4)
@@ -54,26 +55,26 @@ def test_full_batch_sgd_equals_torchs_own_loop():
         for p, m, g in ((weight, moved[0], error.T @ x.double()), (bias, moved[1], error.sum(0))):
             m.mul_(0.9).add_(g + 1e-3 * p)
             p.sub_(0.5 * m)
-    torch.testing.assert_close(result.classifier.weight.double(), weight, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(result.classifier.bias.double(), bias, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.weight.double(), weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.bias.double(), bias, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_classifier_and_another_does_not():
     train, test = blobs(spread=1.0), blobs(200, spread=1.0, seed=1)
     probe = Probe(epochs=3, batch_size=64, lr=0.1)
     torch.manual_seed(7)
-    first = fit(probe, train, test)
+    first, head = fit(probe, train, test)
     drawn = torch.rand(1)
     torch.manual_seed(7)
     assert torch.equal(drawn, torch.rand(1)), "the probe must leave the global generator alone"
-    second, third = fit(probe, train, test), fit(probe, train, test, seed=1)
-    assert torch.equal(first.classifier.weight, second.classifier.weight) and first.history == second.history
-    assert not torch.equal(first.classifier.weight, third.classifier.weight)
+    (second, same), (_, other) = fit(probe, train, test), fit(probe, train, test, seed=1)
+    assert torch.equal(head.weight, same.weight) and first.history == second.history
+    assert not torch.equal(head.weight, other.weight)
 
 
 def test_last_and_best_epochs_are_told_apart():
     history = tuple(Accuracy(top1, 99) for top1 in (10, 60, 60, 40))
-    result = ProbeResult(history, (1, 1, 1, 1), torch.nn.Linear(1, 1))
+    result = ProbeResult(history, (1, 1, 1, 1))
     assert result.last.top1 == 40 and result.best.top1 == 60 and result.best_epoch == 2
 
 
@@ -110,7 +111,7 @@ def test_an_epoch_of_given_steps_takes_as_many_passes_as_it_needs():
             seen.append(len(batch[0]))
             yield batch
 
-    train_probe(probe, counted, 3, lambda: x, y, (10, 4))
+    train_probe(probe, linear_head(probe, (10, 4), 0), counted, 3, None)
     assert seen == [16, 16, 8] * 4 + [16, 16]
 
 
@@ -123,7 +124,7 @@ def test_fewer_epochs_squeeze_the_schedule():
 def test_a_rate_that_diverges_is_one_sentence():
     train, test = blobs(), blobs(200, seed=1)
     features = (train[0] * 1e20, train[1])
-    with pytest.raises(UserError, match=r"the linear probe diverged in epoch 1.*lower --lr"):
+    with pytest.raises(UserError, match=r"the probe diverged in epoch 1.*lower --lr"):
         fit(Probe(epochs=2, batch_size=100, lr=1e20), features, test)
 
 
