@@ -7,6 +7,8 @@ data (sample, position, size). The types below are FFCV 1.0.2's.
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage, bad_image
 from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.kept import kept_index, state_of
 from saccade.pipelines.sources.labels import check_labels
 from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
@@ -111,23 +114,15 @@ class BetonSource(Source):
     reader: BetonReader
 
     def __init__(self, path: Path, options: Options = PLAIN) -> None:
-        account = Account()
-        images, labels = _read_tables(path, options, account)
-        labels = None if options.labels == NO_LABELS or options.table else labels
-        manifest, labels = manifest_of(path), check_labels(labels, str(path))
-        classes = None
-        if manifest and manifest.classes and labels is not None and labels.max() < len(manifest.classes):
-            classes = tuple(manifest.classes)
-        account.taken = len(images["mode"])
-        account.see(account.taken)
-        columns = {
-            "row": np.arange(account.taken),
-            "offset": images["data_ptr"].astype(np.int64),
-            "bytes": images["length"].astype(np.int64),
-            "size": np.stack([images["height"], images["width"]], axis=1).astype(np.int64),
-            "is_jpeg": images["mode"] == JPEG,
-        }
-        index = Index(account.taken, labels, classes, columns=columns, account=account)
+        manifest = manifest_of(path)
+        classes = manifest.classes if manifest else None
+        called = {"beton": os.path.realpath(path), "options": repr(options), "classes": classes}
+
+        def make() -> tuple[Index, object]:
+            before = state_of([path])
+            return _read(path, options, classes), before
+
+        index = kept_index(called, lambda kept: kept == state_of([path]), make)
         super().__init__(str(path), index, BetonReader(path), "beton")
 
     @property
@@ -136,7 +131,7 @@ class BetonSource(Source):
 
     @property
     def is_jpeg(self) -> np.ndarray:
-        return self.index.columns["is_jpeg"]
+        return self.index.columns["is_jpeg"].view(np.bool_)
 
     @property
     def ptr(self) -> np.ndarray:
@@ -153,6 +148,23 @@ class BetonSource(Source):
     def piece(self, i: int) -> np.ndarray:
         """(bytes,) uint8: image i as it lies in the file, a JPEG or raw pixels."""
         return self.reader.piece(self.index, i)
+
+
+def _read(path: Path, options: Options, classes: Sequence[str] | None) -> Index:
+    account = Account()
+    images, labels = _read_tables(path, options, account)
+    labels = check_labels(None if options.labels == NO_LABELS or options.table else labels, str(path))
+    named = classes and labels is not None and labels.max() < len(classes)
+    account.taken = len(images["mode"])
+    account.see(account.taken)
+    columns = {
+        "row": np.arange(account.taken),
+        "offset": images["data_ptr"].astype(np.int64),
+        "bytes": images["length"].astype(np.int64),
+        "size": np.stack([images["height"], images["width"]], axis=1).astype(np.int64),
+        "is_jpeg": images["mode"] == JPEG,
+    }
+    return Index(account.taken, labels, tuple(classes or ()) if named else None, columns=columns, account=account)
 
 
 def _read_tables(path: Path, options: Options, account: Account) -> tuple[dict[str, np.ndarray], np.ndarray | None]:

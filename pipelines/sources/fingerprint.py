@@ -14,7 +14,6 @@ from saccade.pipelines.sources.decode import BadImage
 from saccade.pipelines.sources.source import Source
 
 CONTENT, FILES = 256, 16_384  # images whose bytes are read, loose files whose size is asked for; spread over all
-_TOLD = ("part", "row", "bytes", "size")  # columns that say which images, and how large; not where they lie
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def fingerprint(source: Source) -> dict[str, Any]:
     return {
         "kind": source.kind,
         "identity": source.identity(),
-        "names": source.index.names.checksum(),
+        "names": source.index.fact("names"),
         "sizes": _sizes(source),
         "content": [_content(source, i) for i in spread(len(source), CONTENT)],
     }
@@ -51,12 +50,8 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _sizes(source: Source) -> int:
-    checksum = 0
-    for name in _TOLD:
-        if name in source.index.columns:
-            checksum = zlib.crc32(np.ascontiguousarray(source.index.columns[name], np.int64).data, checksum)
     sizes = [source.reader.file_size(source.index, i) for i in spread(len(source), FILES)]
-    return zlib.crc32(np.array(sizes, np.int64).data, checksum)
+    return zlib.crc32(np.array(sizes, np.int64).data, source.index.fact("places"))
 
 
 def _content(source: Source, i: int) -> int | None:

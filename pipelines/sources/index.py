@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from saccade.pipelines.sources.account import Account
-from saccade.pipelines.sources.texts import gathered
+from saccade.pipelines.sources.texts import distinct, extension_starts, gathered
 
 
 class Names:
@@ -50,6 +51,13 @@ class Names:
     def starts(self) -> np.ndarray:
         return np.concatenate([np.zeros(min(1, len(self.ends)), np.int64), self.ends[:-1]])
 
+    def end_in(self, extensions: Collection[str]) -> np.ndarray:
+        """(N,) bool, whether a name's extension, as os.path.splitext has it but in lower case, is one of these."""
+        dots = extension_starts(self.text, self.ends)
+        which, met = distinct(self.text, dots, self.ends)
+        found = [os.fsdecode(self.text[dots[k] : self.ends[k]].tobytes()).lower() in extensions for k in met.tolist()]
+        return np.array(found, np.bool_)[which]
+
     def take(self, rows: np.ndarray) -> Names:
         return Names(*gathered(self.text, np.where(rows > 0, self.ends[rows - 1], 0), self.ends[rows]))
 
@@ -59,7 +67,8 @@ class Index:
     """length: images; labels: (N,) int64, -1 where an image has none, or None; classes: names by label or None.
 
     names: of the images, or none at all where the reader numbers them; columns: (N, ...) arrays that tell the
-    reader where an image lies, such as container (which file), offset and bytes; account: what was seen and left out.
+    reader where an image lies, such as container (which file), offset and bytes; account: what was seen and left out;
+    facts: plain values that are looked for once in a whole set, and kept with it.
     """
 
     length: int
@@ -68,6 +77,7 @@ class Index:
     names: Names = field(default_factory=lambda: Names.of(()))
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -93,4 +103,34 @@ class Index:
             names=self.names.take(rows) if len(self.names) else self.names,
             columns={name: column[rows] for name, column in self.columns.items()},
             account=Account(len(rows), len(rows), guesses=list(self.account.guesses)),
+            facts={},
         )
+
+    def fact(self, name: str) -> Any:
+        """One of FACTS, looked for where it is not known yet."""
+        if name not in self.facts:
+            self.facts[name] = FACTS[name](self)
+        return self.facts[name]
+
+
+def _places(index: Index) -> int:
+    checksum = 0
+    for name in _TOLD:
+        if name in index.columns:
+            checksum = zlib.crc32(np.ascontiguousarray(index.columns[name], np.int64).data, checksum)
+    return checksum
+
+
+def _may_be_deep(index: Index) -> list[int]:
+    rows = np.flatnonzero(index.names.end_in(_DEEP_TYPES))
+    return rows[np.unique(np.linspace(0, len(rows) - 1, _PROBED).astype(int))].tolist() if len(rows) else []
+
+
+_TOLD = ("part", "row", "bytes", "size")  # columns that say which images, and how large; not where they lie
+_PROBED = 64  # images
+_DEEP_TYPES = {".png", ".tif", ".tiff", ".jp2", ".j2k", ".pgm", ".pfm", ".fits", ".fit", ".img", ""}
+FACTS: dict[str, Callable[[Index], Any]] = {
+    "names": lambda index: index.names.checksum(),
+    "places": _places,  # a checksum
+    "deep": _may_be_deep,  # some images, evenly spread, whose names allow more than 8 bits
+}

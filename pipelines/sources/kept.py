@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -19,12 +19,13 @@ from saccade.base.caches import cache_folder
 from saccade.base.files import swept, whole_file
 from saccade.base.mapped import mapped
 from saccade.pipelines.sources.account import account_of
-from saccade.pipelines.sources.index import Index, Names
+from saccade.pipelines.sources.index import FACTS, Index, Names
 
 MANY = 20_000  # images: fewer are found again as fast as they are looked up
 LARGE = 64 << 20  # bytes: the sums of a larger file are looked at once, and again when it was written to
 _FORMAT = 2
 _TYPES = {"U8": np.dtype("u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+_WIDE = ("offset", "size")  # columns of int64 that compiled code reads
 _CODES = {kind: code for code, kind in _TYPES.items()}
 DAMAGE = OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError  # of a foreign file
 
@@ -44,12 +45,22 @@ def kept_index(called: dict[str, Any], same: Callable[[Any], bool], make: Callab
     return _loaded(place, name, lambda _: True) or index
 
 
+def state_of(files: Sequence[Path]) -> list[list[int]]:
+    """What tells that a file is another one: bytes and time. [] where one is not there, as whoever reads it says."""
+    try:
+        return [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, files)]
+    except OSError:
+        return []
+
+
 def _saved(place: Path, index: Index, about: dict[str, Any]) -> bool:
-    columns = {f"column.{name}": narrow(column) for name, column in index.columns.items()}
+    facts = index.facts | {name: index.fact(name) for name in FACTS}
+    columns = {f"column.{n}": column if n in _WIDE else narrow(column) for n, column in index.columns.items()}
     columns |= {"names.text": index.names.text, "names.ends": narrow(index.names.ends)}
     if index.labels is not None:
         columns["labels"] = index.labels
     about |= {"length": index.length, "classes": index.classes, "account": asdict(index.account)}
+    about["facts"] = facts
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         swept(place.parent, older=3600)
@@ -68,7 +79,7 @@ def _loaded(place: Path, name: str, same: Callable[[Any], bool]) -> Index | None
         labels, names = columns.pop("labels", None), Names(columns.pop("names.text"), columns.pop("names.ends"))
         columns = {called.removeprefix("column."): column for called, column in columns.items()}
         classes = about["classes"] and tuple(about["classes"])
-        return Index(about["length"], labels, classes, names, columns, account_of(about["account"]))
+        return Index(about["length"], labels, classes, names, columns, account_of(about["account"]), about["facts"])
     except DAMAGE:
         return None  # not one of ours
 

@@ -4,6 +4,7 @@ labels."""
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage, bad_image, is_image_name
 from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.kept import kept_index, state_of
 from saccade.pipelines.sources.labels import check_labels, numbered
 from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
@@ -112,43 +114,52 @@ class ParquetSource(Source):
     """The rows of `files` in their order."""
 
     def __init__(self, files: Sequence[Path], name: str | None = None, options: Options = PLAIN) -> None:
-        name, account = name or (str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"), Account()
-        groups, counts, labels, image, label = [], [], [], "", None
-        for number, file in enumerate(files):
-            try:
-                opened = open_table(file)
-                if not number:
-                    schema = opened.schema
-                    image, label = _columns(file, opened, options, account)
-                groups += [(number, group) for group in range(len(opened.rows))]
-                counts += opened.rows
-                if label:
-                    labels.append(opened.labels(label))
-            except KeyError as error:
-                raise UserError(f"{file}: has no column {error.args[0]}, which {files[0].name} has.") from error
-            except _BROKEN as error:
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(f"{file}: cannot be read as a table ({_first_line(error)}).") from error
-        account.taken = sum(counts)
-        unread = [name for name in schema.names if name not in (image, label)] if files else []
-        account.see(account.taken + len(unread))
-        account.leave("columns that are not read", next(iter(unread), ""), len(unread), aside=True)
-        if not account.taken:
-            raise UserError(f"{files[0]}: holds no rows.")
-        numbers, classes = _numbered(labels, _class_names(schema, label), f"{name}, column {label}")
-        index = Index(
-            account.taken,
-            numbers,
-            classes,
-            columns={
-                "container": np.repeat(np.arange(len(groups)), counts),
-                "place": np.concatenate([np.arange(count) for count in counts]),
-                "row": np.arange(account.taken),
-            },
-            account=account,
-        )
-        super().__init__(name, index, TableReader(files, image, np.array(groups, dtype=np.int64)), "parquet")
+        name = name or (str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}")
+        called = {"tables": [os.path.realpath(file) for file in files], "options": repr(options)}
+
+        def make() -> tuple[Index, object]:
+            before = state_of(files)
+            return _indexed(files, name, options), before
+
+        index = kept_index(called, lambda kept: kept == state_of(files), make)
+        groups = np.array(index.facts["groups"], dtype=np.int64)
+        super().__init__(name, index, TableReader(files, index.facts["image"], groups), "parquet")
+
+
+def _indexed(files: Sequence[Path], name: str, options: Options) -> Index:
+    """The index of all rows. facts: the image column's name, and the file and the number in it of each row group."""
+    account = Account()
+    groups, counts, labels, image, label = [], [], [], "", None
+    for number, file in enumerate(files):
+        try:
+            opened = open_table(file)
+            if not number:
+                schema = opened.schema
+                image, label = _columns(file, opened, options, account)
+            groups += [(number, group) for group in range(len(opened.rows))]
+            counts += opened.rows
+            if label:
+                labels.append(opened.labels(label))
+        except KeyError as error:
+            raise UserError(f"{file}: has no column {error.args[0]}, which {files[0].name} has.") from error
+        except _BROKEN as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{file}: cannot be read as a table ({_first_line(error)}).") from error
+    account.taken = sum(counts)
+    unread = [name for name in schema.names if name not in (image, label)] if files else []
+    account.see(account.taken + len(unread))
+    account.leave("columns that are not read", next(iter(unread), ""), len(unread), aside=True)
+    if not account.taken:
+        raise UserError(f"{files[0]}: holds no rows.")
+    numbers, classes = _numbered(labels, _class_names(schema, label), f"{name}, column {label}")
+    columns = {
+        "container": np.repeat(np.arange(len(groups)), counts),
+        "place": np.concatenate([np.arange(count) for count in counts]),
+        "row": np.arange(account.taken),
+    }
+    facts = {"image": image, "groups": groups}
+    return Index(account.taken, numbers, classes, columns=columns, account=account, facts=facts)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -289,7 +300,13 @@ def _numbered(columns: list, names: list[str] | None, told: str) -> tuple[np.nda
             )
         numbers = numbers.astype(np.int64)
     elif types.is_string(kind) or types.is_large_string(kind):
-        return numbered([text if text and text.strip() else None for text in column.to_pylist()], told)
+        met = column.combine_chunks().dictionary_encode()
+        if isinstance(met, pa.ChunkedArray):  # of newer pyarrow
+            met = met.combine_chunks()
+        texts = [text if text and text.strip() else None for text in met.dictionary.to_pylist()]
+        numbers, classes = numbered(texts, told)
+        which = met.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+        return None if numbers is None else np.append(numbers, -1)[which], classes
     else:
         raise UserError(
             f"{told}: holds {kind} values, and an image has one class; give --label-key NAME of another column, or "

@@ -4,7 +4,6 @@ it."""
 from __future__ import annotations
 
 import io
-import os
 
 import numpy as np
 
@@ -14,8 +13,6 @@ from saccade.pipelines.sources.bands import is_deep_colour, more_than_told, valu
 from saccade.pipelines.sources.decode import BadImage, ValueRange, deep_values
 from saccade.pipelines.sources.source import Source
 
-_PROBED = 64  # images
-_MAY_BE_DEEP = {".png", ".tif", ".tiff", ".jp2", ".j2k", ".pgm", ".pfm", ".fits", ".fit", ".img", ""}
 _CLIPPED, _USED = 0.01, 0.05  # shares worth a word
 
 
@@ -90,23 +87,17 @@ def _deep(data: bytes, channels: int) -> np.ndarray | None:
 
 def _sample(source: Source) -> list[np.ndarray] | None:
     """Values of some deep images, evenly spread among those whose names allow it; None without."""
-    names = source.index.names
-    if not len(names):
-        candidates = np.unique(np.linspace(0, len(source) - 1, 4).astype(int))
+    if len(source.index.names):
+        candidates = source.index.fact("deep")
     else:
-        candidates = [i for i in range(len(source)) if os.path.splitext(names[i])[1].lower() in _MAY_BE_DEEP]
-        candidates = (
-            [candidates[k] for k in np.unique(np.linspace(0, len(candidates) - 1, _PROBED).astype(int))]
-            if candidates
-            else []
-        )
+        candidates = np.unique(np.linspace(0, len(source) - 1, 4).astype(int)).tolist()
     found, unsaid = [], {}
     for i in candidates:
         try:
-            data = source.reader.encoded(source.index, int(i))
+            data = source.reader.encoded(source.index, i)
             found_one = _deep(data, source.channels)
-            if source.channels == 3 and (more := more_than_told(data, lambda i=i: source.read(int(i)))):
-                unsaid.setdefault(more, []).append(source.name_of(int(i)))
+            if source.channels == 3 and (more := more_than_told(data, lambda i=i: source.read(i))):
+                unsaid.setdefault(more, []).append(source.name_of(i))
         except BadImage:
             continue  # met again, and counted, when it is read
         if found_one is not None:

@@ -26,7 +26,7 @@ from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage
 from saccade.pipelines.sources.index import Index, Names
-from saccade.pipelines.sources.kept import kept_index
+from saccade.pipelines.sources.kept import kept_index, state_of
 from saccade.pipelines.sources.labels import mixed_kinds, numbered
 from saccade.pipelines.sources.options import NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.shard_index import Shard, index_of
@@ -106,22 +106,16 @@ class ShardSource(Source):
         called = {"shards": [os.path.realpath(file) for file in files], "options": repr(options), "classes": classes}
 
         def make() -> tuple[Index, object]:
-            before = _state(files)
+            before = state_of(files)
             index, found = _read(files, name, options, classes)
             bad.update(found)
             return index, None if bad else before
 
-        super().__init__(name, kept_index(called, lambda kept: kept == _state(files), make), ShardReader(files), "wds")
+        super().__init__(
+            name, kept_index(called, lambda kept: kept == state_of(files), make), ShardReader(files), "wds"
+        )
         if bad:
             self.report_bad(bad)
-
-
-def _state(files: Sequence[Path]) -> list[list[int]]:
-    """What tells that a shard is another one: bytes and time."""
-    try:
-        return [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, files)]
-    except OSError:
-        return []  # index_of says what is wrong
 
 
 def _read(

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -200,14 +201,7 @@ class Source:
     def relabelled(self, labels: np.ndarray | None, classes: Sequence[str] | None) -> Source:
         """The same images under other labels (-1: none)."""
         labels = None if labels is None else np.asarray(labels, dtype=np.int64)
-        index = Index(
-            self.index.length,
-            labels,
-            None if classes is None else tuple(classes),
-            self.index.names,
-            self.index.columns,
-            self.account,
-        )
+        index = replace(self.index, labels=labels, classes=None if classes is None else tuple(classes))
         return self._with(index, self.name)
 
     def labelled(self) -> Source:

@@ -24,6 +24,25 @@ def gathered(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[n
 
 
 @cached
+def extension_starts(text, ends):
+    """(N,) int64, where each name's extension begins, at its dot; where the name ends if it has none."""
+    dots = np.empty(len(ends), np.int64)
+    start = 0
+    for k in range(len(ends)):
+        end = np.int64(ends[k])
+        base, dot = end, end
+        while base > start and text[base - 1] != 47:
+            base -= 1
+            if dot == end and text[base] == 46:
+                dot = base
+        while base < dot and text[base] == 46:
+            base += 1  # dots in front begin no extension
+        dots[k] = dot if base < dot else end
+        start = end
+    return dots
+
+
+@cached
 def _copy(data, starts, ends, out):
     at = 0
     for k in range(len(starts)):

@@ -1,18 +1,23 @@
 """What was found once is found again from a mapped file, and only while it is still true."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from saccade.pipelines.sources import beton, kept, shards
 from saccade.pipelines.sources import folder as folders
-from saccade.pipelines.sources import kept, shards
+from saccade.pipelines.sources import parquet as parquets
+from saccade.pipelines.sources.beton import BetonSource
+from saccade.pipelines.sources.fingerprint import fingerprint
 from saccade.pipelines.sources.folder import FolderSource
-from saccade.pipelines.sources.index import Names
+from saccade.pipelines.sources.index import FACTS, Names
+from saccade.pipelines.sources.parquet import ParquetSource
 from saccade.pipelines.sources.shards import ShardSource
 from saccade.pipelines.sources.source import Source
-from tests.pipelines.files import tar_with
+from tests.pipelines.files import SIDE, beton_with, tar_with
 from tests.pipelines.test_shards import image
 
 LONG_AGO = 10**9
@@ -78,6 +83,73 @@ def test_shards_are_read_once_until_one_changes(tmp_path, monkeypatch):
         assert shown(ShardSource(files)) == first
     tar_with(files[1], {"9.jpg": image(1), "9.cls": b"2"})
     assert len(ShardSource(files)) == 3
+
+
+def written_beton(path: Path) -> Path:
+    beton_with(path, [(image(k), SIDE, SIDE) for k in range(5)])
+    return path
+
+
+def written_parquet(path: Path) -> Path:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"img": [image(k) for k in range(5)], "label": ["b", "a", None, "a", " "]})
+    parquet.write_table(table, path, row_group_size=2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("opener", "write", "reads"),
+    [
+        (BetonSource, lambda folder: written_beton(folder / "x.beton"), (beton, "_read_tables")),
+        (
+            lambda path: ParquetSource([path]),
+            lambda folder: written_parquet(folder / "x.parquet"),
+            (parquets, "_indexed"),
+        ),
+    ],
+)
+def test_a_packed_file_is_opened_from_its_kept_index_until_it_changes(tmp_path, monkeypatch, opener, write, reads):
+    path = write(tmp_path)
+    first = opener(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(*reads, lambda *_: pytest.fail("read again"))
+        again = opener(path)
+        assert len(again) == 5 and again.classes == first.classes and fingerprint(again) == fingerprint(first)
+        assert (again.labels is None) == (first.labels is None) and np.array_equal(again.labels, first.labels)
+        assert [again.name_of(i) for i in range(5)] == [first.name_of(i) for i in range(5)]
+        assert all(np.array_equal(again.read(i), first.read(i)) for i in range(5))
+        assert not again.index.columns["row"].flags.writeable  # mapped
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    with monkeypatch.context() as patch:
+        patch.setattr(*reads, lambda *_: pytest.fail("read again"))
+        with pytest.raises(pytest.fail.Exception):
+            opener(path)
+
+
+def test_what_is_looked_for_once_is_kept_with_the_index(photos):
+    fresh, known = FolderSource(photos), FolderSource(photos)
+    assert known.index.facts == {name: known.index.fact(name) for name in FACTS} == fresh.index.facts
+    assert known.index.facts == {name: make(replace(known.index, facts={})) for name, make in FACTS.items()}
+    assert known.subset([0]).index.facts == {}
+
+
+def test_the_sums_of_a_large_file_are_looked_at_again_only_where_it_was_written_to(photos, cache, monkeypatch):
+    monkeypatch.setattr(kept, "LARGE", 1)
+    first = shown(FolderSource(photos))
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "_sum", lambda *_: pytest.fail("the sums were looked at"))
+        assert shown(FolderSource(photos)) == first
+    file = next(cache.glob("*.safetensors"))
+    data = file.read_bytes()
+    file.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    assert shown(FolderSource(photos)) == first
+
+
+def test_names_by_their_extension():
+    names = ["a.jpg", "b/.tif", "c.d/e", "..png", "f..png", "g.tar.TIF", "", "h.", "i/j.k/l.png", ".x.png"]
+    wanted = {".png", ".tif", ""}
+    found = Names.of(names).end_in(wanted).tolist()
+    assert found == [os.path.splitext(name)[1].lower() in wanted for name in names]
 
 
 @pytest.mark.parametrize(
