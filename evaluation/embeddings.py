@@ -1,4 +1,5 @@
-"""A table of vectors with names: .parquet, .csv, or .npy with a .names.csv beside it. Written block by block."""
+"""A table of vectors, or of patches, with names: .parquet, .csv, or .npy with a .names.csv beside it. Written block by
+block."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +24,8 @@ COLUMNS = ("name", "split", "class", "label")
 
 @dataclass(frozen=True)
 class Block:
-    """vectors (n, D) float32, and of each row its name, split, class ("" for none) and label (-1 for none)."""
+    """vectors (n, D) float32, or patches (n, h, w, D) float16, and of each row its name, split, class ("" for none) and
+    label (-1 for none)."""
 
     names: list[str]
     split: str
@@ -55,22 +58,26 @@ def names_file(path: Path) -> Path:
     return path.with_suffix(".names.csv")
 
 
-def write_embeddings(path: Path, blocks: Iterable[Block], rows: int, width: int, made: Mapping[str, Any]) -> None:
-    """All of it, or nothing; the names of a .npy first. Raises UserError where it cannot be written."""
+def write_embeddings(
+    path: Path, blocks: Iterable[Block], rows: int, shape: tuple[int, ...], made: Mapping[str, Any]
+) -> None:
+    """All of it, or nothing; the names of a .npy first. shape: of a row, (D,) or (h, w, D). Raises UserError where it
+    cannot be written."""
+    kind = "<f4" if len(shape) == 1 else "<f2"
     try:
         if path.suffix == ".npy":
             with whole_file(path) as file, whole_file(names_file(path)) as beside:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+                header = {"descr": kind, "fortran_order": False, "shape": (rows, *shape)}
                 np.lib.format.write_array_header_1_0(file, header)
                 table = _table(beside, COLUMNS)
                 for block in blocks:
-                    file.write(np.ascontiguousarray(block.vectors, "<f4").tobytes())
+                    file.write(np.ascontiguousarray(block.vectors, kind).tobytes())
                     table.write(_lines(_told(block)))
                 table.flush()
                 table.detach()
         elif path.suffix == ".csv":
             with whole_file(path) as file:
-                table = _table(file, (*COLUMNS, *(f"v{k}" for k in range(width))))
+                table = _table(file, (*COLUMNS, *(f"v{k}" for k in range(shape[0]))))
                 for block in blocks:
                     numbers = ([f"{x:.9g}" for x in vector] for vector in block.vectors)
                     table.write(_lines([*row, *each] for row, each in zip(_told(block), numbers, strict=True)))
@@ -78,9 +85,9 @@ def write_embeddings(path: Path, blocks: Iterable[Block], rows: int, width: int,
                 table.detach()
         else:
             with whole_file(path) as file:
-                _write_parquet(file, blocks, width, made)
+                _write_parquet(file, blocks, shape, made)
     except OSError as error:
-        raise Unwritable(path, error, rows * width * 4) from error
+        raise Unwritable(path, error, rows * prod(shape) * int(kind[-1])) from error
 
 
 def _table(file: IO[bytes], columns: Iterable[str]) -> io.TextIOWrapper:
@@ -100,23 +107,33 @@ def _told(block: Block) -> Iterator[list[str]]:
         yield [name, block.split, kind, str(label) if label >= 0 else ""]
 
 
-def _write_parquet(file: IO[bytes], blocks: Iterable[Block], width: int, made: Mapping[str, Any]) -> None:
+def _write_parquet(file: IO[bytes], blocks: Iterable[Block], shape: tuple[int, ...], made: Mapping[str, Any]) -> None:
+    """A column `vector` of lists, or `patches` of Arrow's tensors of one shape: a list to who does not know those."""
     pyarrow, parquet = arrow()
-    vector = pyarrow.list_(pyarrow.float32(), width)
+    if len(shape) == 1:
+        last = ("vector", pyarrow.list_(pyarrow.float32(), shape[0]))
+    else:
+        last = ("patches", pyarrow.fixed_shape_tensor(pyarrow.float16(), shape))
     fields = [("name", pyarrow.string()), ("split", pyarrow.string()), ("class", pyarrow.string())]
-    schema = pyarrow.schema([*fields, ("label", pyarrow.int64()), ("vector", vector)])
+    schema = pyarrow.schema([*fields, ("label", pyarrow.int64()), last])
     schema = schema.with_metadata({"saccade": json.dumps(made)})
     with parquet.ParquetWriter(file, schema) as writer:
         for block in blocks:
-            flat = pyarrow.array(np.ascontiguousarray(block.vectors, np.float32).ravel())
             columns = [
                 pyarrow.array(block.names, pyarrow.string()),
                 pyarrow.array([block.split] * len(block.names), pyarrow.string()),
                 pyarrow.array([kind or None for kind in block.classes], pyarrow.string()),
                 pyarrow.array([k if k >= 0 else None for k in block.labels.tolist()], pyarrow.int64()),
-                pyarrow.FixedSizeListArray.from_arrays(flat, width),
+                _arrow_rows(pyarrow, block.vectors),
             ]
             writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+
+
+def _arrow_rows(pyarrow: Any, rows: np.ndarray) -> Any:
+    if rows.ndim == 2:
+        flat = pyarrow.array(np.ascontiguousarray(rows, np.float32).ravel())
+        return pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    return pyarrow.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(rows, np.float16))
 
 
 def read_embeddings(path: Path) -> Embeddings:
@@ -142,6 +159,8 @@ def read_embeddings(path: Path) -> Embeddings:
 def _read_parquet(path: Path) -> Embeddings:
     _, parquet = arrow()
     file = parquet.ParquetFile(path)
+    if "patches" in file.schema_arrow.names:
+        raise _patches(path)
     table, made = file.read(), {}
     with suppress(ValueError, KeyError, TypeError):
         made = json.loads((file.schema_arrow.metadata or {})[b"saccade"])
@@ -158,7 +177,10 @@ def _read_npy(path: Path) -> Embeddings:
     with names_file(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     texts = [_texts([row.get(name, "") for row in rows]) for name in COLUMNS[:3]]
-    return Embeddings(path, np.load(path, allow_pickle=False).astype(np.float32, copy=False), *texts, made={})
+    vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    if vectors.ndim == 4:
+        raise _patches(path)
+    return Embeddings(path, np.array(vectors, np.float32), *texts, made={})
 
 
 def _read_csv(path: Path) -> Embeddings:
@@ -174,6 +196,10 @@ def _read_csv(path: Path) -> Embeddings:
             for name, k in place.items():
                 told[name].append("" if k is None else row[k])
     return Embeddings(path, np.stack(vectors), *(_texts(told[name]) for name in COLUMNS[:3]), made={})
+
+
+def _patches(path: Path) -> UserError:
+    return UserError(f"--in {path}: holds the features of patches, not of images; embed again without --dense.")
 
 
 def _texts(values: Iterable[str | None]) -> np.ndarray:

@@ -71,7 +71,9 @@ class FeatureFile:
                 with np.errstate(over="ignore"):
                     features[rows], labels[rows] = found.cpu().numpy(), label.cpu().numpy()
                 if torch.isfinite(found).all() and not np.isfinite(features[rows]).all():
-                    raise UserError("a feature is beyond what float16 holds (65,504); leave out --keep-features.")
+                    raise UserError(
+                        "a feature is beyond what float16 holds (65,504); leave out --keep-features, or --dense."
+                    )
                 self.done += len(found)
                 if time.monotonic() - last > EVERY:
                     self._keep(features, labels, unreadable)

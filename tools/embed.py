@@ -1,4 +1,5 @@
-"""python -m tools.embed DATA --from RUN --out x.parquet: a vector of every image, with its name and class."""
+"""python -m tools.embed DATA --from RUN --out x.parquet: a vector of every image, with its name and class; --dense: one
+of each of its patches."""
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ from saccade.evaluation.options import (
 )
 from saccade.evaluation.subject import Subject
 from saccade.models.backbone import RESIZE, shown_share
+from saccade.models.feature_map import FeatureMap
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import add_flags, options_of
@@ -41,8 +43,9 @@ EXAMPLES = {
     "PHOTOS --from outputs/RUN --out photos.parquet": "name, split, class, label and vector of every image",
     "cifar10 --from resnet18.a1_in1k --split test --out x.npy": "timm's own weights; names beside it, in x.names.csv",
     "PHOTOS --labels labels.csv --from weights.pth --out photos.csv": "",
+    "PHOTOS --from outputs/RUN --dense --out patches.npy": "(images, rows, columns, features) in float16: every patch",
 }
-ROWS = 4096  # of a block
+ROWS, NUMBERS = 4096, 2**24  # of a block, at most
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
         help="a run, a checkpoint, a file of weights or a timm name",
     )
     command.add_argument("--out", required=True, help=f"the table, ending in {', '.join(ENDINGS)}")
+    command.add_argument(
+        "--dense",
+        action="store_true",
+        help="the features of every patch, (h, w, D) in float16: a ViT's patch tokens, a CNN's last map",
+    )
     command.add_argument("--split", help="only this split (default: all)")
     command.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 lie (default: data)")
     add_flags(command)
@@ -72,9 +80,16 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     check_shared(flags)
     check_out(flags, out=ENDINGS)
+    if flags.dense and flags.out.endswith(".csv"):
+        raise UserError(f"--dense --out {flags.out}: patches are no rows of numbers; give a .parquet or a .npy.")
     if flags.out.endswith(".parquet"):
         arrow()
     subject, settings, out = chosen_subject(flags, flags.start), chosen_settings(flags), Path(flags.out)
+    shape = None
+    if flags.dense:
+        dense = FeatureMap(subject.backbone)
+        shape = dense.shape(subject.image_size, len(subject.mean))
+        subject = replace(subject, backbone=dense)
     data = open_dataset(flags.data, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
     fraction = settings.crop_pct or shown_share(subject.image_size)
     how = {
@@ -90,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         "std": subject.std,
         "precision": settings.precision,
         "version": __version__,
+        **({"grid": shape[:2], "features": shape[2]} if shape else {}),
     }
     print(
         printable(f"{'from':>10}  {subject.name}: {subject.architecture}, {subject.image_size} px, crop {fraction:g}")
@@ -103,24 +119,27 @@ def main(argv: list[str] | None = None) -> int:
         source.account.show()
         found[split] = features(subject, source, settings, how, parts)
     kept = {split: readable(source) for split, source in data.splits.items()}
-    rows, width = sum(map(len, kept.values())), next(iter(found.values())).shape[1]
-    blocks = (b for split, source in data.splits.items() for b in cut(split, source, found[split], kept[split]))
-    write_embeddings(out, blocks, rows, width, how)
+    rows, shape = sum(map(len, kept.values())), shape or next(iter(found.values())).shape[1:]
+    blocks = (b for split, source in data.splits.items() for b in cut(split, source, found[split], kept[split], shape))
+    write_embeddings(out, blocks, rows, shape, how)
     shutil.rmtree(parts, ignore_errors=True)
     seconds = time.perf_counter() - began
-    print(printable(f"{out}: {rows:,} images, {width} numbers each, {seconds:.1f} s, {rows / seconds:.0f} images/s"))
+    numbers = " x ".join(map(str, shape))
+    print(printable(f"{out}: {rows:,} images, {numbers} numbers each, {seconds:.1f} s, {rows / seconds:.0f} images/s"))
     if bad := [name for source in data.splits.values() for name in source.known_bad]:
         print(printable(f"{len(bad):,} unreadable images are left out, such as {bad[0]}"))
     return 0
 
 
 def features(subject: Subject, source: Source, s: Settings, how: dict[str, Any], parts: Path) -> np.ndarray:
-    """(N, D) float32, mapped, of all images; where an earlier call was stopped, the rest of them."""
+    """(N, D) float32, of patches (N, h w D) float16, mapped, of all images; where an earlier call was stopped, the rest
+    of them."""
     if source.channels != len(subject.mean):
         raise UserError(f"{subject.name} takes {len(subject.mean)} channels, {source.name} has {source.channels}.")
     backbone = subject.backbone.to(s.device)
     key = key_of(backbone, (source,), *sorted(how.items(), key=str))
-    kept = FeatureFile(key, len(source), parts, np.float32, "give --out in another folder")
+    dtype = np.float16 if "grid" in how else np.float32
+    kept = FeatureFile(key, len(source), parts, dtype, "give --out in another folder")
     shown = (subject.image_size, subject.mean, subject.std, how["crop_fraction"])
     machine = (s.device, s.batch_size, s.precision, s.executor, s.workers)
     found = extract(
@@ -128,7 +147,8 @@ def features(subject: Subject, source: Source, s: Settings, how: dict[str, Any],
     ).features
     source.known_bad.update(kept.bad)
     numbers = found.numpy()
-    if not all(np.isfinite(numbers[k : k + ROWS]).all() for k in range(0, len(numbers), ROWS)):
+    step = rows_of(numbers.shape[1])
+    if not all(np.isfinite(numbers[k : k + step]).all() for k in range(0, len(numbers), step)):
         raise UserError(f"{subject.name}: its features are not finite numbers; the backbone has diverged.")
     return numbers
 
@@ -140,12 +160,24 @@ def readable(source: Source) -> np.ndarray:
     return np.array([i for i in range(len(source)) if source.name_of(i) not in source.known_bad])
 
 
-def cut(split: str, source: Source, found: np.ndarray, rows: np.ndarray) -> Iterator[Block]:
-    for start in range(0, len(rows), ROWS):
-        chosen = rows[start : start + ROWS]
+def rows_of(width: int) -> int:
+    """So many rows of `width` numbers are looked at in one go."""
+    return max(1, min(ROWS, NUMBERS // width))
+
+
+def cut(split: str, source: Source, found: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> Iterator[Block]:
+    step = rows_of(found.shape[1])
+    for start in range(0, len(rows), step):
+        chosen = rows[start : start + step]
         labels = np.array([source.label_of(int(i)) for i in chosen])
         classes = [source.class_name(int(label)) for label in labels]
-        yield Block([printable(source.key_of(int(i))) for i in chosen], split, classes, labels, found[chosen])
+        yield Block(
+            [printable(source.key_of(int(i))) for i in chosen],
+            split,
+            classes,
+            labels,
+            found[chosen].reshape(-1, *shape),
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def place(tmp_path_factory):
     block = Block(names, "train", classes, labels, vectors.astype(np.float32))
     made = {"data": str(folder / "photos")}
     for ending in (".parquet", ".csv"):
-        write_embeddings(folder / f"x{ending}", [block], COUNT, 8, made)
+        write_embeddings(folder / f"x{ending}", [block], COUNT, (8,), made)
     return folder
 
 
@@ -121,7 +121,7 @@ def test_a_table_that_does_not_say_where_its_pictures_are_makes_no_sheet(place, 
 def test_bad_input_is_one_sentence(place, tmp_path):
     far = tmp_path / "far.parquet"
     block = Block(["a", "b"], "train", ["", ""], np.array([-1, -1]), np.eye(2, dtype=np.float32))
-    write_embeddings(far, [block], 2, 2, {"data": "pipe:touch ran", "from": "http://elsewhere/x"})
+    write_embeddings(far, [block], 2, (2,), {"data": "pipe:touch ran", "from": "http://elsewhere/x"})
     (tmp_path / "no.png").write_bytes(b"nothing")
     for command, flags, table, says in (
         (neighbours, ["07.pmg"], place / "x.parquet", "did you mean 07.png"),

@@ -2,9 +2,14 @@
 
 import csv
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from pyarrow import parquet
 
@@ -79,9 +84,11 @@ def test_an_unreadable_image_has_no_row(place, tmp_path, capsys):
     assert "1 unreadable images are left out, such as 04.png" in capsys.readouterr().out
 
 
-def test_stopped_it_goes_on_with_the_rest(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dense", [(), ("--dense",)])
+def test_stopped_it_goes_on_with_the_rest(place, tmp_path, monkeypatch, dense):
     monkeypatch.setattr(feature_file, "EVERY", 0.0)
-    whole, made, forward = embedded(place, tmp_path / "whole.npy", "--split", "train"), [], features.forward_batches
+    whole, made = embedded(place, tmp_path / "whole.npy", "--split", "train", *dense), []
+    forward = features.forward_batches
 
     def counted(*given):
         for batch in forward(*given):
@@ -91,13 +98,50 @@ def test_stopped_it_goes_on_with_the_rest(place, tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(features, "forward_batches", counted)
-    few = ("--split", "train", "--batch-size", 16)
+    few = ("--split", "train", "--batch-size", 16, *dense)
     with pytest.raises(KeyboardInterrupt):
         embedded(place, tmp_path / "x.npy", *few)
     assert not (tmp_path / "x.npy").exists()
     embedded(place, tmp_path / "x.npy", *few)
     assert made == [16] * 5  # two were kept of the three
-    assert np.allclose(np.load(whole), np.load(tmp_path / "x.npy"), rtol=1e-4, atol=1e-5)
+    assert np.allclose(
+        np.load(whole), np.load(tmp_path / "x.npy"), rtol=1e-3 if dense else 1e-4, atol=1e-3 if dense else 1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_patches_are_what_the_backbone_makes_of_them_before_it_pools(place, tmp_path, name):
+    """Of timm's own intermediate features; where it pools by a mean, their mean is the vector."""
+    options: Any = {"img_size": 32} if name == "test_vit" else {}
+    model: Any = timm.create_model(name, num_classes=0, **options).eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    how = ("--from", str(tmp_path / "w.safetensors"), "--backbone", name, "--image-size", "32")
+    for out, *more in (("x.npy", "--dense"), ("x.parquet", "--dense"), ("v.npy",)):
+        assert main([str(place / "test.npz"), *how, "--mean", "0,0,0", "--std", "1,1,1", "--stem", "plain", *more,
+                     "--out", str(tmp_path / out)]) == 0  # fmt: skip
+    found = np.load(tmp_path / "x.npy", allow_pickle=False)
+    images = torch.from_numpy(np.load(place / "test.npz")["images"]).permute(0, 3, 1, 2) / 255
+    images = F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        last = model.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+    assert found.dtype == np.float16 and found.shape == (32, *last.shape[2:], last.shape[1])
+    np.testing.assert_allclose(found, last.permute(0, 2, 3, 1), atol=0.05)  # of pixels rounded to uint8
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert np.array_equal(table.column("patches").combine_chunks().to_numpy_ndarray(), found)
+    told = json.loads(table.schema.metadata[b"saccade"])
+    assert told["grid"] == list(last.shape[2:]) and told["features"] == last.shape[1]
+    assert table.column("name").to_pylist() == names_in(tmp_path / "x.names.csv") == [f"{k:02d}" for k in range(32)]
+    if name == "test_resnet":
+        vectors = np.load(tmp_path / "v.npy")
+        np.testing.assert_allclose(found.astype(np.float32).mean((1, 2)), vectors, rtol=2e-3, atol=2e-3)
+    for out in ("x.npy", "x.parquet"):
+        with pytest.raises(UserError, match="patches, not of images; embed again without --dense"):
+            read_embeddings(tmp_path / out)
+
+
+def names_in(path):
+    with path.open(newline="") as file:
+        return [row["name"] for row in csv.DictReader(file)]
 
 
 def test_bad_input_is_one_sentence(place, tmp_path):
@@ -105,6 +149,7 @@ def test_bad_input_is_one_sentence(place, tmp_path):
     for flags, says in (
         ([train, "--from", run, "--out", str(tmp_path / "x.txt")], "ending in .parquet or .npy or .csv"),
         ([train, "--from", "nothing", "--out", str(tmp_path / "x.npy")], "nor a model that timm knows"),
+        ([train, "--from", run, "--dense", "--out", str(tmp_path / "x.csv")], "give a .parquet or a .npy"),
         ([train, "--from", "", "--out", str(tmp_path / "x.npy")], "is empty"),
         ([train, "--from", run, "--split", "dev", "--out", str(tmp_path / "x.npy")], "has train, test"),
         ([train, "--from", run, "--out", str(tmp_path / "no" / "x.npy")], "in a folder that exists"),
