@@ -26,6 +26,7 @@ from saccade.base.command import exit_code
 from saccade.evaluation.online import OnlineKNN
 from saccade.evaluation.registry import check_recipe
 from saccade.evaluation.report import report_after
+from saccade.pipelines.build import of_all_processes
 from saccade.pipelines.data import open_data, open_labelled
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.options import options_of
@@ -69,7 +70,11 @@ def open_and_train(flags: argparse.Namespace, kept: Kept | None, interrupt: Inte
         check_recipe(config.recipe.protocol)
         ranks.same("--resume", str(config.resume))
         accelerator = start_accelerator(config.device, config.precision)
-        with Session(config, accelerator, train_data, labelled) as session, RunFolder(config.out) as folder:
+        agree = partial(ranks.common, "choosing the executor", choose=of_all_processes)
+        with (
+            Session(config, accelerator, train_data, labelled, agree=agree) as session,
+            RunFolder(config.out) as folder,
+        ):
             ranks.on_main("making the run folder", lambda: begin(session, folder))
             ranks.words(config.out)
             return train(session, folder, val_data, interrupt, ranks, kept.checkpoint if kept else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -57,6 +58,15 @@ def choose_executor(executor: str, source: Source, device: torch.device | str = 
     return _without_dali()
 
 
+_DEMANDS = ("resident", "ffcv", "dali", "threads", "reference")  # from what asks most of a machine to what asks least
+
+
+def of_all_processes(names: Sequence[str]) -> str:
+    """The executor of a run whose processes would choose these: two would show different pixels of one view, so the
+    one that asks least of a machine is for all."""
+    return max(names, key=_DEMANDS.index)
+
+
 @cache
 def _offered() -> dict[str, type[Pipeline]]:
     """Executors of installed packages."""
@@ -90,6 +100,11 @@ def _checked(value: object, place: str) -> type[Pipeline]:
     if not (isclass(value) and issubclass(value, Pipeline)) or isabstract(value):
         raise UserError(f"{place} is no executor; derive a class from saccade.pipelines.pipeline.Pipeline.")
     return value
+
+
+def _agreed(choice: Choice, agree: Callable[[str], str]) -> Choice:
+    name = agree(choice.executor)
+    return choice if name == choice.executor else Choice(name, "which every process of the run can use")
 
 
 def _suits(executor: str, source: Source, device: torch.device) -> str | None:
@@ -135,12 +150,13 @@ def build_pipeline(
     *,
     batch_size: int | None = None,
     seed: int = 0,
+    agree: Callable[[str], str] = str,
 ) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
     Without `order`: all images, shuffled anew every epoch by `seed`, in whole batches of `batch_size` over all
     processes, of which this one takes its share, on its GPU if it has one. Its `choice` says which executor it is and
-    why.
+    why. agree: from the executor that `auto` chose here to that of all processes.
 
     Examples:
         >>> from saccade import View, Views, open_data
@@ -160,6 +176,8 @@ def build_pipeline(
     except RuntimeError as error:
         raise UserError(f"the device {device!r} is unknown; use cpu or cuda.") from error
     choice = choose_executor(executor, source, device)
+    if executor == "auto":
+        choice = _agreed(choice, agree)
     choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
     check_channels(recipe, source.channels)
     if choice.executor == "reference" and renderer != "auto":
@@ -169,7 +187,7 @@ def build_pipeline(
     except UnequalSizes:
         if executor != "auto":
             raise
-        choice = _for_photos(source)
+        choice = _agreed(_for_photos(source), agree)
         pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     pipeline.choice = str(choice)
     return pipeline

@@ -128,6 +128,17 @@ class Ranks:
         self._wait(f"saccade/text/{self._calls}", what, "process 0")
         return self._store.get(f"saccade/text/{self._calls}").decode()
 
+    def common(self, what: str, value: str, choose: Callable[[list[str]], str]) -> str:
+        """What `choose` makes of all processes' texts, on every process."""
+        if self._store is None:
+            return value
+        self._calls += 1
+        keys = [f"saccade/all/{self._calls}/{k}" for k in range(world_size())]
+        self._store.set(keys[rank()], value)
+        for k, key in enumerate(keys):
+            self._wait(key, what, f"process {k}")
+        return choose([self._store.get(key).decode() for key in keys])
+
     def same(self, what: str, value: str) -> None:
         """Raise UserError where this process's value is not the main one's."""
         if (theirs := self.of_main(what, value)) != value:

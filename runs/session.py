@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -63,13 +63,14 @@ class Session:
         source: Source,
         labelled: Source | None = None,
         plain: bool = False,
+        agree: Callable[[str], str] = str,
     ) -> None:
         set_seed(config.seed)
         self.config, self.accelerator = config, accelerator
         source = imbalanced(source, config.recipe.imbalance)
         self.source, self.known_data = source, labelled or source
         self.sampling = find_sampling(config.sampling, source, config.table) if config.sampling else None
-        self.pipeline = build_train_pipeline(config, accelerator, source, labelled, self.sampling)
+        self.pipeline = build_train_pipeline(config, accelerator, source, labelled, self.sampling, agree)
         self.steps_per_epoch = len(self.pipeline)
         self.total_steps = config.steps or max(1, config.recipe.epochs * self.steps_per_epoch)
         with buildable():
@@ -266,9 +267,10 @@ def build_train_pipeline(
     source: Source,
     labelled: Source | None = None,
     sampling: Sampling | None = None,
+    agree: Callable[[str], str] = str,
 ) -> Pipeline:
     """Views of the recipe, in our order, this process's share of every batch, in the training precision; labelled
-    images beside them for a method that has a use for those.
+    images beside them for a method that has a use for those. agree: as of build_pipeline.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
 
@@ -283,7 +285,9 @@ def build_train_pipeline(
             sampling=sampling,
         )
         device, workers = accelerator.device, config.workers
-        return build_pipeline(source, views, order, config.pipeline, device, dtype, workers, config.renderer)
+        return build_pipeline(
+            source, views, order, config.pipeline, device, dtype, workers, config.renderer, agree=agree
+        )
 
     pipeline = build(source, config.recipe.views, sampling)
     if labelled is None or config.recipe.companion is None:

@@ -7,10 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from saccade.models.gather import rank
+from saccade.pipelines.build import build_pipeline, of_all_processes
+from saccade.pipelines.sources import ArraySource
+from saccade.pipelines.views import View, Views
 from saccade.runs.checkpoint import load_checkpoint
 from saccade.runs.ranks import DIVERGED, LATE, Ranks
 from tests.distributed import run_ranks
@@ -30,6 +34,7 @@ def _together() -> dict:
         ranks.on_main("sleeping", lambda: time.sleep(0.3))
         after = time.monotonic()
         text = ranks.of_main("a name", f"of process {rank()}")
+        executor = ranks.common("choosing", ("resident", "dali")[rank()], of_all_processes)
     return {
         "asked": torch.tensor(asked),
         "wrong": torch.tensor(wrong),
@@ -37,6 +42,7 @@ def _together() -> dict:
         "before": before,
         "after": after,
         "text": len(text),
+        "executor": len(executor),
     }
 
 
@@ -49,7 +55,21 @@ def test_processes_agree_a_few_steps_late_on_the_same_step_and_wait_for_the_main
             int(found["at_once"]) == 143
             and found["after"] > both[0]["before"] + 0.29
             and found["text"] == len("of process 0")
+            and found["executor"] == len("dali")
         )
+
+
+def test_the_executor_is_one_that_every_process_can_use():
+    images = ArraySource("x", np.zeros((8, 8, 8, 3), np.uint8))
+    for others, wanted in ((["resident"], "resident (8 images"), (["reference", "dali"], "reference (which every")):
+
+        def agree(own: str, others=others) -> str:
+            return of_all_processes([own, *others])
+
+        with build_pipeline(images, Views(View("weak", 8).times(2)), batch_size=4, agree=agree) as pipeline:
+            assert pipeline.choice.startswith(wanted)
+    with build_pipeline(images, Views(View("weak", 8).times(2)), None, "resident", batch_size=4, agree=agree) as asked:
+        assert asked.choice == "resident (as asked)"
 
 
 def test_one_process_does_everything_at_once():
