@@ -116,13 +116,13 @@ class BetonSource(Source):
     def __init__(self, path: Path, options: Options = PLAIN) -> None:
         manifest = manifest_of(path)
         classes = manifest.classes if manifest else None
-        called = {"beton": os.path.realpath(path), "options": repr(options), "classes": classes}
+        called = {"beton": os.path.realpath(path), "options": options.meaning, "classes": classes}
 
         def make() -> tuple[Index, object]:
             before = state_of([path])
             return _read(path, options, classes), before
 
-        index = kept_index(called, lambda kept: kept == state_of([path]), make)
+        index = kept_index(called, lambda kept: kept == state_of([path]), make, options.recheck)
         super().__init__(str(path), index, BetonReader(path), "beton")
 
     @property

@@ -13,14 +13,16 @@ import numpy as np
 
 from saccade.base.errors import UserError
 from saccade.base.text import printable
+from saccade.pipelines.kernels_cpu import cached
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage, bad_image, extensions, image_size, looks_like_image, why_not
-from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.index import Index, Names
 from saccade.pipelines.sources.kept import kept_index
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
 from saccade.pipelines.sources.split_names import split_word
+from saccade.pipelines.sources.texts import distinct
 
 SYSTEM_FOLDERS = {
     "@eadir",
@@ -67,9 +69,9 @@ class FolderSource(Source):
     def __init__(self, folder: Path, options: Options = PLAIN) -> None:
         manifest = manifest_of(folder)
         classes = manifest.classes if manifest else None
-        called = {"folder": os.path.realpath(folder), "options": repr(options), "classes": classes}
+        called = {"folder": os.path.realpath(folder), "options": options.meaning, "classes": classes}
         called["extensions"] = sorted(extensions())
-        index = kept_index(called, _unchanged, partial(_read, folder, options, classes))
+        index = kept_index(called, _unchanged, partial(_read, folder, options, classes), options.recheck)
         super().__init__(str(folder), index, FileReader(folder), "folder")
         self.folder = folder
 
@@ -82,8 +84,8 @@ def _read(folder: Path, options: Options, classes: Sequence[str] | None) -> tupl
     """The index, and the time of every folder that was looked into; None where those may not tell a change."""
     account, started = Account(), time.time_ns()
     times: dict[str, list[int]] = {}
-    files = list(scan(folder, account, times))
-    if not files:
+    files = Names.of(scan(folder, account, times))
+    if not len(files):
         held = "is empty" if not any(folder.iterdir()) else "holds no image file"
         left = f" ({account.line()})" if account.left_out else ""
         if any(reason.split(" ")[0].lower() in ARCHIVES for reason in account.left_out):
@@ -94,7 +96,8 @@ def _read(folder: Path, options: Options, classes: Sequence[str] | None) -> tupl
     files, labels, names = _labelled(folder, files, options, account, classes)
     told = not any(reason.startswith(_MAY_RETURN) for reason in account.left_out)
     settled = max(changed for changed, _ in times.values()) < started - _SETTLED
-    return Index.of(files, labels, names, account), times if told and settled else None
+    account.taken = len(files)
+    return Index(len(files), labels, names, files, account=account), times if told and settled else None
 
 
 _MAY_RETURN = ("folders that cannot be read", "that are no files")  # without a change of the folder they lie in
@@ -121,6 +124,7 @@ def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = No
     """Names of all image files below `folder`: a folder's own sorted, then those of its sub-folders. The rest is
     accounted. times: is given the time (ns) of each folder."""
     root = os.path.realpath(folder)
+    known = {each for extension in extensions() for each in (extension, extension.upper())}
 
     def walk(place: str, prefix: str, above: frozenset[str], real: str) -> Iterator[str]:
         try:
@@ -137,16 +141,16 @@ def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = No
         folders = []
         for entry in entries:
             name = prefix + entry.name
-            hidden = entry.name.startswith(".")
+            hidden = name[len(prefix)] == "."
             if not hidden and entry.is_dir():
                 folders.append(entry)
                 continue
-            account.see()
+            account.seen += 1
             if hidden:
                 account.leave("hidden", name)
             elif not entry.is_file():
                 account.leave("that are no files (a pipe, a socket, a broken link)", name)
-            elif _is_image(entry):
+            elif name[name.rfind(".") :] in known or _is_image(entry):
                 yield name
             else:
                 account.leave(why_not(os.path.splitext(entry.name)[1]), name)
@@ -175,51 +179,95 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 
 def _labelled(
-    folder: Path, files: list[str], options: Options, account: Account, known: Sequence[str] | None
-) -> tuple[list[str], np.ndarray | None, tuple[str, ...] | None]:
+    folder: Path, files: Names, options: Options, account: Account, known: Sequence[str] | None
+) -> tuple[Names, np.ndarray | None, tuple[str, ...] | None]:
     """The files that are taken, their labels and the classes' names."""
     if options.labels == NO_LABELS or options.table:
         return files, None, None
     prefix = _common_folder(files)
-    inside = [name for name in files if "/" in name[len(prefix) :]]
-    if prefix and not inside:  # all in one folder: that one is the class
+    slash = _slash_after(files, len(os.fsencode(prefix)))
+    if prefix and (slash < 0).all():  # all in one folder: that one is the class
         prefix = prefix[: prefix[:-1].rfind("/") + 1]
-        inside = [name for name in files if "/" in name[len(prefix) :]]
-    if not inside:
+        slash = _slash_after(files, len(os.fsencode(prefix)))
+    rows = np.flatnonzero(slash >= 0)
+    if not len(rows):
         return files, None, None
-    on_top = len(files) - len(inside)
-    if on_top > len(inside) and options.labels != FOLDER_LABELS:
+    on_top = len(files) - len(rows)
+    if on_top > len(rows) and options.labels != FOLDER_LABELS:
         account.guess(
             f"{on_top:,} of {len(files):,} images of {folder} lie beside its folders, so the folders are no "
             f"classes and "
             "there are no labels; --labels folders takes the others by their folders"
         )
         return files, None, None
-    first = next((name for name in files if "/" not in name[len(prefix) :]), "")
+    first = files[int(np.argmin(slash))] if on_top else ""
     way = f"--labels none takes all {len(files):,} without labels"
     account.leave("on top of a class tree", first, on_top, way, guessed=options.labels != FOLDER_LABELS)
-    of = [name[len(prefix) :].split("/")[0] for name in inside]
+    of, found = _pieces(files, files.starts[rows] + len(os.fsencode(prefix)), slash[rows])
     if prefix:
         account.guess(
-            f"all images of {folder} lie in {printable(prefix)}: its {len(set(of))} folders are the classes (--data "
+            f"all images of {folder} lie in {printable(prefix)}: its {len(found)} folders are the classes (--data "
             f"{printable(str(folder / prefix))} says so, --labels none takes no labels)"
         )
-    elif len(set(of)) == 1:
-        account.guess(f"all images of {folder} are of one class, {printable(of[0])}; accuracy means nothing with one")
-    below = {parts[1].lower() for name in inside if len(parts := name[len(prefix) :].split("/")) > 2}
-    if len(below) > 1 and all(split_word(part) for part in below):
+    elif len(found) == 1:
         account.guess(
-            f"the class folders of {folder} hold {', '.join(map(printable, sorted(below)))}, which are all taken "
+            f"all images of {folder} are of one class, {printable(found[0])}; accuracy means nothing with one"
+        )
+    below = _next_slash(files.text, slash[rows] + 1, files.ends[rows])
+    deeper = below >= 0
+    _, inside = _pieces(files, slash[rows][deeper] + 1, below[deeper])
+    inside = {part.lower() for part in inside}
+    if len(inside) > 1 and all(split_word(part) for part in inside):
+        account.guess(
+            f"the class folders of {folder} hold {', '.join(map(printable, sorted(inside)))}, which are all taken "
             "together; to keep them apart, let SPLIT/CLASS lie there instead of CLASS/SPLIT"
         )
-    classes = tuple(sorted(set(of)))
+    classes = tuple(sorted(found))
     if known and set(classes) <= set(known):
         classes = tuple(known)
     number = {name: k for k, name in enumerate(classes)}
-    return inside, np.array([number[name] for name in of], dtype=np.int64), classes
+    return files.take(rows) if on_top else files, np.array([number[name] for name in found])[of], classes
 
 
-def _common_folder(files: list[str]) -> str:
+def _common_folder(files: Names) -> str:
     """The folders, as "a/b/", that all files lie in."""
-    common = os.path.commonpath([os.path.dirname(name) or "." for name in files])
-    return "" if common in ("", ".") else f"{common}/"
+    first = files.text[: int(files.ends[0])]
+    return os.fsdecode(first[: _common(files.text, files.ends)].tobytes())
+
+
+def _slash_after(files: Names, start: int) -> np.ndarray:
+    """(N,) int64, where in `text` the first slash of a name lies that comes after so many bytes; -1 where none does."""
+    return _next_slash(files.text, files.starts + start, files.ends)
+
+
+def _pieces(files: Names, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Which of the different pieces of `text` each of these is, and the pieces."""
+    which, met = distinct(files.text, starts, stops)
+    return which, [os.fsdecode(files.text[starts[k] : stops[k]].tobytes()) for k in met.tolist()]
+
+
+@cached
+def _next_slash(text, starts, ends):
+    found = np.full(len(starts), -1, np.int64)
+    for k in range(len(starts)):
+        for j in range(starts[k], ends[k]):
+            if text[j] == 47:
+                found[k] = j
+                break
+    return found
+
+
+@cached
+def _common(text, ends):
+    """Bytes of the longest path, with its slash, that all names begin with."""
+    length = ends[0]
+    start = ends[0] * 0
+    for end in ends:
+        same = start
+        while same < min(end, start + length) and text[same] == text[same - start]:
+            same += 1
+        length = same - start
+        while length > 0 and text[length - 1] != 47:
+            length -= 1
+        start = end
+    return length

@@ -6,12 +6,15 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.texts import distinct, extension_starts, gathered
+
+_AT_ONCE = 1 << 16  # names
 
 
 class Names:
@@ -23,9 +26,16 @@ class Names:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
-        encoded = [os.fsencode(name) for name in names]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+        names, parts = iter(names), []
+        while some := list(islice(names, _AT_ONCE)):
+            text = np.frombuffer(os.fsencode("\0".join(some)), np.uint8)
+            ends = np.append(np.flatnonzero(text == 0), len(text))
+            if len(ends) == len(some):
+                parts.append(cls(text[text != 0], ends - np.arange(len(ends))))
+            else:  # a name with a NUL, which no file has
+                encoded = [os.fsencode(name) for name in some]
+                parts.append(cls(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(e) for e in encoded])))
+        return cls.joined(parts) if parts else cls(np.zeros(0, np.uint8), np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)

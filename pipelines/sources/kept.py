@@ -30,14 +30,17 @@ _CODES = {kind: code for code, kind in _TYPES.items()}
 DAMAGE = OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError  # of a foreign file
 
 
-def kept_index(called: dict[str, Any], same: Callable[[Any], bool], make: Callable[[], tuple[Index, Any]]) -> Index:
+def kept_index(
+    called: dict[str, Any], same: Callable[[Any], bool], make: Callable[[], tuple[Index, Any]], recheck: bool = False
+) -> Index:
     """The index kept for what is `called` so, where what it was made from is the `same`; else what `make` gives.
 
     make: the index and what tells later whether it still holds, None where it must not be kept; plain values.
+    recheck: make it anew.
     """
     name = json.dumps(called, sort_keys=True)
     place = cache_folder() / "index" / f"{sha256(os.fsencode(name)).hexdigest()[:24]}.safetensors"
-    if (kept := _loaded(place, name, same)) is not None:
+    if not recheck and (kept := _loaded(place, name, same)) is not None:
         return kept
     index, made_from = make()
     if made_from is None or index.length < MANY or not _saved(place, index, {"called": name, "state": made_from}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saccade.base.errors import UserError
 from saccade.pipelines.sources.decode import ValueRange
@@ -16,7 +16,7 @@ NO_LABELS, FOLDER_LABELS = "none", "folders"
 class Options:
     """labels: a CSV of FILE,LABEL rows, "none" or "folders"; image_key, label_key: member, column or field;
     channels: of the images (None: 3); value_range: what becomes 0 and 255 of deep images; data_dir: where named sets
-    lie; allow_pipe: whether pipe: URLs may run."""
+    lie; allow_pipe: whether pipe: URLs may run; recheck: look at every file, whatever is kept of an earlier look."""
 
     labels: str | None = None
     image_key: str | None = None
@@ -25,6 +25,12 @@ class Options:
     channels: int | None = None
     data_dir: str = "data"
     allow_pipe: bool | None = None
+    recheck: bool = False
+
+    @property
+    def meaning(self) -> str:
+        """All that an index depends on, as text."""
+        return repr(replace(self, recheck=False))
 
     @property
     def table(self) -> str | None:
@@ -71,6 +77,12 @@ def add_flags(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
         metavar="LOW,HIGH",
         help="values of 16-bit and float images that become 0 and 255 (default: auto)",
     )
+    group.add_argument(
+        "--recheck",
+        action="store_true",
+        help="look at every file and every tar's headers again; an index that was kept else holds until the time of a "
+        "folder, or the time or size of a container, changes",
+    )
 
 
 def options_of(flags: argparse.Namespace) -> Options:
@@ -78,4 +90,5 @@ def options_of(flags: argparse.Namespace) -> Options:
     channels = flags.channels
     if channels is not None and not 1 <= channels <= MOST_CHANNELS:
         raise UserError(f"--channels {channels}: give the number of channels of the images, 1 to {MOST_CHANNELS}.")
-    return Options(flags.labels, flags.image_key, flags.label_key, read_value_range(flags.value_range), channels)
+    value_range, recheck = read_value_range(flags.value_range), getattr(flags, "recheck", False)
+    return Options(flags.labels, flags.image_key, flags.label_key, value_range, channels, recheck=recheck)

@@ -115,13 +115,13 @@ class ParquetSource(Source):
 
     def __init__(self, files: Sequence[Path], name: str | None = None, options: Options = PLAIN) -> None:
         name = name or (str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}")
-        called = {"tables": [os.path.realpath(file) for file in files], "options": repr(options)}
+        called = {"tables": [os.path.realpath(file) for file in files], "options": options.meaning}
 
         def make() -> tuple[Index, object]:
             before = state_of(files)
             return _indexed(files, name, options), before
 
-        index = kept_index(called, lambda kept: kept == state_of(files), make)
+        index = kept_index(called, lambda kept: kept == state_of(files), make, options.recheck)
         groups = np.array(index.facts["groups"], dtype=np.int64)
         super().__init__(name, index, TableReader(files, index.facts["image"], groups), "parquet")
 

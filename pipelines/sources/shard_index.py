@@ -20,6 +20,7 @@ from saccade.pipelines.sources.decode import extensions
 from saccade.pipelines.sources.index import Names
 from saccade.pipelines.sources.kept import DAMAGE, load_columns, narrow, save_columns
 from saccade.pipelines.sources.members import EACH, MAYBE_LABELS, LabelPlace, grouped, label_place, picture
+from saccade.pipelines.sources.options import PLAIN, Options
 from saccade.pipelines.sources.tar import Members, members_of
 from saccade.pipelines.sources.texts import distinct, gathered
 
@@ -43,12 +44,13 @@ class Shard:
         return len(self.names)
 
 
-def index_of(shard: Path, image_key: str | None = None, label_key: str | None = None) -> Shard:
+def index_of(shard: Path, options: Options = PLAIN) -> Shard:
     """What a shard holds; from the kept index if the shard has not changed."""
+    image_key, label_key = options.image_key, options.label_key
     try:
         stat = shard.stat()
         key = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "keys": [image_key, label_key]}
-        for place in _places(shard):
+        for place in () if options.recheck else _places(shard):
             kept = _load_index(place, key)
             if kept is not None:
                 return kept

@@ -103,7 +103,7 @@ class ShardSource(Source):
         name = name or (str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}")
         manifest, bad = manifest_of(files[0]), {}
         classes = manifest.classes if manifest else None
-        called = {"shards": [os.path.realpath(file) for file in files], "options": repr(options), "classes": classes}
+        called = {"shards": [os.path.realpath(file) for file in files], "options": options.meaning, "classes": classes}
 
         def make() -> tuple[Index, object]:
             before = state_of(files)
@@ -112,7 +112,10 @@ class ShardSource(Source):
             return index, None if bad else before
 
         super().__init__(
-            name, kept_index(called, lambda kept: kept == state_of(files), make), ShardReader(files), "wds"
+            name,
+            kept_index(called, lambda kept: kept == state_of(files), make, options.recheck),
+            ShardReader(files),
+            "wds",
         )
         if bad:
             self.report_bad(bad)
@@ -150,7 +153,7 @@ def _opened(files: Sequence[Path], options: Options) -> list[Shard]:
     """What each shard holds; several are read at a time, for disks far away and for all cores."""
     found, started = [], time.monotonic()
     with ThreadPoolExecutor(max(_AT_ONCE, available_cpus()), "headers") as pool:
-        for shard in pool.map(lambda file: index_of(file, options.image_key, options.label_key), files):
+        for shard in pool.map(lambda file: index_of(file, options), files):
             found.append(shard)
             if time.monotonic() > started + _PATIENCE:
                 started = time.monotonic()

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saccade.pipelines.sources import beton, kept, shards
+from saccade.pipelines.sources import beton, index, kept, shards
 from saccade.pipelines.sources import folder as folders
 from saccade.pipelines.sources import parquet as parquets
 from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.sources.fingerprint import fingerprint
 from saccade.pipelines.sources.folder import FolderSource
 from saccade.pipelines.sources.index import FACTS, Names
+from saccade.pipelines.sources.options import Options
 from saccade.pipelines.sources.parquet import ParquetSource
 from saccade.pipelines.sources.shards import ShardSource
 from saccade.pipelines.sources.source import Source
@@ -65,6 +66,24 @@ def test_a_folder_is_looked_through_once_until_one_of_its_folders_changes(photos
     assert len(FolderSource(photos)) == 4
     (photos / "a" / "sub" / "3.jpg").unlink()
     assert shown(FolderSource(photos)) == first
+
+
+def test_every_file_is_looked_at_when_that_is_asked_for(photos, tmp_path, monkeypatch):
+    """A file system that keeps no folder's times, and a tar whose bytes were exchanged under its old time and size."""
+    first = FolderSource(photos)
+    (photos / "a" / "9.jpg").write_bytes(image(9))
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_unchanged", lambda _: True)  # as it seems where folders have no times
+        assert len(FolderSource(photos)) == len(first) == 3
+        assert len(FolderSource(photos, Options(recheck=True))) == 4
+    shard = tmp_path / "x.tar"
+    tar_with(shard, {"0.jpg": image(1), "0.cls": b"1"})
+    os.utime(shard, (LONG_AGO, LONG_AGO))
+    assert shown(ShardSource([shard]))[1] == [1]
+    tar_with(shard, {"0.jpg": image(1), "0.cls": b"2"})
+    os.utime(shard, (LONG_AGO, LONG_AGO))
+    assert shown(ShardSource([shard]))[1] == [1] and shown(ShardSource([shard], None, Options(recheck=True)))[1] == [2]
+    assert shown(ShardSource([shard]))[1] == [2]  # and that is kept
 
 
 def test_a_folder_that_may_still_be_written_is_not_kept(photos, cache):
@@ -143,6 +162,33 @@ def test_the_sums_of_a_large_file_are_looked_at_again_only_where_it_was_written_
     data = file.read_bytes()
     file.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
     assert shown(FolderSource(photos)) == first
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "classes"),
+    [
+        (["b/1.jpg", "a/2.jpg"], [0, 1], ("a", "b")),
+        (["x/y/b/1.jpg", "x/y/a/s/2.jpg"], [0, 1], ("a", "b")),
+        (["x/y/1.jpg", "x/y/2.jpg"], [0, 0], ("y",)),
+        (["x/ab/1.jpg", "x/a/2.jpg", "x/abc/3.jpg"], [0, 1, 2], ("a", "ab", "abc")),
+        (["1.jpg", "a/2.jpg", "b/3.jpg"], [0, 1], ("a", "b")),
+        (["1.jpg", "2.jpg"], None, None),
+        (["1.jpg", "2.jpg", "a/3.jpg"], None, None),
+    ],
+)
+def test_the_folders_that_are_classes(tmp_path, files, wanted, classes):
+    for name in files:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(image(0))
+    source = FolderSource(tmp_path / "data")
+    assert (None if source.labels is None else source.labels.tolist()) == wanted and source.classes == classes
+
+
+def test_names_come_back_as_they_were(monkeypatch):
+    monkeypatch.setattr(index, "_AT_ONCE", 3)
+    for names in ([], [""], ["a", "", "b"], ["ü\udcff", "a/b c\n"] * 4, ["a\0b", "c"]):
+        kept_as = Names.of(names)
+        assert [kept_as[k] for k in range(len(kept_as))] == names
 
 
 def test_names_by_their_extension():
