@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from saccade.base.errors import Stopped, UserError
+from saccade.base.errors import Stopped, UserError, out_of_memory
 from saccade.base.program import program
 from saccade.base.text import printable
 
@@ -30,6 +30,13 @@ def exit_code(name: str, run: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) went away
         sys.stderr.close()
         return 1
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        way = "free some, or give less at a time: fewer or smaller images, a smaller network, fewer workers"
+        print(printable(f"{name}: out of memory ({reason}); {way}."), file=sys.stderr)
+        return 2
 
 
 def run_command(name: str, main: Callable[[], int | None]) -> None:

@@ -44,8 +44,8 @@ def available_cpus() -> int:
 
 
 def available_memory() -> float:
-    """Bytes that this process may still take: the system's, or what its cgroups leave where that is less; inf if
-    unknown. Cached files count as free: they give way."""
+    """Bytes that this process may still take: the system's, or what its cgroups or its own limits (ulimit -v, -d) leave
+    where that is less; inf if unknown. Cached files count as free: they give way."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -63,7 +63,18 @@ def available_memory() -> float:
             for place in (folder, *folder.parents):  # in a container the path may be the host's: the root is its own
                 if place.is_relative_to(root):
                     free = min(free, _cgroup_leaves(place, *files))
-    return max(0.0, free)
+    return max(0.0, min(free, _limits_leave()))
+
+
+def _limits_leave() -> float:
+    """Bytes to the process's own limits of addresses and of data."""
+    try:
+        sizes = [os.sysconf("SC_PAGE_SIZE") * int(pages) for pages in Path("/proc/self/statm").read_text().split()]
+    except (OSError, ValueError):
+        return float("inf")
+    limits = (resource.RLIMIT_AS, sizes[0]), (resource.RLIMIT_DATA, sizes[5])
+    soft = ((resource.getrlimit(limit)[0], size) for limit, size in limits)
+    return min((float(most - size) for most, size in soft if most != resource.RLIM_INFINITY), default=float("inf"))
 
 
 def _cgroup_leaves(folder: Path, limit: str, used: str, cached: str) -> float:

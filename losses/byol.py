@@ -43,6 +43,7 @@ class BYOL(Objective[BYOLOptions]):
     """Both networks see both views, each in a forward of its own."""
 
     student_views = teacher_views = ("view_1", "view_2")
+    per_image = True
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -123,6 +123,7 @@ class CACRQueue(QueueObjective[CACRQueueOptions]):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._block = block_size(self.options.intra_batch)
+        self.per_image = self.options.intra_batch == "none"
 
     def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if len(views) < 2:

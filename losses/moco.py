@@ -69,7 +69,7 @@ class MoCoV2(QueueObjective[MoCoV2Options]):
 
     student_views = ("view_1",)
     teacher_views = ("view_2",)
-    shuffle_teacher = True
+    shuffle_teacher = per_image = True
 
     def projector(self) -> nn.Module:
         return mlp(self.features, self.options.projector_hidden, self.options.projector_dim, hidden_norm=False)

@@ -26,12 +26,14 @@ class Objective(nn.Module, Generic[OptionsT]):
     student_views, teacher_views: names of the recipe's views; joint_forward: the student's views go through the network
     as one batch (SimCLR, S-TEC), else each on its own with its own BatchNorm statistics; shuffle_teacher: the teacher's
     batches are shuffled over all processes (shuffle-BN); evaluate_teacher: the paper evaluates the momentum encoder;
+    per_image: no image's loss depends on others of its batch, so that a step in parts (--accumulate) has the same one;
     frozen: the student is in eval mode and learns nothing, only the objective's own parameters do.
     """
 
     student_views: tuple[str, ...] = ()
     teacher_views: tuple[str, ...] = ()
     joint_forward = False
+    per_image = False
     shuffle_teacher = False
     evaluate_teacher = False
     frozen = False

@@ -67,7 +67,7 @@ class ReSSLOptions:
 class ReSSL(QueueObjective[ReSSLOptions]):
     """The view "weak" goes to the teacher, shuffled over all processes; every other view is a crop for the student."""
 
-    shuffle_teacher = True
+    shuffle_teacher = per_image = True
 
     def wiring(self, views: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         crops = tuple(name for name in views if name != "weak")

@@ -59,6 +59,8 @@ class InverseModel(Objective[Any]):
                 "linear head."
             )
         self.changes = _changes(self.recipe.views, self.student_views, self.options.predicts)
+        solarised = any("solarise" in self.recipe.views[name].keyed for name in self.student_views)
+        self.per_image = self.per_image and not solarised  # then pairs that count are counted, over the batch
         entries = 6 + len(self.changes)
         if self.options.bins < 2:
             raise UserError(f"bins is {self.options.bins}; the inverse model tells 2 or more classes apart.")

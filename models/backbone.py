@@ -22,7 +22,7 @@ from torch import nn
 
 import saccade.models.small_alexnet  # noqa: F401  (timm learns its name)
 from saccade.base import own
-from saccade.base.errors import UserError
+from saccade.base.errors import UserError, out_of_memory
 
 LARGE_IMAGE = 160  # pixels; from here on tests show the central 224/256, as the ImageNet protocols do
 SMALL_IMAGE = 64  # pixels; up to here a ResNet's stem is replaced unless the recipe says otherwise
@@ -285,6 +285,8 @@ def feature_size(model: nn.Module, image_size: int, channels: int = 3) -> int:
             device = next((p.device for p in model.parameters()), None)
             features = model(torch.zeros(1, channels, image_size, image_size, device=device))
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             raise UserError(f"the backbone cannot take {image_size}-pixel images: {error}.") from error
     model.train(was_training)
     if features.ndim != 2:

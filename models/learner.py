@@ -59,6 +59,7 @@ class Comparison(Protocol):
     student_views: tuple[str, ...]
     teacher_views: tuple[str, ...]
     joint_forward: bool
+    per_image: bool
     shuffle_teacher: bool
     evaluate_teacher: bool
     frozen: bool
@@ -117,11 +118,12 @@ class Learner(nn.Module):
         assert self.teacher is not None, "evaluate_teacher needs teacher_views"
         return self.teacher.network.backbone
 
-    def begin_step(self, step: int) -> None:
-        """Set the objective's schedules for this optimizer step (0-based) and move the teacher."""
+    def begin_step(self, step: int, again: bool = False) -> None:
+        """Set the objective's schedules for this optimizer step (0-based) and move the teacher, which `again` has been
+        moved for it already."""
         self._step = step
         self.objective.begin_step(step)
-        if self.teacher is not None:
+        if self.teacher is not None and not again:
             self.teacher.update(Student(self.student.backbone, self.student.projector), self.objective.momentum(step))
 
     def end_step(self) -> None:

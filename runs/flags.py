@@ -173,8 +173,8 @@ def parser(
         "--accumulate",
         type=int,
         default=1,
-        help="split a step into this many forward passes; batch norm, and losses that compare images, see a part "
-        "(default: 1)",
+        help="split a step into this many forward passes, where memory holds no more; batch norm, and losses that "
+        "compare images (docs/methods.md), see a part (default: 1)",
     )
     training.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's, scaled with the batch)")
     training.add_argument(

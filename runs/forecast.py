@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saccade.base.errors import UserError
+from saccade.base.errors import UserError, out_of_memory
 from saccade.base.files import megabytes
-from saccade.base.machine import available_cpus, available_memory
+from saccade.base.machine import available_cpus
 from saccade.base.text import duration
 from saccade.models.norm import batch_norm_splits
 from saccade.pipelines.draw import draw
 from saccade.pipelines.sources import BadImage
+from saccade.runs.memory import KEPT_AGAIN, SMALLER, allowed_parts, free_memory, in_parts
 from saccade.runs.session import Session
 
 PROBED, READ = 16, 8  # images of the pass at the least, and of those read
 PIXELS = 1 << 18  # of one view of the pass, if they are more: small batches run slower an image
 WORTH = 2e7  # pixels of one view over the whole run: below, it is over before it could be forecast
 WEIGHTS = 3  # their gradients and momentum beside them
-KEPT_AGAIN = 1.25  # gradients of what autograd keeps live beside it for a while, and the allocator's slack
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Forecast:
 
     seconds: float | None
     bytes: float
-    parts: int  # in how many parts of the batch it would fit into `free`
+    parts: int | None  # in how many parts of the batch it would fit into `free`, if in any
     free: float
 
     @property
@@ -50,11 +50,11 @@ class Cost:
 
 
 def step_cost(session: Session) -> Cost:
-    """From a forward and a backward pass of a few images; before `session.prepare`."""
+    """From a forward and a backward pass of a few images; before `session.prepare`. UserError where none fit."""
     config, recipe = session.config, session.config.recipe
     micro = recipe.batch_size // config.accumulate
     images = _fitting(micro, recipe.batch_norm, min(128, max(PROBED, PIXELS // recipe.image_size**2)))
-    seconds, kept = probe(session, images)
+    images, seconds, kept = _probed(session, _fitting(micro, recipe.batch_norm, 2), images)
     fixed = WEIGHTS * sum(p.numel() * p.element_size() for p in session.learner.parameters())
     return Cost(seconds / images, fixed, KEPT_AGAIN * kept / images)
 
@@ -65,13 +65,15 @@ def forecast(session: Session) -> Forecast | None:
     steps, pixels = session.total_steps - session.steps, recipe.batch_size * recipe.image_size**2
     if session.accelerator.num_processes > 1 or (steps * pixels < WORTH and pixels < WORTH / 40):
         return None
-    cost, micro, free = step_cost(session), recipe.batch_size // config.accumulate, free_memory(device)
+    free = free_memory(device)  # before: what is freed may stay with the process
+    cost, batch, micro = step_cost(session), recipe.batch_size, recipe.batch_size // config.accumulate
     room = max(free - cost.fixed, 1.0)
-    parts = next((n for n in range(1, micro // 2 + 1) if micro % n == 0 and cost.image * micro / n <= room), micro)
+    fitting = (n for n in allowed_parts(config, batch) if cost.image * batch / n <= room)
+    parts = config.accumulate if cost.image * micro <= room else next(fitting, None)
     whole = None
     if device.type == "cpu":
-        whole = steps * recipe.batch_size * (cost.seconds + reading(session) / available_cpus())
-    return Forecast(whole, cost.fixed + cost.image * micro, parts * config.accumulate, free)
+        whole = steps * batch * (cost.seconds + reading(session) / available_cpus())
+    return Forecast(whole, cost.fixed + cost.image * micro, parts, free)
 
 
 def told_forecast(session: Session) -> str | None:
@@ -81,12 +83,11 @@ def told_forecast(session: Session) -> str | None:
         return None
     recipe = session.config.recipe
     if not found.fits and not session.config.resume:
+        way = "" if found.parts is None else f"--accumulate {found.parts} ({in_parts(session, found.parts)}), "
         raise UserError(
             f"a step of {recipe.batch_size} images of {recipe.image_size} pixels through {recipe.backbone.name} takes "
-            f"about {megabytes(found.bytes)} of memory, and {megabytes(found.free)} are free; give --accumulate "
-            f"{found.parts} (the batch in parts: losses that compare images with each other compare fewer), a smaller "
-            "--batch-size, --image-size or --backbone, or "
-            "--recipe small."
+            f"about {megabytes(found.bytes)} of memory, and {megabytes(found.free)} are free; give "
+            f"{way}{SMALLER}, or --recipe small."
         )
     epochs = session.total_steps / session.steps_per_epoch
     trains = f"trains {epochs:.3g} epochs of {len(session.source):,} images"
@@ -94,7 +95,26 @@ def told_forecast(session: Session) -> str | None:
     return f"{took}{megabytes(found.bytes)}; {trains}"
 
 
-def probe(session: Session, images: int) -> tuple[float, float]:
+def _probed(session: Session, least: int, images: int) -> tuple[int, float, float]:
+    """As many of these images as there is memory for, and their `probe`; UserError where that is none."""
+    found = None
+    for count in dict.fromkeys((least, images)):  # the fewest first: where memory ran out once, less may fail too
+        try:
+            found = count, *probe(session, count, 5 if count == images else 1)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            break
+    if found is not None:
+        return found
+    recipe = session.config.recipe
+    raise UserError(
+        f"out of memory on {session.accelerator.device}: not even {least} images of {recipe.image_size} pixels go "
+        f"through {recipe.backbone.name} at a time; give a smaller --image-size or --backbone, or --recipe small."
+    )
+
+
+def probe(session: Session, images: int, times: int = 5) -> tuple[float, float]:
     """Seconds of a forward and a backward pass of so many images of noise, and the bytes that autograd keeps for it.
 
     On a copy of the networks: neither the run's weights nor its random numbers know of it.
@@ -117,7 +137,7 @@ def probe(session: Session, images: int) -> tuple[float, float]:
         label = torch.zeros(images, dtype=torch.long, device=device) if session.source.labels is not None else None
         seconds = float("inf")
         ends = time.perf_counter() + 2
-        for _ in range(5):  # the first one sets libraries up, others may have had the cores
+        for _ in range(times):  # the first one sets libraries up, others may have had the cores
             kept.clear()
             start = time.perf_counter()
             learner.begin_step(session.steps)
@@ -154,11 +174,3 @@ def reading(session: Session) -> float:
         except BadImage:
             continue
     return (time.perf_counter() - start) / len(numbers)
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that the device still has; of a GPU with what torch holds and does not use."""
-    if device.type != "cuda":
-        return available_memory()
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -26,6 +26,7 @@ class Guard:
 
     @torch.no_grad()
     def keep(self) -> None:
+        self._kept = []
         self._kept = [_flat(same) for same in self._buffers.values()]
 
     @torch.no_grad()
@@ -34,6 +35,13 @@ class Guard:
         for same, kept in zip(self._buffers.values(), self._kept, strict=True):
             chosen = torch.where(skipped, kept, _flat(same)).split([b.numel() for b in same])
             torch._foreach_copy_(same, [part.view(b.shape) for part, b in zip(chosen, same, strict=True)])
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Every buffer as it was kept, after a forward pass that failed: without memory of its own."""
+        for same, kept in zip(self._buffers.values(), self._kept, strict=False):
+            for buffer, part in zip(same, kept.split([b.numel() for b in same]), strict=True):
+                buffer.copy_(part.view(buffer.shape))
 
     @torch.no_grad()
     def absurd(self, loss: Tensor) -> Tensor:

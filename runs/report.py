@@ -15,6 +15,7 @@ from saccade.pipelines.order import ORDER_VERSION
 from saccade.runs.collapse import all_alike
 from saccade.runs.config import Config
 from saccade.runs.folder import RunFolder
+from saccade.runs.memory import in_parts
 from saccade.runs.monitor import BASELINES
 from saccade.runs.pictures import plot_curves, save_png, view_grid
 from saccade.runs.record import RECIPE, published, write_record
@@ -74,6 +75,8 @@ def announce(session: Session, folder: RunFolder) -> None:
     objective = session.learner.objective
     used = {*objective.student_views, *objective.teacher_views}
     used |= {view.parent for view in recipe.views if view.parent}
+    if config.accumulate > 1:
+        print(f"{'note':>10}  a step in {config.accumulate} parts: {in_parts(session, config.accumulate)}", flush=True)
     if idle := [name for name in recipe.views.names if name not in used]:
         print(
             f"{'note':>10}  {recipe.method} uses the views {', '.join(sorted(used))}; {', '.join(idle)} is rendered "

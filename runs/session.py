@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from saccade.base.allocator import keep_freed_memory
-from saccade.base.errors import Diverged, UserError
+from saccade.base.errors import Diverged, UserError, out_of_memory
 from saccade.base.processes import asked_processes
 from saccade.losses.recipe import OptimizerSpec
 from saccade.losses.registry import find_method
@@ -42,6 +42,7 @@ from saccade.pipelines.views import Views
 from saccade.runs.config import Config
 from saccade.runs.guard import Guard
 from saccade.runs.initial import read_initial
+from saccade.runs.memory import free_memory, too_large
 from saccade.runs.precision import on_gpu
 
 PATIENCE = 600.0  # seconds that a process waits for another that stands still
@@ -88,7 +89,8 @@ class Session:
             **spec.options,
         )
         self.steps = 0
-        self.updating = False  # inside the optimizer's step: half of the network may be of the step before
+        self.updating = False  # weights or the teacher are being moved: half of the network may be of the step before
+        self._begun = False  # the teacher has been moved for a step that then failed
         self._position: dict[str, Any] | None = None  # of the pipeline, after the last whole step
         self.compiles = not plain and self._compiling_pays()
 
@@ -108,6 +110,7 @@ class Session:
             self.learner.compile_networks()
         plain = self.optimizer
         self.model, self.optimizer = self.accelerator.prepare(self.learner, self.optimizer)
+        self.room = free_memory(self.accelerator.device)
         self._plain_optimizer, self._guard = plain, Guard(self.learner)
         self.learner.train()
 
@@ -115,19 +118,35 @@ class Session:
         """One optimizer step on a batch; returns the losses of its last forward pass. lr: instead of the schedule's.
 
         A step whose gradient is not finite changes no weight, statistic or queue; `diverged` and `gradient_norm` are
-        then of this step, on the device, for whoever has time to read them.
+        then of this step, on the device, for whoever has time to read them. One that fails before the update may be
+        taken again, after a resume too. UserError where memory runs out, with the part of the batch that fits.
         """
+        try:
+            return self._step(batch, lr)
+        except Exception as error:
+            self.undo()
+            if not out_of_memory(error):
+                raise
+        raise too_large(self, batch)  # here: the error holds what was kept for backward
+
+    def undo(self) -> None:
+        """What forward passes of a step have moved."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._guard.undo()
+
+    def _step(self, batch: Batch, lr: float | None) -> dict[str, Tensor]:
         # Dropout and the like depend on the step and the process alone, so a resumed run repeats them.
         torch.manual_seed(stream_key(self.config.seed, self.steps, self.accelerator.process_index) >> 1)
-        self.learner.begin_step(self.steps)
+        self.updating = True
+        self.learner.begin_step(self.steps, again=self._begun)
+        self.updating, self._begun = False, True
         self._guard.keep()
         for group in self.optimizer.param_groups:
             group["lr"] = (self.learning_rate(self.steps) if lr is None else lr) * group.get("lr_scale", 1.0)
         losses = {}
         for part, last in micro_batches(batch, self.config.accumulate):
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                labelled = part.companion and (part.companion.views["labelled"], part.companion.label)
-                losses = self.model(part.views, part.params, part.label, labelled)
+                losses = self.losses(part)
                 self.accelerator.backward(losses["loss"] / self.config.accumulate)
         self.accelerator.unscale_gradients()
         weights = [p for p in self.model.parameters() if p.grad is not None]
@@ -137,8 +156,13 @@ class Session:
         self.updating = True
         self._update(losses["loss"])
         self.steps, self._position = self.steps + 1, self.pipeline.state_dict()
-        self.updating = False
+        self.updating = self._begun = False
         return losses
+
+    def losses(self, part: Batch) -> dict[str, Tensor]:
+        """The loss and its parts, of one forward pass."""
+        labelled = part.companion and (part.companion.views["labelled"], part.companion.label)
+        return self.model(part.views, part.params, part.label, labelled)
 
     def _update(self, loss: Tensor) -> None:
         """Move weights, statistics and queues, or none of them: decided on the device, on every process alike."""
@@ -166,12 +190,13 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes while training; Diverged if the network is no longer finite.
 
-        After a step that failed: as of the step before, but what a forward pass moves (teacher, running statistics).
+        After a step that failed: as of the step before, but for the teacher, which `begun` says has been moved.
         """
         self.check_finite()
         scaler = self.accelerator.scaler
         return {
             "step": self.steps,
+            "begun": self._begun,
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
@@ -200,7 +225,7 @@ class Session:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.steps, self._position = state["step"], None
+            self.steps, self._position, self._begun = state["step"], None, bool(state.get("begun"))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"--resume: the checkpoint does not belong to this run ({reason}).") from error
@@ -301,6 +326,8 @@ def buildable() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, IndexError, TypeError, ArithmeticError) as error:
+        if out_of_memory(error):
+            raise  # base/command.py has the sentence
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"the networks of this recipe cannot be built ({reason}); look at its options and backbone."

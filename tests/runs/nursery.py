@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SERVE = """
-import json, os, sys
+import json, os, resource, sys
 os.environ["OMP_NUM_THREADS"] = "1"
 from saccade import train
 import pathlib, tempfile, torch
@@ -32,6 +32,9 @@ for line in sys.stdin:
     if (child := os.fork()) == 0:
         os.environ.update(environment)
         sys.argv = ["train.py", *argv]
+        if more := environment.get("MEMORY"):  # bytes of its own data beside what it has now
+            has = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_DATA, (has + int(more), resource.RLIM_INFINITY))
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(out, 1), os.dup2(out, 2)
         code = 99
