@@ -19,6 +19,7 @@ COMMANDS = {  # name: the module, what it does
     "train": ("saccade.train", "pre-train a backbone on your images, or continue a run"),
     "eval": ("saccade.eval", "measure a backbone: kNN, linear probes, each paper's own protocol"),
     "transfer": ("saccade.tools.transfer", "measure backbones on several labelled data sets, in one table"),
+    "segment": ("saccade.tools.segment", "a linear segmentation probe over folders of images and masks: mean IoU"),
     "embed": ("saccade.tools.embed", "a vector of every image, with names and classes, as parquet, npy or csv"),
     "neighbours": ("saccade.tools.neighbours", "the images that are most like these: a table and a sheet of pictures"),
     "duplicates": ("saccade.tools.duplicates", "groups of images that are all but the same"),
