@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,17 +22,19 @@ from saccade.runs.flags import check_flags
 from saccade.runs.flags import parser as train_parser
 from saccade.tools.benchmark.baseline import FLAVOURS
 from saccade.tools.benchmark.compare import compare
-from saccade.tools.benchmark.contenders import entrants, loader_workers, loaders, steps
+from saccade.tools.benchmark.contenders import entrants, loader_workers, loaders, peers, steps
 from saccade.tools.benchmark.forecast import FittingBatch, LoaderCost, Part, loader_cost, planned, step_turns
 from saccade.tools.benchmark.measure import measure
+from saccade.tools.benchmark.peers.registry import PEERS, Peer, chosen
 from saccade.tools.benchmark.picture import draw_bars
-from saccade.tools.benchmark.rows import Row, counted, environment, table, write_rows
+from saccade.tools.benchmark.rows import Row, counted, environment, notes, table, write_rows
 from saccade.tools.benchmark.suites import SUITES, Work, build_suite, describe
 from saccade.tools.benchmark.trainer import Trainer
 
 EXAMPLES = {
     "--quick": "is everything fast here? under a minute",
     "--cifar cifar10 --photos PHOTOS --json cpu.json --picture cpu.png": "docs/performance.md's table",
+    "--peers --photos PHOTOS --json peers.json": "our loaders beside other libraries', in one run",
     "--method resa --data photos/ --batch-size 64": "your method on your images",
     "--compare old.json new.json": "exit code 1 if anything became slower",
 }
@@ -52,17 +54,19 @@ def main(argv: list[str] | None = None) -> int:
     rows: list[Row] = []
     machine = environment()
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as scratch:
-        plan = _own(flags, seconds, device) if flags.method or flags.data or flags.recipe else None
-        plan = plan or _suites(flags, Path(scratch), seconds, device)
+        own = flags.method or flags.data or flags.recipe
+        plan = _own(flags, seconds, device) if own else _suites(flags, Path(scratch), seconds, device)
         ahead = planned(plan.parts, rounds, seconds, 10.0 if flags.quick else float("inf"))
         print("\n".join([*plan.said, f"forecast  {ahead}"]), flush=True)
         for part in plan.parts:
-            rows += measure(part.make(), device, part.rounds, seconds, part.budget)
+            made = measure(part.make(), device, part.rounds, seconds, part.budget, tolerant=bool(flags.peers))
+            rows += [replace(row, memory_mib=None) for row in made] if flags.peers else made  # all of them wait there
             if flags.json:  # after each part: a stopped run leaves what it has
                 write_rows(Path(flags.json), rows, machine)
     print(table(rows))
     hardware = machine["hardware"]
     described = ", ".join([str(hardware.get("cpu")), f"{hardware['cpus']} CPUs", *hardware.get("gpus", ())])
+    print("".join(f"\n{note}" for note in notes(rows)))
     print(f"\n{described}; medians of {counted(rows)} in turns; x PIL: the median of the ratios within a round")
     if flags.picture:
         draw_bars(rows, Path(flags.picture), f"{described}, {machine['date'][:10]}")
@@ -96,7 +100,11 @@ def _suites(flags: argparse.Namespace, scratch: Path, seconds: float, device: to
     for suite in SUITES[:-1] if flags.quick else SUITES:
         data = flags.cifar if suite == "cifar" else flags.photos
         work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick, data=data)
-        plan.parts.append(_loaders(work, _only(flags), loader_cost(work.source, work.recipe), device))
+        cost = loader_cost(work.source, work.recipe)
+        if flags.peers:
+            plan.parts.append(_beside_peers(work, _only(flags), chosen(flags.peers), cost, scratch))
+            continue
+        plan.parts.append(_loaders(work, _only(flags), cost, device))
         if suite == "cifar":
             fitting = FittingBatch(seconds, insists=False)
             plan.parts.append(_steps(work, flags.quick, fitting, device))
@@ -107,6 +115,19 @@ def _suites(flags: argparse.Namespace, scratch: Path, seconds: float, device: to
 def _loaders(work: Work, only: tuple[str, ...], cost: LoaderCost, device: torch.device) -> Part:
     contenders = len(entrants(work, only, device)) + (len(FLAVOURS) if work.source.channels == 3 else 0)
     return Part(lambda: loaders(work, only, device), cost.turns(work.batch_size, contenders, loader_workers()))
+
+
+def _beside_peers(work: Work, only: tuple[str, ...], wanted: dict[str, Peer], cost: LoaderCost, scratch: Path) -> Part:
+    """Our loaders, torchvision's and other libraries', all on the CPU."""
+    ours = _loaders(work, only, cost, torch.device("cpu"))
+    turns = [
+        cost.peer(
+            work.batch_size, peer.pace, peer.first * (len(work.recipe.views) if peer.beton else 1), loader_workers()
+        )
+        for peer in wanted.values()
+        if peer.suits(work)
+    ]
+    return Part(lambda: [*ours.make(), *peers(work, wanted, scratch)], [*ours.turns, *turns])
 
 
 def _steps(work: Work, quick: bool, fitting: FittingBatch, device: torch.device) -> Part:
@@ -154,6 +175,9 @@ def _check(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is not positive; give a number above 0.")
     if flags.image_size and flags.image_size > MAX_IMAGE_SIZE:
         raise UserError(f"--image-size {flags.image_size} is too large; give {MAX_IMAGE_SIZE} or less.")
+    if flags.peers and (flags.method or flags.data or flags.recipe):
+        raise UserError("--peers compares on CIFAR-sized images and photos; give yours by --cifar or --photos instead.")
+    chosen(flags.peers or "all")
     for name in filter(None, (flags.executors or "").split(",")):
         find_executor(name)
 
@@ -171,6 +195,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--executors",
         help=f"only these, e.g. dali,ffcv (of {', '.join(executors())}, or your own: path/to/file.py:Class)",
+    )
+    what.add_argument(
+        "--peers",
+        nargs="?",
+        const="all",
+        metavar="NAMES",
+        help=f"loaders only, beside those of other libraries, all or some of: {', '.join(PEERS)}",
     )
     what.add_argument("--image-size", type=int, help="pixels of a full-size view")
     what.add_argument("--batch-size", type=int)

@@ -103,7 +103,7 @@ def test_it_is_told_before_the_first_turn_and_the_smaller_batch_is_the_rows(monk
     monkeypatch.setattr(forecast, "step_cost", lambda session: Cost(2 / 16 / 1.01, 1e6, 1e3))
     told = []
 
-    def turns(contenders: list[Contender], *_) -> list[Row]:
+    def turns(contenders: list[Contender], *_, **__) -> list[Row]:
         told.append(capsys.readouterr().out)
         return [contender.row for contender in contenders]
 

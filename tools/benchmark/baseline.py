@@ -131,15 +131,20 @@ class ViewsDataset(Dataset):
 def baseline_loader(
     source: Source, recipe: Views, flavour: str, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader:
-    """Shuffled, pinned on a GPU; one permutation after another without end, so that workers outlive an epoch."""
+    """The recipe's views and labels, shuffled without end."""
     views = ViewsDataset(source, ManyCrops(recipe, flavour))
+    return plain_loader(views, batch_size, workers, pin=device.type == "cuda")
+
+
+def plain_loader(data: Dataset, batch_size: int, workers: int, pin: bool = False) -> DataLoader:
+    """Shuffled; one permutation after another without end, so that workers outlive an epoch."""
     return DataLoader(
-        views,
+        data,
         batch_size,
-        sampler=RandomSampler(views, num_samples=10**9),
+        sampler=RandomSampler(data, num_samples=10**9),  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         drop_last=True,
-        pin_memory=device.type == "cuda",
+        pin_memory=pin,
         worker_init_fn=_one_thread,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,9 @@ from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
 from saccade.tools.benchmark.baseline import FLAVOURS, baseline_loader
 from saccade.tools.benchmark.measure import Contender
+from saccade.tools.benchmark.peers.materials import prepare
+from saccade.tools.benchmark.peers.process import PeerProcess
+from saccade.tools.benchmark.peers.registry import Peer
 from saccade.tools.benchmark.rows import Row, device_name
 from saccade.tools.benchmark.suites import Work
 from saccade.tools.benchmark.trainer import Trainer
@@ -48,6 +52,20 @@ def loaders(
     for flavour in FLAVOURS if work.source.channels == 3 else ():  # torchvision's loader is PIL's
         row = _row("baseline", flavour, work, device, workers)
         made.append(Contender(row, lambda f=flavour: _plain(work, f, workers, device), warm_up=workers, stride=workers))
+    return made
+
+
+def peers(work: Work, wanted: Mapping[str, Peer], scratch: Path) -> list[Contender]:
+    """Other libraries at the same work, each in a process of its own; one that cannot take part fails, saying why."""
+    workers, made = loader_workers(), []
+    materials = prepare(work, scratch, workers)
+    for name, peer in wanted.items():
+        if not peer.suits(work):
+            continue
+        row = _row("peer", name, work, torch.device("cpu"), workers)
+        row.more = {"version": peer.version, "leaves_out": peer.leaves_out}
+        process = PeerProcess(peer, materials)
+        made.append(Contender(row, process.sizes, warm_up=workers, stride=workers, close=process.close))
     return made
 
 

@@ -26,16 +26,19 @@ SAMPLED = 64
 PROBED = 4  # images that are made to tell how long one takes
 SMALLEST = 16  # images of a batch that was made smaller
 START = 0.4  # seconds in which a loader's processes or threads start
+PROCESS = 5e8  # bytes of a peer's process
 AHEAD = 2  # batches that each worker of a DataLoader, or each batch in work of ours, has waiting
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a contender will need: seconds before it is timed and of the least that can be timed, and bytes."""
+    """What a contender will need: seconds before it is timed, of the least that can be timed, and before the first turn
+    of all; bytes."""
 
     warm_up: float
     least: float
     bytes: float = 0.0
+    first: float = 0.0
 
     def lasts(self, seconds: float) -> float:
         return self.warm_up + max(seconds, self.least)
@@ -52,7 +55,7 @@ class Part:
     budget: float = float("inf")
 
     def lasts(self, seconds: float) -> float:
-        first = sum(turn.lasts(0.0) for turn in self.turns)
+        first = sum(turn.first + turn.lasts(0.0) for turn in self.turns)
         others = self.rounds * sum(turn.lasts(seconds) for turn in self.turns)
         return first + min(others, max(0.0, self.budget - first) + longest(seconds))
 
@@ -100,6 +103,11 @@ class LoaderCost:
         bunch = batch * self.seconds  # as many batches as workers, by so many workers
         held = [self.held(batch, workers)] * contenders
         return [Turn(START + bunch, bunch, bytes + (0 if i else self.decoded)) for i, bytes in enumerate(held)]
+
+    def peer(self, batch: int, pace: float, first: float, workers: int) -> Turn:
+        """Of another library in a process of its own, which takes `pace` times as long as torchvision at most."""
+        bunch = pace * batch * self.seconds
+        return Turn(START + bunch, bunch, self.held(batch, workers) + PROCESS, first)
 
     def held(self, batch: int, workers: int) -> float:
         return batch * self.bytes * AHEAD * (workers + 1)

@@ -14,7 +14,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from saccade.base.errors import UserError
 from saccade.tools.benchmark.rows import Row
+
+LOADERS = ("loader", "baseline", "peer")
 
 
 @dataclass
@@ -62,7 +65,8 @@ def measure(
                 except Exception as error:
                     if not tolerant:
                         raise
-                    contender.row.more["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+                    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                    contender.row.more["error"] = f"{kind}{str(error)[:300]}"
                     running.remove(contender)
                     continue
                 contender.rates.append(rate)
@@ -141,11 +145,17 @@ def _fill(contender: Contender) -> None:
 
 def _compare(contenders: list[Contender]) -> None:
     """Ratios within a round, then their median: what the machine did to a round falls out."""
-    loaders = [c for c in contenders if c.row.kind in ("loader", "baseline") and c.row.backbone is None]
+    loaders = [c for c in contenders if c.row.kind in LOADERS and c.row.backbone is None]
     plain = next((c for c in loaders if c.row.executor == "torchvision-pil"), None)
     if plain is not None:
         for c in loaders:
             c.row.times_baseline = _ratio(c, plain)
+    if any(c.row.kind == "peer" for c in loaders):
+        others = [c for c in loaders if c.row.kind != "loader"]
+        for c in loaders:
+            c.row.times_best_other = statistics.median(
+                rate / max(other.rates[i] for other in others) for i, rate in enumerate(c.rates)
+            )
     model = next((c for c in contenders if c.row.kind == "model"), None)
     whole = next((c for c in contenders if c.row.kind == "baseline" and c.row.backbone), None)
     for c in contenders:

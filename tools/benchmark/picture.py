@@ -8,8 +8,14 @@ from pathlib import Path
 from saccade.base.files import write_atomically
 from saccade.tools.benchmark.rows import Row
 
-COLOURS = {"baseline": "#9aa0a6", "loader": "#1f77b4", "model": "#e69f00", "train": "#009e73"}
-NAMES = {"baseline": "torchvision", "loader": "loader ceiling", "model": "model ceiling", "train": "end to end"}
+COLOURS = {"baseline": "#9aa0a6", "loader": "#1f77b4", "model": "#e69f00", "train": "#009e73", "peer": "#c77cba"}
+NAMES = {
+    "baseline": "torchvision",
+    "loader": "loader ceiling",
+    "model": "model ceiling",
+    "train": "end to end",
+    "peer": "peer",
+}
 
 
 def new_axes(panels: int, height: float, width: float = 7.0):
@@ -45,7 +51,7 @@ def draw_bars(rows: list[Row], path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=10)
     for ax, ((data, views, size), members) in zip(axes, panels.items(), strict=True):
         names = [
-            f"{NAMES[r.kind]}: {r.executor if r.kind in ('baseline', 'loader') else r.backbone}"
+            f"{NAMES[r.kind]}: {r.executor if r.kind in ('baseline', 'loader', 'peer') else r.backbone}"
             + (f" + {r.backbone}" if r.kind == "baseline" and r.backbone else "")
             for r in members
         ]
@@ -56,7 +62,7 @@ def draw_bars(rows: list[Row], path: Path, title: str) -> None:
             range(len(members)), rates, xerr=[low, high], color=[COLOURS[r.kind] for r in members], ecolor="#444444"
         )
         for i, (r, up) in enumerate(zip(members, high, strict=True)):
-            ratio = f"  {r.times_baseline:.1f}x" if r.times_baseline and r.kind != "baseline" else ""
+            ratio = f"  {r.times_baseline:.1f}x" if r.times_baseline and r.kind not in ("baseline", "peer") else ""
             ax.annotate(
                 f"{r.images_per_second:,.0f}{ratio}",
                 (r.images_per_second + up, i),

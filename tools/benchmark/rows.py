@@ -19,7 +19,8 @@ KEY = ("kind", "executor", "recipe", "data", "device", "backbone", "batch_size",
 
 @dataclass
 class Row:
-    """kind: loader, model, train or baseline. Rates are medians over rounds; low, high: the slowest and fastest."""
+    """kind: loader, model, train, baseline or peer. Rates are medians over rounds; low, high: the slowest and fastest
+    round's."""
 
     kind: str
     executor: str
@@ -38,6 +39,7 @@ class Row:
     views_per_second_high: float = 0.0
     rounds: int = 0
     times_baseline: float | None = None  # median over rounds of this rate / the PIL DataLoader's in the same round
+    times_best_other: float | None = None  # the same, by the fastest loader of that round that is not ours
     share_of_model: float | None = None  # of an end-to-end row: its rate / the model ceiling's in the same round
     cpu_percent: float | None = None  # of one core, this process and its workers
     memory_mib: float | None = None  # this process and its workers, shared pages counted once
@@ -92,6 +94,7 @@ COLUMNS = (
     "views/s",
     "(low - high)",
     "x PIL",
+    "x best other",
     "of model",
     "CPU %",
     "MiB",
@@ -109,10 +112,11 @@ def table(rows: list[Row]) -> str:
                 r.executor,
                 r.recipe,
                 str(r.batch_size),
-                f"{r.images_per_second:,.0f}",
-                f"{r.views_per_second:,.0f}",
-                f"({r.views_per_second_low:,.0f} - {r.views_per_second_high:,.0f})",
+                f"{r.images_per_second:,.0f}" if r.rounds else "-",
+                f"{r.views_per_second:,.0f}" if r.rounds else "-",
+                f"({r.views_per_second_low:,.0f} - {r.views_per_second_high:,.0f})" if r.rounds else "-",
                 "" if r.times_baseline is None else f"{r.times_baseline:.2f}",
+                "" if r.times_best_other is None else f"{r.times_best_other:.2f}",
                 "" if r.share_of_model is None else f"{r.share_of_model:.0%}",
                 _whole(r.cpu_percent),
                 _whole(r.memory_mib),
@@ -122,9 +126,21 @@ def table(rows: list[Row]) -> str:
     return columns(lines, left=3)
 
 
+def notes(rows: list[Row]) -> list[str]:
+    """What is to be said of contenders that are not ours, or that failed: version, what they leave out, why."""
+    said = {}
+    for row in rows:
+        name = f"{row.executor} {row.more['version']}" if row.more.get("version") else row.executor
+        if "error" in row.more:
+            said[row.executor, row.recipe] = f"{name}, {row.recipe}: {row.more['error']}"
+        elif "leaves_out" in row.more:
+            said[row.executor, ""] = f"{name} leaves out {row.more['leaves_out']}"
+    return list(said.values())
+
+
 def counted(rows: list[Row]) -> str:
     """E.g. "5 rounds"."""
-    found = sorted({row.rounds for row in rows})
+    found = sorted({row.rounds for row in rows if row.rounds} or {0})
     return f"{' to '.join(map(str, dict.fromkeys((found[0], found[-1]))))} round{'s' * (found[-1] != 1)}"
 
 
