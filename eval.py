@@ -46,6 +46,7 @@ from saccade.evaluation.options import (
     chosen_settings,
     chosen_subject,
 )
+from saccade.evaluation.processes import on_processes
 from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.registry import find_protocol, protocols
 from saccade.evaluation.subject import Subject
@@ -53,6 +54,7 @@ from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import hold_out
 from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.runs.ranks import Ranks
 from saccade.runs.record import check_local
 
 
@@ -64,33 +66,48 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(flags: argparse.Namespace) -> None:
     """Open the backbone and the images, run the protocol, print and write what it found."""
     check_flags(flags)
-    found = [measured(flags, place) for place in flags.path]
-    if len(found) > 1:
-        print_runs(flags.path, found)
-    print(json.dumps(found[0] if len(found) == 1 else {"runs": dict(zip(flags.path, found, strict=True))}))
+    with on_processes(flags) as ranks:
+        found = [measured(flags, place, ranks) for place in flags.path]
+        if len(found) > 1:
+            print_runs(flags.path, found)
+        print(json.dumps(found[0] if len(found) == 1 else {"runs": dict(zip(flags.path, found, strict=True))}))
 
 
-def measured(flags: argparse.Namespace, place: str) -> dict[str, Any]:
+def measured(flags: argparse.Namespace, place: str, ranks: Ranks) -> dict[str, Any]:
     """The result of one backbone, printed, and kept in its run folder."""
     groups = read_groups(flags.plot_groups) if flags.plot_groups else {}
-    subject = chosen_subject(flags, place)
-    protocol = find_protocol(flags.protocol or usual_protocol(flags, subject), subject.image_size)
-    train, test, data = open_both(flags, subject, protocol)
-    evaluation = Evaluation(protocol, subject, train, test, data, chosen_settings(flags))
+    subject = ranks.first_on_each_node("opening the backbone", lambda: chosen_subject(flags, place))
+    protocol = find_protocol(flags.protocol or usual_protocol(flags, subject, ranks), subject.image_size)
+    opened = ranks.first_on_each_node("opening the images", lambda: open_both(flags, subject, protocol))
+    train, test, data = opened
+    if ranks.main:
+        for source in {id(s): s for s in (train, test)}.values():
+            source.account.show()
+    evaluation = Evaluation(protocol, subject, train, test, data, chosen_settings(flags, ranks))
     said = [(name, source.account.line()) for name, source in (("train", train), ("test", test))]
     train, test = evaluation.train, evaluation.test  # the labelled images
     result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
     result["interval"] = spread(result["top1"], len(test))["interval"]
     if not flags.no_baselines:
         result["beside"] = beside(evaluation)
+    ranks.on_main("writing", lambda: write(result, evaluation, said, flags, groups))
+    return result
+
+
+def write(
+    result: dict[str, Any],
+    evaluation: Evaluation,
+    said: list[tuple[str, str]],
+    flags: argparse.Namespace,
+    groups: Mapping[str, str],
+) -> None:
     if flags.features_out:
         save_features(evaluation, Path(flags.features_out))
     if flags.plot:
         draw(evaluation, flags, groups)
     print_table(result, evaluation, said)
-    if subject.folder:
-        keep(result, subject.folder, protocol.name, flags)
-    return result
+    if folder := evaluation.subject.folder:
+        keep(result, folder, evaluation.protocol.name, flags)
 
 
 def keep(result: dict[str, Any], folder: Path, protocol: str, flags: argparse.Namespace) -> None:
@@ -184,13 +201,14 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--features-out and --plot write one file; give one run, or leave them out.")
 
 
-def usual_protocol(flags: argparse.Namespace, subject: Subject) -> str:
+def usual_protocol(flags: argparse.Namespace, subject: Subject, ranks: Ranks) -> str:
     """A run's recipe's own on the run's own images, else kNN. A name alone: no code that a received folder names."""
     if subject.run is None or flags.data is not None or subject.run.protocol not in protocols():
         return "knn"
     usual = find_protocol(subject.run.protocol, subject.image_size)
     if lacking := next(filter(None, (measure.lacks(subject) for measure in usual.measures)), None):
-        print(f"kNN, not the recipe's own {usual.name}: the run lacks {lacking}", file=sys.stderr)
+        if ranks.main:
+            print(f"kNN, not the recipe's own {usual.name}: the run lacks {lacking}", file=sys.stderr)
         return "knn"
     return usual.name
 
@@ -217,8 +235,6 @@ def open_both(flags: argparse.Namespace, subject: Subject, protocol: Protocol) -
             f"{subject.name} takes images of {len(subject.mean)} channels, {train.name} has {train.channels}; give "
             f"--channels {len(subject.mean)}, or other images."
         )
-    for source in {id(s): s for s in (train, test)}.values():
-        source.account.show()
     return train, test, named
 
 

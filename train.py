@@ -38,13 +38,13 @@ from saccade.runs.folder import RunFolder, default_folder
 from saccade.runs.forecast import told_forecast
 from saccade.runs.interrupt import Interrupt
 from saccade.runs.monitor import Monitor
-from saccade.runs.ranks import DIVERGED, Ranks
+from saccade.runs.ranks import DIVERGED, Ranks, start_processes
 from saccade.runs.record import follow_data
 from saccade.runs.report import announce, finish
 from saccade.runs.resume import follow_changes, taken_up
 from saccade.runs.saver import Saver
 from saccade.runs.screen import records_apart
-from saccade.runs.session import Session, start_accelerator, start_processes
+from saccade.runs.session import Session, start_accelerator
 from saccade.runs.trackers import start_trackers
 
 

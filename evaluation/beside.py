@@ -21,8 +21,9 @@ def beside(on: Evaluation) -> dict[str, Any]:
     alone, found = on.train is on.test, {}
     plain = untrained(on.subject)
     plain = plain and plain.to(on.settings.device)
+    workers, ranks = on.settings.workers, on.settings.ranks
     by_name = {
-        "raw pixels": lambda source: raw_pixels(at_most(source, MAX_IMAGES), workers=on.settings.workers),
+        "raw pixels": lambda source: raw_pixels(at_most(source, MAX_IMAGES), workers=workers, ranks=ranks),
         "untrained": lambda source: on.extract(at_most(source, MAX_IMAGES), backbone=plain),
         "this backbone": lambda source: some(on.train_features if source is on.train else on.test_features),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from saccade.evaluation.subject import Subject, with_encoder
 from saccade.models.quality import effective_rank, feature_std
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import once
+from saccade.runs.ranks import ONE, Ranks
 
 PART = 2**16  # features looked at in one go
 
@@ -42,6 +43,7 @@ class Settings:
     crop_pct: float | None = None
     interpolation: str | None = None
     keep_features: bool = False
+    ranks: Ranks = field(default=ONE, repr=False)  # the processes that measure together
 
 
 class Evaluation:
@@ -113,7 +115,8 @@ class Evaluation:
 
     def key(self, measure: object) -> str:
         """Of all that a measure's result depends on."""
-        s = replace(self.settings, progress=False, batch_size=0, workers=None, executor="")
+        device = torch.device(self.settings.device).type
+        s = replace(self.settings, device=device, progress=False, batch_size=0, workers=None, executor="")
         sources = (self.train, self.test)
         return key_of(self.backbone, sources, self.protocol.name, measure, s, self.subject.mean, self.subject.std)
 
@@ -144,7 +147,7 @@ class Evaluation:
         interpolation, kept = s.interpolation or interpolation, None
         if s.keep_features and backbone is None:
             how = (subject.image_size, subject.mean, subject.std, self.fraction, interpolation, s.precision)
-            kept = FeatureFile(key_of(self.backbone, (source,), *how), len(source))
+            kept = FeatureFile(key_of(self.backbone, (source,), *how), len(source), ranks=s.ranks)
         features = extract(
             backbone or self.backbone,
             source,
@@ -160,6 +163,7 @@ class Evaluation:
             interpolation=interpolation,
             progress=s.progress,
             kept=kept,
+            ranks=s.ranks,
         )
         if not all(torch.isfinite(part).all() for part in features.features.split(PART)):
             raise UserError(f"{subject.name}: its features are not finite numbers; the backbone has diverged.")

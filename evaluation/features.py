@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from saccade.base.errors import UserError
 from saccade.base.progress import progress_bar
-from saccade.evaluation.feature_file import FeatureFile
-from saccade.pipelines.build import build_pipeline
+from saccade.evaluation.feature_file import Batch, FeatureFile, Rows
+from saccade.pipelines.build import build_pipeline, choose_executor, of_all_processes
 from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.stream import mix64, uniform
 from saccade.pipelines.views import Views, evaluation_views
+from saccade.runs.ranks import ONE, Ranks
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,59 +69,96 @@ def extract(
     interpolation: str = "bilinear",
     progress: bool = False,
     kept: FeatureFile | None = None,
+    ranks: Ranks = ONE,
 ) -> Features:
     """Features of every image of `source`, by the backbone in eval mode.
 
     The images are centre-cropped to `fraction` of their short side and resized to `image_size`; `augment` replaces that
     by the first view of a recipe. kept: all of them as float16 in a mapped file, made once and gone on with. The
-    backbone must be on `device`; each of its modules gets its mode back.
+    backbone must be on `device`; each of its modules gets its mode back. ranks: who share the images out among
+    themselves, whole batches at a time, so that the features are those of one process; each is given all of them.
     """
-    if kept is not None and (whole := kept.whole()) is not None:
-        source.known_bad.update(kept.bad)
-        return Features(*whole)
-    order = Order(len(source), batch_size, shuffle=False, drop_last=False)
     recipe = augment or _centre_crop(image_size, mean, std, fraction, interpolation)
-    with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
-        pipeline.seen = kept.done if kept else 0
-        left = order.samples - pipeline.seen
-        batches = _counted(forward_batches(backbone, pipeline, precision), left, progress)
-        if kept is not None:
-            return Features(*kept.fill(batches, source.known_bad))
-        features, labels = zip(*batches, strict=True)
-    return Features(torch.cat([f.cpu() for f in features]), torch.cat([label.cpu() for label in labels]))
+    if ranks.world > 1 and executor == "auto":  # one for all; where they agree, it may still find sizes unequal
+        own = choose_executor(executor, source, device).executor
+        common = ranks.common("choosing the executor", own, of_all_processes)
+        executor = executor if common == own else common
+
+    @contextmanager
+    def made(rows: Rows) -> Iterator[Iterator[Batch]]:
+        order = Order(rows[1], batch_size, shuffle=False, drop_last=False)
+        with build_pipeline(source, recipe, order, executor=executor, device=device, workers=workers) as pipeline:
+            pipeline.seen = rows[0]
+            batches = forward_batches(backbone, pipeline, precision)
+            yield _counted(batches, rows[1] - rows[0], progress, ranks)
+
+    if kept is None and ranks.world == 1:
+        with made((0, len(source))) as batches:
+            features, labels = zip(*batches, strict=True)
+        return Features(torch.cat([f.cpu() for f in features]), torch.cat([label.cpu() for label in labels]))
+    file = kept or _passing(source, ranks)
+    with ranks.together():
+        left = file.left()
+        stretches = own_stretches(left, batch_size, ranks)
+        found = file.fill(stretches, made, source.known_bad) if left else file.whole()
+    assert found is not None, "nothing is left"
+    source.report_bad(file.bad)
+    if kept is None:
+        found = found if ranks.one_machine else tuple(part.clone() for part in found)
+        file.remove()
+    return Features(*found)
 
 
-def _counted(batches: Iterator[tuple[Tensor, Tensor]], left: int, shown: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def own_stretches(left: list[Rows], batch_size: int, ranks: Ranks) -> list[Rows]:
+    """This process's share of the images that are left: whole batches, one stretch after another."""
+    batches = [(a, min(a + batch_size, end)) for first, end in left for a in range(first, end, batch_size)]
+    own: list[Rows] = []
+    for a, b in batches[ranks.rank * len(batches) // ranks.world : (ranks.rank + 1) * len(batches) // ranks.world]:
+        own = [*own[:-1], (own[-1][0], b)] if own and own[-1][1] == a else [*own, (a, b)]
+    return own
+
+
+def _passing(source: Source, ranks: Ranks) -> FeatureFile:
+    """One that brings the processes' features together, in full precision, and is gone once each has them."""
+    key = ranks.of_main("the features", f"passing-{uuid4().hex}")
+    return FeatureFile(key, len(source), None, np.float32, "set SACCADE_CACHE to another folder", ranks)
+
+
+def _counted(batches: Iterator[Batch], left: int, shown: bool, ranks: Ranks) -> Iterator[Batch]:
     """The same, with a bar of the images that are left."""
     with progress_bar(None, left, "features", "image", shown) as bar:
         for batch in batches:
+            ranks.at("extracting features")
             yield batch
             bar.update(len(batch[0]))
 
 
 def forward_batches(
     backbone: nn.Module, pipeline: Pipeline, precision: str = "fp32", train_mode: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """(n, D) float32 features and (n,) labels, -1 for none, of each batch of an epoch, on its device, no gradient.
 
-    train_mode: BatchNorm uses, and moves its running statistics by, each batch (RSA's probe does).
+    train_mode: BatchNorm uses, and moves its running statistics by, each batch (RSA's probe does). Where the order is
+    not even, n may be 0.
     """
     if precision not in PRECISIONS:
         raise UserError(f"the precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}.")
     dtype = PRECISIONS[precision]
-    name = pipeline.recipe.names[0]
-    for batch in pipeline:
+    name, order = pipeline.recipe.names[0], pipeline.order
+    for step, batch in enumerate(pipeline):
+        own = len(batch.index) if order.even else order.share(step)[0]
+        batch = batch[:own] if train_mode else batch  # an image that is not counted must not move statistics either
         with (
             mode(backbone, train_mode),
             torch.no_grad(),
             torch.autocast(pipeline.device.type, dtype, dtype is not None),
         ):
             features = backbone(batch.views[name])
-        features = features.flatten(1).float()
+        features, batch = features[:own].flatten(1).float(), batch[:own]
         yield features, batch.label if batch.label is not None else features.new_full((len(features),), -1).long()
 
 
-def raw_pixels(source: Source, size: int = 32, workers: int | None = None) -> Features:
+def raw_pixels(source: Source, size: int = 32, workers: int | None = None, ranks: Ranks = ONE) -> Features:
     """The pixels themselves as features, (N, 3 * size * size) in [0, 1]: centre square, bilinear to `size`."""
     return extract(
         nn.Flatten(),
@@ -129,6 +168,7 @@ def raw_pixels(source: Source, size: int = 32, workers: int | None = None) -> Fe
         (1.0,) * source.channels,
         batch_size=1024,
         workers=workers,
+        ranks=ranks,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.base.errors import UserError
@@ -19,13 +18,16 @@ from saccade.evaluation.accuracy import Accuracy, accuracy
 from saccade.evaluation.features import PRECISIONS, mode
 from saccade.evaluation.kept import Kept
 from saccade.evaluation.linear import state_of, take_up
+from saccade.evaluation.shares import cross_entropy_of, mean_of, together
 from saccade.models.backbone import feature_size
 from saccade.models.heads import linear_classifier
 from saccade.models.layers import slower_below
+from saccade.models.norm import convert_batch_norm
 from saccade.models.schedules import schedule
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import Crop
+from saccade.runs.ranks import ONE, Ranks
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -99,16 +101,19 @@ def fine_tune(
     precision: str = "fp32",
     progress: bool = False,
     kept: Kept | None = None,
+    ranks: Ranks = ONE,
 ) -> Tuned:
     """Train a copy of the backbone, and a classifier, on the pipeline's first view and labels.
 
     test: (features (M, D), labels (M,)) of the test images by the backbone it is given, asked for after every epoch, or
-    None; kept: where the state is kept and taken up. Same seed, same result on a CPU. Raises UserError when the loss is
-    no longer finite.
+    None; kept: where the state is kept and taken up; ranks: who have shared the pipeline's batches among themselves.
+    Same seed, same result on a CPU, to rounding on any number of processes. Raises UserError when the loss is no longer
+    finite.
     """
-    network, view = copy.deepcopy(backbone), pipeline.recipe.views[0]
-    frozen = how.lr == 0
-    network.requires_grad_(not frozen)
+    frozen, view, order = how.lr == 0, pipeline.recipe.views[0], pipeline.order
+    network = copy.deepcopy(backbone).requires_grad_(not frozen)
+    synced = ranks.world > 1 and not frozen  # its batch norms see the batch of all processes
+    network = convert_batch_norm(network, "sync") if synced else network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = linear_classifier(feature_size(network, view.size, pipeline.source.channels), classes).to(
@@ -121,20 +126,23 @@ def fine_tune(
         schedule(how.schedule, rate, total_steps=steps * how.epochs, steps_per_epoch=steps, **how.schedule_options)
         for rate in rates
     ]
-    history, losses = take_up(kept, network=network, head=head, optimizer=optimizer)
-    begun = len(losses)
+    history, losses = take_up(kept, True, network=network, head=head, optimizer=optimizer)
+    begun, model = len(losses), together(_Whole(network, head), ranks)
     for epoch in progress_bar(range(begun, how.epochs), how.epochs - begun, "fine-tuning", "epoch", progress):
         total = torch.zeros((), device=pipeline.device)
         for step, (image, label) in enumerate(_batches(pipeline.at(epoch)), epoch * steps):
+            ranks.at(f"in step {step + 1} of fine-tuning")
+            own, images = order.share(step % steps)
             for group in optimizer.param_groups:
                 group["lr"] = curves[group["curve"]](step) * group.get("lr_scale", 1.0)
             with mode(network, not frozen), _autocast(pipeline, precision):
-                loss = F.cross_entropy(head(network(image).flatten(1).float()), label)
+                logits = model(image[:own] if synced else image)[:own]
+                loss = cross_entropy_of(logits, label[:own], images, ranks)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.detach()
-        losses.append(total.item() / steps)
+        losses.append(mean_of(total, ranks) / steps)
         if not losses[-1] < float("inf"):
             raise UserError(
                 f"fine-tuning diverged in epoch {epoch + 1} (loss {losses[-1]}): the learning rate {rates[0]:g} of the "
@@ -148,7 +156,19 @@ def fine_tune(
             kept.write(state_of(history, losses, network=network, head=head, optimizer=optimizer))
     if kept:
         kept.remove()
+    if synced:  # the batch norms that it came with
+        network, trained = copy.deepcopy(backbone), network
+        network.load_state_dict(trained.state_dict())
     return Tuned(tuple(history), tuple(losses), network.eval(), head)
+
+
+class _Whole(nn.Module):
+    def __init__(self, network: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.network, self.head = network, head
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.network(image).flatten(1).float())
 
 
 def _batches(pipeline: Pipeline) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from saccade.base.files import write_atomically
 from saccade.base.text import printable
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.fingerprint import fingerprint
+from saccade.runs.ranks import ONE, Ranks
 from saccade.runs.tensor_file import Damaged, read_tree, write_tree
 
 EVERY = 60.0  # seconds between two writes
@@ -27,10 +28,12 @@ OLD = 30 * 86400.0  # seconds after which what nobody went on with is removed
 class Kept:
     """One file in the cache folder, named by a key of everything that the result depends on; gone once it is done.
 
-    A folder that cannot be written costs the way back, which is said once, never the measurement.
+    A folder that cannot be written costs the way back, which is said once, never the measurement. Of several processes,
+    which all have the same state, the main one writes; all read.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, ranks: Ranks = ONE) -> None:
+        self.ranks = ranks
         self._path, self._last = cache_folder() / "measuring" / f"{key}.safetensors", time.monotonic()
         self._said = False
 
@@ -43,7 +46,7 @@ class Kept:
 
     def write(self, tree: Mapping[str, Any], now: bool = False) -> None:
         """At most once in EVERY seconds, but for `now`."""
-        if time.monotonic() - self._last < EVERY and not now:
+        if not self.ranks.main or (time.monotonic() - self._last < EVERY and not now):
             return
         self._last = time.monotonic()
         try:
@@ -56,6 +59,8 @@ class Kept:
 
     def remove(self) -> None:
         """Its file, and those of others that are a month old."""
+        if not self.ranks.main:
+            return
         now = time.time()
         for path in self._path.parent.glob("*.safetensors") if self._path.parent.is_dir() else ():
             try:

@@ -16,10 +16,13 @@ from saccade.base.progress import progress_bar
 from saccade.evaluation.accuracy import Accuracy
 from saccade.evaluation.features import mode
 from saccade.evaluation.kept import Kept
+from saccade.evaluation.shares import cross_entropy_of, mean_of, together
 from saccade.models.heads import linear_classifier
+from saccade.models.norm import convert_batch_norm
 from saccade.models.schedules import schedule
 from saccade.pipelines.order import Order
 from saccade.pipelines.views import Crop
+from saccade.runs.ranks import ONE, Ranks
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # pass by number: features (n, D), labels (n,)
 PART = 2**16  # features looked at in one go
@@ -147,12 +150,17 @@ def train_probe(
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
     progress: bool = False,
     kept: Kept | None = None,
+    shares: Order | None = None,
+    ranks: Ranks = ONE,
 ) -> ProbeResult:
     """Train `head`, features -> class scores, in place and in float32.
 
     passes_length: batches in one pass of `batches`; test: what `head`, in eval mode, reaches, asked for after every
-    epoch; kept: where its state is kept and taken up. Raises UserError when the loss is no longer finite.
+    epoch; kept: where its state is kept and taken up; shares: the order whose batches the `ranks` have shared out among
+    themselves; without it each of them trains on all, alike. Raises UserError when the loss is no longer finite.
     """
+    ranks = ranks if shares else ONE
+    head = convert_batch_norm(head, "sync") if ranks.world > 1 else head
     optimizer = _optimizer(probe, head)
     steps = probe.steps_per_epoch or passes_length
     rate = schedule(
@@ -162,21 +170,26 @@ def train_probe(
         steps_per_epoch=steps,
         **probe.schedule_options,
     )
-    history, losses = take_up(kept, head=head, optimizer=optimizer)
-    begun = len(losses)
+    history, losses = take_up(kept, shares is not None, head=head, optimizer=optimizer)
+    begun, model = len(losses), together(head, ranks)
     endless = _endless(batches, *divmod(begun * steps, passes_length))
     for epoch in progress_bar(range(begun, probe.epochs), probe.epochs - begun, "probe", "epoch", progress):
         total = torch.zeros((), device=device)
         for step in range(epoch * steps, (epoch + 1) * steps):
+            ranks.at(f"in step {step + 1} of the probe")
             features, labels = next(endless)
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
-            loss = F.cross_entropy(head(prepare(features)), labels)
+            scores = model(prepare(features))
+            if shares is None:
+                loss = F.cross_entropy(scores, labels)
+            else:
+                loss = cross_entropy_of(scores, labels, shares.share(step % passes_length)[1], ranks)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.detach()
-        losses.append(total.item() / steps)
+        losses.append(mean_of(total, ranks) / steps)
         if not losses[-1] < float("inf"):
             raise UserError(
                 f"the probe diverged in epoch {epoch + 1} (loss {losses[-1]}): the features are not finite, "
@@ -198,9 +211,17 @@ def state_of(history: list[Accuracy], losses: list[float], **parts: nn.Module | 
     return told | {name: part.state_dict() for name, part in parts.items()}
 
 
-def take_up(kept: Kept | None, **parts: nn.Module | torch.optim.Optimizer) -> tuple[list[Accuracy], list[float]]:
-    """(accuracies, losses) of the epochs that are done, and each part as it was after them."""
+def take_up(
+    kept: Kept | None, alike: bool, **parts: nn.Module | torch.optim.Optimizer
+) -> tuple[list[Accuracy], list[float]]:
+    """(accuracies, losses) of the epochs that are done, and each part as it was after them. alike: UserError where not
+    all processes find the same."""
     state = kept.read() if kept else None
+    if kept and alike:
+        done = f"{len(state['losses'])} epochs" if state else "nothing"
+        kept.ranks.same(
+            "what is done of this measurement", done, "set SACCADE_CACHE to a folder that all machines share"
+        )
     if state is None:
         return [], []
     for name, part in parts.items():

@@ -14,6 +14,7 @@ from saccade.evaluation.evaluate import Settings
 from saccade.evaluation.subject import Subject, open_subject
 from saccade.models.backbone import STEMS, known_backbone
 from saccade.pipelines.build import executors, find_executor
+from saccade.runs.ranks import ONE, PATIENCE, Ranks
 
 DEFAULT = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}  # ImageNet's, for the sentence
 _OF_SOME = ("seed", "epochs", "lr", "k", "batch_norm_drift", "crop_pct", "interpolation", "keep_features")
@@ -46,6 +47,13 @@ def add_machine_flags(group: argparse._ArgumentGroup) -> None:
         "--pipeline", default="auto", help=f"executor: {', '.join(executors())}, or your own (default: auto)"
     )
     group.add_argument("--workers", type=int, help="decoding processes or threads (default: from the CPUs)")
+    group.add_argument(
+        "--rank-timeout",
+        type=float,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help="several processes: end all when one has stood still for so long (default: 600)",
+    )
 
 
 def check_shared(flags: argparse.Namespace) -> None:
@@ -64,6 +72,8 @@ def check_machine(flags: argparse.Namespace) -> None:
     find_executor(flags.pipeline)
     check_numbers(flags, ("batch_size",), least=1)
     check_numbers(flags, ("workers",), least=0)
+    if not 1 <= flags.rank_timeout <= 1e6:
+        raise UserError(f"--rank-timeout {flags.rank_timeout} is no time to wait; give 1 to 1000000 seconds.")
     if flags.device not in ("auto", "cpu") and not flags.device.startswith("cuda"):
         raise UserError(f"--device {flags.device} is unknown; use auto, cpu or cuda.")
     if flags.device.startswith("cuda") and not torch.cuda.is_available():
@@ -112,15 +122,16 @@ def chosen_device(flags: argparse.Namespace) -> str:
     return flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def chosen_settings(flags: argparse.Namespace) -> Settings:
+def chosen_settings(flags: argparse.Namespace, ranks: Ranks = ONE) -> Settings:
     """Those of `Settings` that a command has flags for."""
     return Settings(
-        chosen_device(flags),
+        chosen_device(flags) if ranks.device is None else str(ranks.device),
         flags.batch_size,
         flags.precision,
         flags.pipeline,
         flags.workers,
-        progress=True,
+        progress=ranks.main,
+        ranks=ranks,
         **{name: getattr(flags, name) for name in _OF_SOME if hasattr(flags, name)},
     )
 

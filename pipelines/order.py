@@ -21,7 +21,8 @@ class Order:
 
     The global batch does not depend on the number of processes, so N processes see what one would; and a run stopped
     after `seen` samples goes on with the next unseen one on any number of processes. Nothing is held for each sample:
-    the sample at a place is computed when it is asked for.
+    the sample at a place is computed when it is asked for. even: False where batches need not be multiples of the
+    number of processes; `share` says how many images of one are whose.
 
     Examples:
         >>> order = Order(samples=10, batch_size=4, seed=0)
@@ -42,20 +43,21 @@ class Order:
         world_size: int = 1,
         shuffle: bool = True,
         drop_last: bool = True,
+        even: bool = True,
     ) -> None:
         if drop_last and batch_size > samples:
             raise UserError(
                 f"the batch size {batch_size} is larger than the data set of {samples} images; "
                 f"give --batch-size {samples} or less."
             )
-        if batch_size < 1 or batch_size % world_size:
+        if batch_size < 1 or (even and batch_size % world_size):
             raise UserError(
                 f"the global batch size {batch_size} must be a positive multiple of the {world_size} "
                 f"processes; give --batch-size {max(1, batch_size // world_size) * world_size}."
             )
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.shuffle, self.drop_last = shuffle, drop_last
+        self.shuffle, self.drop_last, self.even = shuffle, drop_last, even
 
     def at(self, epoch: int, place: Tensor) -> Tensor:
         """(n,) int64: the samples at these places, (n,) int64, of `epoch`; the same on every process and machine."""
@@ -72,6 +74,17 @@ class Order:
         """Batches left in an epoch of which `seen` samples are done."""
         left = max(0, self.samples - seen)
         return left // self.batch_size if self.drop_last else -(-left // self.batch_size)
+
+    def share(self, step: int) -> tuple[int, int]:
+        """(of this process, of all): images of batch `step` of an epoch. Where even is False and none are this
+        process's, its batch holds the first one of all, which is not to be counted.
+
+        Examples:
+            >>> [Order(9, 4, rank=1, world_size=2, drop_last=False, even=False).share(step) for step in range(3)]
+            [(2, 4), (2, 4), (0, 1)]
+        """
+        images = min(self.batch_size, self.samples - step * self.batch_size)
+        return len(range(self.rank, images, self.world_size)), images
 
     def batches(self, epoch: int, seen: int = 0) -> Batches:
         """This process's indices of every remaining batch of the epoch, each made when it is asked for."""
@@ -101,7 +114,10 @@ class Batches(Sequence[Tensor]):
         order = self._order
         first = self._seen + step * order.batch_size
         end = min(first + order.batch_size, order.samples)
-        return order.at(self._epoch, torch.arange(first + order.rank, max(first + order.rank, end), order.world_size))
+        places = torch.arange(first + order.rank, max(first + order.rank, end), order.world_size)
+        if not order.even and not len(places):
+            places = torch.arange(first, first + 1)  # no executor makes a batch of no images
+        return order.at(self._epoch, places)
 
 
 class ShardedOrder(Order):

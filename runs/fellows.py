@@ -69,6 +69,13 @@ class Fellows:
         self._place, self._alone, self._moves = before, self._alone - 1, self._moves + 1
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside `alone`: for this while the main thread must go on again."""
+        before, self._alone, self._moves = self._alone, 0, self._moves + 1
+        yield
+        self._alone, self._moves = before, self._moves + 1
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """What is written inside is finished before this process is ended."""
         with self._written:
@@ -113,6 +120,7 @@ class Fellows:
         try:
             near = self._near()
             tick, moves, moved, asked = 0, -1, time.monotonic(), 0.0
+            looked, seen = moved, {}  # when the others' signs of life were last looked at, and what they were
             while not self._over.is_set():
                 tick += 1
                 self._store.set(f"saccade/life/{self._rank}", f"{tick}|{self._moves}|{self._place}")
@@ -121,6 +129,10 @@ class Fellows:
                     self._end(sentence, int(of), int(code))
                 if moves != self._moves or self._alone:
                     moves, moved = self._moves, time.monotonic()
+                if time.monotonic() - looked > max(self._patience, 5 * SILENT):
+                    before, seen, looked = seen, {r: life[0] for r, life in self._lives().items()}, time.monotonic()
+                    for lost in (r for r in seen if r != self._rank and before.get(r) == seen[r]):
+                        self._blame(self._still(lost), lost)
                 if time.monotonic() - moved > self._patience:
                     self._blame(*self._hung())
                     moved = time.monotonic()
@@ -190,10 +202,13 @@ class Fellows:
 
     def _hung(self) -> tuple[str, int]:
         if (silent := self._silent()) is not None:
-            return f"process {silent} has stood still, without a sign of life, for {self._patience:.0f} s", silent
+            return self._still(silent), silent
         lives = self._lives()
         last = min(lives, key=lambda rank: int(lives[rank][1]))
         return f"process {last} has stood still for {self._patience:.0f} s, {lives[last][2]}", last
+
+    def _still(self, silent: int) -> str:
+        return f"process {silent} has stood still, without a sign of life, for {self._patience:.0f} s"
 
     def _blame(self, sentence: str, rank: int) -> None:
         """Tell everyone once; the first sentence counts."""

@@ -29,13 +29,13 @@ class Interrupt:
     """Its `code` is the exit code once a signal came, or the launcher died; 0 until then.
 
     After `saves()` a signal is noted, and the loop finishes its step and saves; before it there is nothing to save, and
-    `Stopped` is raised at once. A second signal within a second is the same wish, a later one stops at once.
-    A context manager that puts back the handlers it found (a notebook's stop button). Signals that were ignored (nohup)
-    stay so. Off the main thread, where Python takes no signals, only the launcher is watched.
+    `Stopped` is raised at once, which says `unsaved`. A second signal within a second is the same wish, a later one
+    stops at once. A context manager that puts back the handlers it found (a notebook's stop button). Signals that were
+    ignored (nohup) stay so. Off the main thread, where Python takes no signals, only the launcher is watched.
     """
 
-    def __init__(self) -> None:
-        self.code = 0
+    def __init__(self, unsaved: str = "nothing was begun") -> None:
+        self.code, self._unsaved = 0, unsaved
         self._why, self._at, self._training, self._over = "", 0.0, False, False
         self._gives_up = False
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -85,7 +85,7 @@ class Interrupt:
         self._over = True
 
     def _stopped(self) -> Stopped:
-        lost = "stopped at once: what came after the last checkpoint is lost" if self._training else "nothing was begun"
+        lost = "stopped at once: what came after the last checkpoint is lost" if self._training else self._unsaved
         return Stopped(f"{self._why}; {lost}", self.code)
 
     def _note(self, number: int, frame: object) -> None:

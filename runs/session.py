@@ -5,23 +5,19 @@ train.py loops over it; the bench, the doctor and the benchmarks time and compar
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from saccade.base.allocator import keep_freed_memory
 from saccade.base.errors import Diverged, UserError, out_of_memory
-from saccade.base.processes import asked_processes
 from saccade.losses.recipe import OptimizerSpec
 from saccade.losses.registry import find_method
 from saccade.models.backbone import create_backbone, feature_size
@@ -44,8 +40,8 @@ from saccade.runs.guard import Guard
 from saccade.runs.initial import read_initial
 from saccade.runs.memory import free_memory, too_large
 from saccade.runs.precision import on_gpu
+from saccade.runs.ranks import start_processes
 
-PATIENCE = 600.0  # seconds that a process waits for another that stands still
 COMPILING_PAYS = 500, 5_000_000  # steps left, parameters: below either, compiling takes longer than it saves
 
 
@@ -246,32 +242,6 @@ class Session:
 
 def _shape(shape: torch.Size | None) -> str:
     return "absent" if shape is None else "x".join(map(str, shape)) or "a number"
-
-
-def start_processes(device: str, patience: float = PATIENCE) -> PartialState:
-    """The processes that were launched, on `device`; they must have found each other, and wait `patience` s for one."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no usable GPU was found here; use --device cpu or leave it out.")
-    cpu = not on_gpu(device)
-    if cpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, processes launched on a CPU do not find each other
-        keep_freed_memory()
-    more = {"timeout": timedelta(seconds=patience + 60)} if asked_processes() > 1 else {}  # after runs/fellows.py has
-    try:
-        state = PartialState(cpu=cpu, **more)
-    except RuntimeError as error:  # torch's, of its store or its sockets
-        reason = str(error).splitlines()[0][:200]
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
-            f"the {asked_processes()} processes did not all come to {where} within {patience + 60:.0f} s ({reason}); "
-            "were all of them started, and can they reach each other?"
-        ) from error
-    if state.num_processes < (asked := asked_processes()):
-        raise UserError(
-            f"{asked} processes were asked for but {state.num_processes} found each other, and would train alone; "
-            f"start them with torchrun --nproc_per_node {asked}, or accelerate launch --multi_gpu (docs/cluster.md)."
-        )
-    return state
 
 
 def start_accelerator(device: str, precision: str) -> Accelerator:

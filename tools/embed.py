@@ -32,12 +32,14 @@ from saccade.evaluation.options import (
     chosen_settings,
     chosen_subject,
 )
+from saccade.evaluation.processes import on_processes
 from saccade.evaluation.subject import Subject
 from saccade.models.backbone import RESIZE, shown_share
 from saccade.models.feature_map import FeatureMap
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.runs.ranks import Ranks
 
 EXAMPLES = {
     "PHOTOS --from outputs/RUN --out photos.parquet": "name, split, class, label and vector of every image",
@@ -84,13 +86,21 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--dense --out {flags.out}: patches are no rows of numbers; give a .parquet or a .npy.")
     if flags.out.endswith(".parquet"):
         arrow()
-    subject, settings, out = chosen_subject(flags, flags.start), chosen_settings(flags), Path(flags.out)
+    with on_processes(flags) as ranks:
+        embed(flags, ranks)
+    return 0
+
+
+def embed(flags: argparse.Namespace, ranks: Ranks) -> None:
+    settings, out = chosen_settings(flags, ranks), Path(flags.out)
+    subject = ranks.first_on_each_node("opening the backbone", lambda: chosen_subject(flags, flags.start))
     shape = None
     if flags.dense:
         dense = FeatureMap(subject.backbone)
         shape = dense.shape(subject.image_size, len(subject.mean))
         subject = replace(subject, backbone=dense)
-    data = open_dataset(flags.data, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
+    options = replace(options_of(flags), data_dir=flags.data_dir)
+    data = ranks.first_on_each_node("opening the images", lambda: open_dataset(flags.data, options, flags.split))
     fraction = settings.crop_pct or shown_share(subject.image_size)
     how = {
         "from": flags.start,
@@ -116,19 +126,19 @@ def main(argv: list[str] | None = None) -> int:
     found = {}
     for split, source in data.splits.items():
         print(printable(f"{split:>10}  {source.name}: {source.describe()}"))
-        source.account.show()
+        if ranks.main:
+            source.account.show()
         found[split] = features(subject, source, settings, how, parts)
     kept = {split: readable(source) for split, source in data.splits.items()}
     rows, shape = sum(map(len, kept.values())), shape or next(iter(found.values())).shape[1:]
     blocks = (b for split, source in data.splits.items() for b in cut(split, source, found[split], kept[split], shape))
-    write_embeddings(out, blocks, rows, shape, how)
-    shutil.rmtree(parts, ignore_errors=True)
+    ranks.on_main("writing the table", lambda: write_embeddings(out, blocks, rows, shape, how))
+    ranks.on_main("removing the parts", lambda: shutil.rmtree(parts, ignore_errors=True))
     seconds = time.perf_counter() - began
     numbers = " x ".join(map(str, shape))
     print(printable(f"{out}: {rows:,} images, {numbers} numbers each, {seconds:.1f} s, {rows / seconds:.0f} images/s"))
     if bad := [name for source in data.splits.values() for name in source.known_bad]:
         print(printable(f"{len(bad):,} unreadable images are left out, such as {bad[0]}"))
-    return 0
 
 
 def features(subject: Subject, source: Source, s: Settings, how: dict[str, Any], parts: Path) -> np.ndarray:
@@ -139,13 +149,10 @@ def features(subject: Subject, source: Source, s: Settings, how: dict[str, Any],
     backbone = subject.backbone.to(s.device)
     key = key_of(backbone, (source,), *sorted(how.items(), key=str))
     dtype = np.float16 if "grid" in how else np.float32
-    kept = FeatureFile(key, len(source), parts, dtype, "give --out in another folder")
+    kept = FeatureFile(key, len(source), parts, dtype, "give --out in another folder", s.ranks)
     shown = (subject.image_size, subject.mean, subject.std, how["crop_fraction"])
     machine = (s.device, s.batch_size, s.precision, s.executor, s.workers)
-    found = extract(
-        backbone, source, *shown, *machine, interpolation=how["interpolation"], progress=True, kept=kept
-    ).features
-    source.known_bad.update(kept.bad)
+    found = extract(backbone, source, *shown, *machine, None, how["interpolation"], s.progress, kept, s.ranks).features
     numbers = found.numpy()
     step = rows_of(numbers.shape[1])
     if not all(np.isfinite(numbers[k : k + step]).all() for k in range(0, len(numbers), step)):

@@ -34,6 +34,7 @@ from saccade.evaluation.options import (
     chosen_settings,
     chosen_subject,
 )
+from saccade.evaluation.processes import on_processes
 from saccade.evaluation.subject import Subject
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, known_backbone
 from saccade.models.layouts import IMAGENET
@@ -42,6 +43,7 @@ from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import FEW, hold_out, once
 from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs.folder import default_folder
+from saccade.runs.ranks import Ranks
 from saccade.runs.record import published
 from saccade.tools.tuning import FOLDS, Fitted, Recipe, fit, in_folds, logits, recipe_of
 
@@ -82,9 +84,16 @@ def main(argv: list[str] | None = None) -> int:
     folder is what saccade predict and saccade export take. Stopped, the same command goes on."""
     flags = parser().parse_args(argv)
     check(flags)
-    subject, settings, began = start(flags), chosen_settings(flags), time.perf_counter()
-    train, test = labelled(flags, subject)
-    out = Path(flags.out or default_folder("finetune", flags.data))
+    with on_processes(flags) as ranks:
+        finetune(flags, ranks)
+    return 0
+
+
+def finetune(flags: argparse.Namespace, ranks: Ranks) -> None:
+    settings, began = chosen_settings(flags, ranks), time.perf_counter()
+    subject = ranks.first_on_each_node("opening the backbone", lambda: start(flags))
+    train, test = ranks.first_on_each_node("opening the images", lambda: labelled(flags, subject, ranks.main))
+    out = Path(flags.out or ranks.of_main("the folder", str(default_folder("finetune", flags.data))))
     classes = _classes(train, test)
     recipe = recipe_of(flags, len(train))
     print(f"{'from':>10}  {printable(subject.name)}: {subject.architecture}, {subject.image_size} px")
@@ -111,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": versions(),
         "hardware": hardware(),
     }
-    write(out, subject, fitted, classes, temperature, record)
+    ranks.on_main("writing the folder", lambda: write(out, subject, fitted, classes, temperature, record))
     low, high = found["interval"]
     print(printable(f"{'tested on':>10}  {tested_on}"))
     print(f"{'accuracy':>10}  {found['top1']:.1f} % (95 %: {low:.1f} to {high:.1f}); chance {found['chance']:.1f} %")
@@ -120,7 +129,6 @@ def main(argv: list[str] | None = None) -> int:
         f"(temperature {temperature:g}; measured on halves, each at the temperature of the other)"
     )
     print(printable(f"{'folder':>10}  {out}   saccade predict DATA --from {out}"))
-    return 0
 
 
 def check(flags: argparse.Namespace) -> None:
@@ -155,11 +163,13 @@ def start(flags: argparse.Namespace) -> Subject:
     return Subject("random weights", backbone.eval(), name, size, mean, std, spec=spec)
 
 
-def labelled(flags: argparse.Namespace, subject: Subject) -> tuple[Source, Source | None]:
-    """The images to train on, as many as were asked for, and those to test on where there are some."""
+def labelled(flags: argparse.Namespace, subject: Subject, heard: bool = True) -> tuple[Source, Source | None]:
+    """The images to train on, as many as were asked for, and those to test on where there are some; heard: what was
+    guessed is printed."""
     train, test = open_data(flags.data, flags.val_data, flags.data_dir, labelled=True, options=options_of(flags))
     for source in filter(None, (train, test)):
-        source.account.show()
+        if heard:
+            source.account.show()
         if source.labels is None:
             raise UserError(
                 f"{source.name} has no labels; give --labels CSV, or a folder with a sub-folder for each class."

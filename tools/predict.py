@@ -24,9 +24,11 @@ from saccade.evaluation.options import (
     chosen_settings,
     chosen_subject,
 )
+from saccade.evaluation.processes import on_processes
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.runs.ranks import Ranks
 from saccade.tools.tuning import Fitted, logits
 
 EXAMPLES = {
@@ -56,27 +58,34 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     check_shared(flags)
     check_out(flags, out=(".csv",))
-    subject = chosen_subject(flags, flags.start)
+    with on_processes(flags) as ranks:
+        predict(flags, ranks)
+    return 0
+
+
+def predict(flags: argparse.Namespace, ranks: Ranks) -> None:
+    subject = ranks.first_on_each_node("opening the backbone", lambda: chosen_subject(flags, flags.start))
     classifier = read_classifier(subject.folder) if subject.folder else None
     if classifier is None:
         raise UserError(f"--from {flags.start}: it has no classifier; make one with saccade finetune.")
-    data = open_dataset(flags.data, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
+    options = replace(options_of(flags), data_dir=flags.data_dir)
+    data = ranks.first_on_each_node("opening the images", lambda: open_dataset(flags.data, options, flags.split))
     fitted = Fitted(subject.backbone, classifier.layer())
     several = len(data.splits) > 1
     lines = [["name", *(["split"] if several else []), "label", "confidence"]]
     for split, source in data.splits.items():
-        source.account.show()
+        if ranks.main:
+            source.account.show()
         if source.channels != len(subject.mean):
             raise UserError(f"{subject.name} takes {len(subject.mean)} channels, {source.name} has {source.channels}.")
-        sure, which = logits(fitted, source, subject, chosen_settings(flags)).softmax(1).max(1)
+        sure, which = logits(fitted, source, subject, chosen_settings(flags, ranks)).softmax(1).max(1)
         for i in range(len(source)):
             if source.name_of(i) not in source.known_bad:
                 row = [f"{classifier.classes[int(which[i])]}", f"{float(sure[i]):.4f}"]
                 lines.append([printable(source.key_of(i)), *([split] if several else []), *row])
         print(printable(f"{split}: {told(source, which, sure, classifier)}"))
-    write_csv(Path(flags.out), lines)
+    ranks.on_main("writing the table", lambda: write_csv(Path(flags.out), lines))
     print(printable(f"{flags.out}: {len(lines) - 1:,} images"))
-    return 0
 
 
 def told(source: Source, which: torch.Tensor, sure: torch.Tensor, classifier: Classifier) -> str:

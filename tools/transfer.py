@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation
 from saccade.evaluation.options import add_machine_flags, check_machine, check_numbers, check_out, chosen_settings
+from saccade.evaluation.processes import on_processes
 from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.registry import find_protocol
 from saccade.evaluation.subject import Subject, open_subject, untrained
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import hold_out
+from saccade.runs.ranks import Ranks
 
 EXAMPLES = {
     "outputs/RUN --data BIRDS CARS": "a linear probe on two folders of labelled images",
@@ -54,29 +57,39 @@ def main(argv: list[str] | None = None) -> int:
     check_numbers(flags, ("seed",), least=0)
     check_out(flags, json=(".json",))
     find_protocol(flags.protocol)
-    subjects = [open_subject(Path(place).expanduser()) for place in flags.backbones]
+    with on_processes(flags) as ranks:
+        transfer(flags, ranks)
+    return 0
+
+
+def transfer(flags: argparse.Namespace, ranks: Ranks) -> None:
+    def opened() -> list[Subject]:
+        return [open_subject(Path(place).expanduser()) for place in flags.backbones]
+
+    subjects = ranks.first_on_each_node("opening the backbones", opened)
     subjects += [without_training(subject) for subject in subjects if subject.run][:1]
     rows = []
     for place in flags.data:
         found: dict[str, Any] = {"data": place, "top1": {}}
         for subject in subjects:
             protocol = find_protocol(flags.protocol, subject.image_size)
-            train, test = labelled(place, flags.data_dir, protocol)
+            train, test = ranks.first_on_each_node(
+                "opening the images", partial(labelled, place, flags.data_dir, protocol, ranks.main)
+            )
             if train.channels != len(subject.mean):
                 raise UserError(
                     f"{subject.name} takes {len(subject.mean)} channels, {train.name} has {train.channels}."
                 )
-            result = Evaluation(protocol, subject, train, test, place, chosen_settings(flags)).result()
+            result = Evaluation(protocol, subject, train, test, place, chosen_settings(flags, ranks)).result()
             print(printable(f"{place}, {subject.name}: {result['top1']:.2f} %"), flush=True)
             found["top1"][subject.name] = result["top1"]
             found |= {name: result[name] for name in ("n_train", "n_test", "classes", "protocol", "deviations")}
         rows.append(found)
     print_table(rows, [subject.name for subject in subjects])
-    if flags.json:
+    if flags.json and ranks.main:
         record = {"rows": rows, "seed": flags.seed, "commit": git_commit(), "hardware": hardware()}
         text = json.dumps({**record, "versions": versions()}, indent=1)
         write_atomically(Path(flags.json), lambda file: file.write(text.encode()))
-    return 0
 
 
 def without_training(subject: Subject) -> Subject:
@@ -85,13 +98,13 @@ def without_training(subject: Subject) -> Subject:
     return replace(subject, name="untrained", backbone=network, network="given")
 
 
-def labelled(place: str, data_dir: str, protocol: Protocol) -> tuple[Source, Source]:
-    """(training, test) images of a data set, its own split or one held out."""
+def labelled(place: str, data_dir: str, protocol: Protocol, heard: bool = True) -> tuple[Source, Source]:
+    """(training, test) images of a data set, its own split or one held out; heard: what was guessed is printed."""
     train, test = open_data(place, None, data_dir, labelled=True)
     if test is None:
         train, test, how = hold_out(train, alone=protocol.alone)
         train.account.guess(how)
-    for source in {id(s): s for s in (train, test)}.values():
+    for source in {id(s): s for s in (train, test)}.values() if heard else ():
         source.account.show()
     return train, test
 

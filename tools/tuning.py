@@ -15,12 +15,13 @@ from saccade.evaluation.features import Features, extract
 from saccade.evaluation.finetune import FineTuning, fine_tune
 from saccade.evaluation.kept import Kept, key_of
 from saccade.evaluation.linear import Preparation, Probe, cached_batches, linear_head, train_probe
+from saccade.evaluation.shares import shared_pipeline
 from saccade.evaluation.subject import Subject
 from saccade.models.backbone import shown_share
-from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
+from saccade.runs.ranks import SHARED_CACHE
 
 FOLDS, BATCH, STEPS = 5, 32, 300  # images a step; steps at least
 WHOLE = FineTuning(30, BATCH, lr=3e-4, head_lr=3e-3, lr_batch=None, optimizer="adamw", weight_decay=0.05)
@@ -68,7 +69,7 @@ def recipe_of(flags: argparse.Namespace, labels: int) -> Recipe:
 def features(backbone: nn.Module, source: Source, subject: Subject, s: Settings) -> Features:
     """As saccade eval extracts them."""
     shown = (subject.image_size, subject.mean, subject.std, shown_share(subject.image_size))
-    return extract(backbone, source, *shown, s.device, s.batch_size, s.precision, s.executor, s.workers)
+    return extract(backbone, source, *shown, s.device, s.batch_size, s.precision, s.executor, s.workers, ranks=s.ranks)
 
 
 def logits(fitted: Fitted, source: Source, subject: Subject, s: Settings) -> Tensor:
@@ -88,11 +89,11 @@ def fit(recipe: Recipe, subject: Subject, train: Source, classes: int, s: Settin
 def fit_whole(recipe: Recipe, subject: Subject, train: Source, classes: int, s: Settings) -> Fitted:
     how = recipe.whole(len(train))
     views = Views((View("train", subject.image_size, how.crop, flip=0.5),), subject.mean, subject.std)
-    order = Order(len(train), how.batch_size, recipe.seed, drop_last=len(train) % how.batch_size == 1)
+    one_left = len(train) % how.batch_size == 1
     backbone = subject.backbone.to(s.device)
-    kept = Kept(key_of(backbone, (train,), "finetune", how, recipe, views, s.precision))
-    with build_pipeline(train, views, order, s.executor, s.device, workers=s.workers) as pipeline:
-        tuned = fine_tune(how, backbone, pipeline, classes, None, recipe.seed, s.precision, s.progress, kept)
+    kept = Kept(key_of(backbone, (train,), "finetune", how, recipe, views, s.precision), s.ranks)
+    with shared_pipeline(train, views, how.batch_size, s, recipe.seed, one_left) as pipeline:
+        tuned = fine_tune(how, backbone, pipeline, classes, None, recipe.seed, s.precision, s.progress, kept, s.ranks)
     return Fitted(tuned.backbone, tuned.classifier)
 
 
@@ -130,8 +131,10 @@ def in_folds(
     assert train.labels is not None
     fold = folds_of(train.labels, most, recipe.seed)
     found = torch.zeros(len(train), classes)
-    kept = Kept(key_of(subject.backbone, (train,), "folds", recipe, most, s.precision, subject.mean, subject.std))
+    key = key_of(subject.backbone, (train,), "folds", recipe, most, s.precision, subject.mean, subject.std)
+    kept = Kept(key, s.ranks)
     state = kept.read() or {"done": 0, "logits": found}
+    s.ranks.same("what is kept of the folds", f"{state['done']} of them", SHARED_CACHE)
     found = state["logits"]
     for number in range(state["done"], most):
         print(f"fold {number + 1} of {most}", flush=True)

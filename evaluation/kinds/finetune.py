@@ -12,8 +12,7 @@ from saccade.evaluation.accuracy import Accuracy, named
 from saccade.evaluation.finetune import FineTuning, Tuned, few_labels, fine_tune
 from saccade.evaluation.kept import Kept
 from saccade.evaluation.protocol import Measure, Protocol, Row
-from saccade.pipelines.build import build_pipeline
-from saccade.pipelines.order import Order
+from saccade.evaluation.shares import shared_pipeline
 from saccade.pipelines.sources import Source
 from saccade.pipelines.views import View, Views
 
@@ -55,16 +54,17 @@ class FineTune(FineTuning, Measure):
             on.deviations.append(f"batch size = {len(train)}, all the labels, instead of {how.batch_size}")
             how = replace(how, batch_size=len(train))
         view = View("train", subject.image_size, how.crop, flip=0.5)
-        order = Order(len(train), how.batch_size, s.seed, drop_last=len(train) % how.batch_size == 1)
         views = Views((view,), subject.mean, subject.std)
 
         def test(backbone: nn.Module) -> tuple[Tensor, Tensor]:
             found = on.extract(on.test, backbone=backbone)
             return found.features, found.labels
 
-        with build_pipeline(train, views, order, s.executor, s.device, workers=s.workers) as pipeline:
-            kept = Kept(on.key(how))
-            return fine_tune(how, on.backbone, pipeline, on.classes, test, s.seed, s.precision, s.progress, kept)
+        one_left = len(train) % how.batch_size == 1
+        with shared_pipeline(train, views, how.batch_size, s, s.seed, one_left) as pipeline:
+            kept = Kept(on.key(how), s.ranks)
+            machine = (s.seed, s.precision, s.progress, kept, s.ranks)
+            return fine_tune(how, on.backbone, pipeline, on.classes, test, *machine)
 
 
 RESA = FineTune(20, 256, lr=2e-4, head_lr=40.0)

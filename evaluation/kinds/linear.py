@@ -14,7 +14,8 @@ from saccade.evaluation.features import forward_batches
 from saccade.evaluation.kept import Kept
 from saccade.evaluation.linear import Preparation, Probe, ProbeResult, cached_batches, linear_head, train_probe
 from saccade.evaluation.protocol import Measure, Row
-from saccade.pipelines.build import build_pipeline
+from saccade.evaluation.shares import shared_pipeline
+from saccade.models.norm import convert_batch_norm
 from saccade.pipelines.order import Order
 from saccade.pipelines.views import View, Views
 
@@ -87,7 +88,7 @@ class Linear(Probe, Measure):
         prepare = Preparation(self.prepare, on.train_features.features if self.prepare != "raw" else None, device)
         frozen, labels = on.test_features.features.to(device), on.test_features.labels.to(device)
         head = linear_head(self, (frozen.shape[1], on.classes), s.seed).to(device)
-        backbone = copy.deepcopy(on.backbone) if drift else on.backbone
+        backbone = convert_batch_norm(copy.deepcopy(on.backbone), "sync") if drift else on.backbone
 
         def test() -> Accuracy:
             features = on.extract(on.test, backbone=backbone).features.to(device) if drift else frozen
@@ -98,7 +99,8 @@ class Linear(Probe, Measure):
         train = on.train_features
         batches = cached_batches(train.features, train.labels, self, s.seed, device)
         steps = Order(len(train), self.batch_size, drop_last=self.drop_last).steps()
-        return train_probe(self, head, batches, steps, test, device, prepare, s.progress, Kept(on.key(self)))
+        kept = Kept(on.key(self), s.ranks)
+        return train_probe(self, head, batches, steps, test, device, prepare, s.progress, kept)
 
     def on_crops(
         self,
@@ -108,14 +110,13 @@ class Linear(Probe, Measure):
         test: Callable[[], Accuracy],
         prepare: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> ProbeResult:
-        """`head`, trained on what `backbone` makes of new crops and flips every epoch."""
+        """`head`, trained on what `backbone` makes of new crops and flips every epoch, by all processes together."""
         s, drift = on.settings, self.batch_norm_drift
         assert self.crop is not None
         view = View("probe", on.subject.image_size, self.crop, flip=0.5)
         recipe = Views((view,), on.subject.mean, on.subject.std)
-        order = Order(len(on.train), self.batch_size, s.seed, drop_last=self.drop_last)
-        kept = None if drift else Kept(on.key(self))
-        with build_pipeline(on.train, recipe, order, s.executor, s.device, workers=s.workers) as pipeline:
+        kept = None if drift else Kept(on.key(self), s.ranks)
+        with shared_pipeline(on.train, recipe, self.batch_size, s, s.seed, self.drop_last) as pipeline:
             return train_probe(
                 self,
                 head,
@@ -126,4 +127,6 @@ class Linear(Probe, Measure):
                 prepare,
                 s.progress,
                 kept,
+                pipeline.order,
+                s.ranks,
             )

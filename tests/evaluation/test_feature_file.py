@@ -64,14 +64,14 @@ def test_a_stop_costs_what_was_not_written(source):
 def test_a_damaged_file_is_made_anew(source, tmp_path, damage):
     kept(source, Counting())
     (tmp_path / "features/key/features.npy").write_bytes(damage)
-    (tmp_path / "features/key/done.json").write_text('{"images": 37}')
+    (tmp_path / "features/key/done-0.json").write_text('{"end": 37, "bad": {}}')
     assert kept(source, Counting()).features.shape == (37, 6)
 
 
-@pytest.mark.parametrize("told", ["[]", '{"images": "37", "bad": {}}', '{"images": 99, "bad": {}}', "[" * 5000])
+@pytest.mark.parametrize("told", ["[]", '{"end": "37", "bad": {}}', '{"end": 99, "bad": {}}', "[" * 5000])
 def test_a_record_of_it_that_is_none_begins_anew(source, tmp_path, told):
     kept(source, Counting())
-    (tmp_path / "features/key/done.json").write_text(told)
+    (tmp_path / "features/key/done-0.json").write_text(told)
     backbone = Counting()
     assert kept(source, backbone).features.shape == (37, 6) and backbone.images == 37
 

@@ -190,6 +190,6 @@ def test_a_process_that_never_comes_is_one_sentence():
 ALONE = """
 import sys
 from saccade.base.command import run_command
-from saccade.runs.session import start_processes
+from saccade.runs.ranks import start_processes
 run_command("train.py", lambda: start_processes("cpu", -58) and 0)
 """

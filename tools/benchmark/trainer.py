@@ -16,7 +16,8 @@ from saccade.pipelines.pipeline import Batch
 from saccade.pipelines.sources import Source
 from saccade.runs.config import resolve
 from saccade.runs.flags import check_flags, labelled_beside, parse_flags
-from saccade.runs.session import Session, start_accelerator, start_processes
+from saccade.runs.ranks import start_processes
+from saccade.runs.session import Session, start_accelerator
 
 
 class Trainer:
