@@ -1,137 +1,175 @@
-"""python -m benchmarks.opening: what a data set costs before its first step, at growing sizes, and at sizes beyond."""
+"""python -m benchmarks.opening: what a data set costs before its first step, at growing sizes, and at sizes beyond;
+with --train also twenty steps on 300,000 files, on tars of a million samples and on a sparse .beton of 60 GB."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.made_sets import WRITERS, write_beton, write_folder, write_tars
 from saccade.base.command import run_command
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
 
 SIZES = 10_000, 100_000, 300_000
 PROJECTED = 1_281_167, 14_000_000, 1_000_000_000
-_PER_FOLDER, _PER_SHARD = 1_000, 10_000
+TRAINED = {
+    "300,000 files": partial(write_folder, size=300_000),
+    "tars of 1,000,000 samples": partial(write_tars, size=1_000_000),
+    "a sparse .beton of 60 GB": partial(write_beton, size=20_000, length=60 * 10**9),
+}
+COLUMNS = {  # of the table: name -> (its unit, what a number is divided by)
+    "first_s": ("first s", 1),
+    "first_cpu_us": ("us/sample", 1),
+    "known_s": ("known s", 1),
+    "own_bytes": ("own MB", 1e6),
+    "two_bytes": ("2nd MB", 1e6),
+    "worker_bytes": ("worker MB", 1e6),
+    "order_s": ("order ms", 1e-3),
+    "knn_s": ("kNN s", 1),
+    "knn_bytes": ("kNN MB", 1e6),
+}
 _PROBE = """
 import json, os, sys, time
 import torch
+from saccade.evaluation.features import at_most
+from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order
-from saccade.pipelines.sources import FolderSource
-from saccade.pipelines.sources.shards import ShardSource
-from pathlib import Path
+from saccade.pipelines.sources import Options
 
-def held():  # bytes of this process's own, not shared with others or with a file
-    lines = open("/proc/self/smaps_rollup").read().splitlines()
+def held(process="self"):  # bytes of a process's own, not shared with others or with a file
+    lines = open(f"/proc/{process}/smaps_rollup").read().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
-kind, place = sys.argv[1], Path(sys.argv[2])
-Order(64, 8).batches(0)[0]  # compiled
-before, started = held(), time.perf_counter()
-source = FolderSource(place) if kind == "folder" else ShardSource(sorted(place.glob("*.tar")))
-opened, size = time.perf_counter() - started, held() - before
-batches, started = Order(len(source), 1024).batches(0), time.perf_counter()
-first = batches[0]
-ordered = time.perf_counter() - started
-found = {"samples": len(source), "open_s": opened, "bytes": size, "order_s": ordered, "all_bytes": held() - before}
-print(json.dumps(found))
+small, place = sys.argv[1:3]
+open_data(small), Order(64, 8).batches(0)[0]  # compiled
+before, started, used = held(), time.perf_counter(), time.process_time()
+source, _ = open_data(place)
+found = {"open_s": time.perf_counter() - started, "cpu_s": time.process_time() - used, "samples": len(source)}
+source.name_of(len(source) // 2), source.label_of(len(source) // 2)
+started = time.perf_counter()
+Order(len(source), 1024).batches(0)[0]
+found |= {"order_s": time.perf_counter() - started, "own_bytes": held() - before}
+started = time.perf_counter()
+few = at_most(source, 10_000)
+[few.read(i) for i in range(0, len(few), 10)]  # a tenth of what online kNN reads, once in a run
+found |= {"knn_s": time.perf_counter() - started, "knn_bytes": held() - before - found["own_bytes"]}
+here, there = os.pipe()
+if not (child := os.fork()):  # a worker, as those that decode are forked
+    empty = held()
+    [(source.label_of(i), source.name_of(i)) for i in range(0, len(source), len(source) // 1000)]
+    os.write(there, str(held() - empty).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+found["worker_bytes"] = int(os.read(here, 99))
+print(json.dumps(found), flush=True)
+sys.stdin.read()  # another process of the run opens it beside this one
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Empty files and tars of small members; each opened twice, in a process of its own: the first time, and known."""
+    """Sets of small images, each opened by new processes: the first time; then known, by two of one run together."""
     command = argparse.ArgumentParser(prog="benchmarks.opening", description=main.__doc__)
     command.add_argument("--sizes", default=",".join(map(str, SIZES)), help="samples, with commas between")
-    command.add_argument("--kinds", default="folder,tar")
+    command.add_argument("--kinds", default=",".join(WRITERS))
+    command.add_argument(
+        "--train", action="store_true", help="also train for twenty steps on large sets (4 GB of disk)"
+    )
     command.add_argument("--json", metavar="FILE", help="also write all numbers as JSON")
     flags = command.parse_args(argv)
     sizes, rows = [int(size) for size in flags.sizes.split(",")], []
-    print(f"{'':<8}{'samples':>14}{'first':>10}{'known':>10}{'own MB':>10}{'order ms':>10}")
-    for kind in flags.kinds.split(","):
+    print(f"{'':<8}{'samples':>14}" + "".join(f"{title:>11}" for title, _ in COLUMNS.values()))
+    for kind in filter(None, flags.kinds.split(",")):
         found = [measure(kind, size) for size in sizes]
         rows += found + [projected(found, size) for size in PROJECTED]
         for row in rows[-len(found) - len(PROJECTED) :]:
-            print(
-                f"{kind:<8}{row['samples']:>14,}{row['first_s']:>9.2f}s{row['known_s']:>9.3f}s"
-                f"{row['known_bytes'] / 1e6:>10.2f}{1e3 * row['order_s']:>10.2f}{'  projected' * row['projected']}",
-                flush=True,
-            )
+            cells = "".join(f"{row[name] / unit:>11.3f}" for name, (_, unit) in COLUMNS.items())
+            print(f"{kind:<8}{row['samples']:>14,}{cells}{'  projected' * row['projected']}", flush=True)
+    trained = {name: train(name) for name in TRAINED} if flags.train else {}
     if flags.json:
-        record = {"date": time.strftime("%Y-%m-%d"), "commit": git_commit(), "rows": rows}
-        record |= {"hardware": hardware(), "versions": versions()}
+        record = {"date": time.strftime("%Y-%m-%d"), "commit": git_commit(), "load": os.getloadavg()[0]}
+        record |= {"rows": rows, "trained": trained, "hardware": hardware(), "versions": versions()}
         write_atomically(Path(flags.json), lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
     return 0
 
 
 def measure(kind: str, size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="saccade-opening-") as scratch:
-        place = Path(scratch) / "data"
-        (write_folder if kind == "folder" else write_tars)(place, size)
-        first, known = (_opened(kind, place, Path(scratch) / "cache") for _ in range(2))
-    return {
-        "kind": kind,
-        "samples": size,
-        "projected": False,
-        "first_s": first["open_s"],
-        "known_s": known["open_s"],
-        "first_bytes": first["bytes"],
-        "known_bytes": known["all_bytes"],
-        "order_s": known["order_s"],
-    }
+        small, place, cache = (Path(scratch) / name for name in ("small", "data", "cache"))
+        WRITERS[kind](small, 64)
+        WRITERS[kind](place, size)
+        first = _opened(_started(small, place, cache))
+        both = [_started(small, place, cache) for _ in range(2)]
+        known, second = map(_opened, both)
+    row = {"kind": kind, "samples": size, "projected": False, "first_s": first["open_s"], "known_s": known["open_s"]}
+    row |= {"first_cpu_us": 1e6 * first["cpu_s"] / size, "two_bytes": second["own_bytes"]}
+    return row | {name: known[name] for name in ("own_bytes", "worker_bytes", "order_s", "knn_s", "knn_bytes")}
 
 
 def projected(found: list[dict[str, Any]], size: int) -> dict[str, Any]:
     """A straight line through what was measured."""
     samples, row = [one["samples"] for one in found], {"kind": found[0]["kind"], "samples": size, "projected": True}
-    for name in ("first_s", "known_s", "first_bytes", "known_bytes", "order_s"):
+    for name in COLUMNS:
         slope, start = np.polyfit(samples, [one[name] for one in found], 1)
         row[name] = float(max(0.0, slope * size + start))
+    row["first_cpu_us"] = found[-1]["first_cpu_us"]
     return row
 
 
-def _opened(kind: str, place: Path, cache: Path) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, kind, str(place)],
-        env=os.environ | {"SACCADE_CACHE": str(cache)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+def _started(small: Path, place: Path, cache: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", _PROBE, str(small), str(place)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, env=os.environ | {"SACCADE_CACHE": str(cache)}, text=True, **pipes)
 
 
-def write_folder(place: Path, size: int) -> None:
-    """Empty .jpg files, a thousand a class."""
-    for first in range(0, size, _PER_FOLDER):
-        folder = place / f"class{first // _PER_FOLDER:05d}"
-        folder.mkdir(parents=True)
-        for k in range(first, min(first + _PER_FOLDER, size)):
-            os.close(os.open(folder / f"image_{k:09d}.jpg", os.O_CREAT))
-    old = time.time() - 60  # as if written a minute ago
-    for folder in (place, *place.iterdir()):
-        os.utime(folder, (old, old))
+def _opened(probe: subprocess.Popen) -> dict[str, float]:
+    assert probe.stdout is not None
+    found = json.loads(probe.stdout.readline())
+    probe.communicate()
+    return found
 
 
-def write_tars(place: Path, size: int) -> None:
-    """KEY.jpg of 64 bytes and KEY.cls, ten thousand samples a shard."""
-    place.mkdir()
-    for first in range(0, size, _PER_SHARD):
-        with tarfile.open(place / f"x-{first // _PER_SHARD:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for k in range(first, min(first + _PER_SHARD, size)):
-                for ending, content in (("jpg", bytes(64)), ("cls", b"%d" % (k % 1000))):
-                    member = tarfile.TarInfo(f"sample{k:09d}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+def train(name: str) -> dict[str, Any]:
+    """Twenty steps of 32 images of 32 pixels; the run's own lines last. Twice: fresh, and known."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="saccade-opening-") as scratch:
+        place = Path(scratch) / "data"
+        TRAINED[name](place)
+        for when in ("fresh", "known"):
+            words = ["-m", "saccade.train", "--data", str(place), "--method", "simclr", "--backbone", "test_resnet"]
+            words += ["--batch-size", "32", "--image-size", "32", "--steps", "20", "--eval-every", "0", "--no-report"]
+            words += ["--device", "cpu", "--workers", "1", "--out", f"{scratch}/{when}", "--log", "lines"]
+            environment = os.environ | {"SACCADE_CACHE": f"{scratch}/cache"}
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            assert process.stdout is not None
+            said = process.stdout.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise RuntimeError(
+                    f"training on {name} ended with {os.waitstatus_to_exitcode(status)}:\n{said[-2000:]}"
+                )
+            config = json.loads((Path(scratch) / when / "config.json").read_text())
+            found[when] = {"seconds": time.perf_counter() - started, "peak_bytes": 1024 * usage.ru_maxrss}
+            found["data"] = next((line.strip() for line in said.splitlines() if line.strip().startswith("data ")), "")
+            found["steps"] = config["steps"]
+            print(
+                f"{name}, {when}: 20 steps in {found[when]['seconds']:.1f} s, {usage.ru_maxrss / 1e6:.2f} GB",
+                flush=True,
+            )
+    return found
 
 
 if __name__ == "__main__":

@@ -169,6 +169,13 @@ def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = No
     yield from walk(str(folder), "", frozenset([root]), root)
 
 
+def holds_image(folder: Path) -> bool:
+    """Whether an image file lies in the folder itself; not all of it is listed to tell."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(entry.name[0] != "." and entry.is_file() and _is_image(entry) for entry in entries)
+    return False
+
+
 def _below(root: str, place: str) -> bool:
     return place == root or place.startswith(root.rstrip(os.sep) + os.sep)
 

@@ -3,6 +3,7 @@ conversion ask it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -279,12 +280,20 @@ def _of_kind(path: Path, suffix: str) -> list[Path]:
 
 def _tables_below(path: Path, suffix: str, depth: int = 3) -> bool:
     """Whether one of the first files of a sub-folder ends so; a folder of a million images is not walked for it."""
-    for place in islice((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), 64):
-        if any(p.suffix == suffix for p in islice(place.iterdir(), 64)) or (
+    with os.scandir(path) as entries:
+        inside = islice((e for e in islice(entries, 1024) if e.name[0] != "." and e.is_dir()), 64)
+        folders = [Path(entry.path) for entry in inside]
+    for place in folders:
+        if any(name.endswith(suffix) for name in _first_names(place)) or (
             depth > 1 and _tables_below(place, suffix, depth - 1)
         ):
             return True
     return False
+
+
+def _first_names(place: Path) -> list[str]:
+    with os.scandir(place) as entries:
+        return [entry.name for entry in islice(entries, 64)]
 
 
 def _images(path: Path, most: int) -> list[str]:

@@ -11,7 +11,7 @@ from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
-from saccade.pipelines.sources.folder import SYSTEM_FOLDERS, scan
+from saccade.pipelines.sources.folder import SYSTEM_FOLDERS, holds_image, scan
 from saccade.pipelines.sources.split_names import SPLITS, is_train, split_word
 
 
@@ -97,6 +97,8 @@ def split_folders(folder: Path, account: Account, loose: bool = True) -> dict[st
 def _named_alike(inside: list[Path], exact: dict[str, Path]) -> dict[str, Path]:
     """All folders with images by the splits they are named like, each another, train among them; {} where they are
     not, or are called by the splits' own names."""
+    if any(split_word(place.name) is None and _depth(place) for place in inside):
+        return {}  # known by the first of many classes
     full = [place for place in inside if _depth(place)]
     named = {word: place for place in full if (word := split_word(place.name))}
     if len(full) < 2 or len(named) < len(full) or len(exact) == len(full) or not any(map(is_train, named)):
@@ -130,8 +132,9 @@ def _leave_beside(folder: Path, taken: list[Path], account: Account) -> None:
 
 def _depth(folder: Path) -> int:
     """0 without images, 1 with images in it, 2 with images only in sub-folders."""
-    name = next(scan(folder, Account()), None)
-    return 0 if name is None else 1 if "/" not in name else 2
+    if holds_image(folder):
+        return 1
+    return 0 if next(scan(folder, Account()), None) is None else 2
 
 
 def _images(folder: Path) -> int:
