@@ -21,7 +21,7 @@ from saccade.base.command import run_command
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
 
-SIZES = 10_000, 100_000, 300_000
+SIZES = 30_000, 100_000, 300_000
 PROJECTED = 1_281_167, 14_000_000, 1_000_000_000
 TRAINED = {
     "300,000 files": partial(write_folder, size=300_000),
@@ -128,8 +128,8 @@ def projected(found: list[dict[str, Any]], size: int) -> dict[str, Any]:
 
 def _started(small: Path, place: Path, cache: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", _PROBE, str(small), str(place)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, env=os.environ | {"SACCADE_CACHE": str(cache)}, text=True, **pipes)
+    environment, pipe = os.environ | {"SACCADE_CACHE": str(cache)}, subprocess.PIPE
+    return subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
 
 
 def _opened(probe: subprocess.Popen) -> dict[str, float]:
