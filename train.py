@@ -21,6 +21,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from saccade.base.command import exit_code
 from saccade.evaluation.online import OnlineKNN
@@ -163,7 +164,7 @@ def train(
     if session.steps < session.total_steps:
         monitor.message(
             f"stopped at step {session.steps} of {session.total_steps}; "
-            f"continue with: saccade train --resume {config.out}"
+            f"continue with: saccade train --resume {quote(str(config.out))}"
         )
         return stop
     ranks.on_main("writing the backbone", lambda: finish(session, folder, monitor.totals, baselines))

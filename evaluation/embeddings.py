@@ -151,6 +151,10 @@ def read_embeddings(path: Path) -> Embeddings:
         raise UserError(f"--in {path}: cannot be read as vectors with names ({type(error).__name__}).") from error
     if found.vectors.ndim != 2 or not len(found) == len(found.names) or not len(found):
         raise UserError(f"--in {path}: holds {len(found.names)} names for vectors of shape {found.vectors.shape}.")
+    if not found.vectors.shape[1]:
+        raise UserError(
+            f"--in {path}: has no vectors (columns v0, v1 ...); saccade embed DATA --from RUN makes a table."
+        )
     if not np.isfinite(found.vectors).all():
         raise UserError(f"--in {path}: some of its numbers are not finite; embed again with another backbone.")
     return found

@@ -76,8 +76,15 @@ def few_labels(source: Source, fraction: float = 1.0, shots: int | None = None, 
 
     UserError where a class has fewer than `shots`.
     """
+    return few_and_rest(source, fraction, shots, seed)[0]
+
+
+def few_and_rest(
+    source: Source, fraction: float = 1.0, shots: int | None = None, seed: int = 0
+) -> tuple[Source, Source | None]:
+    """The same, and the labelled images that were not drawn; None where all were."""
     if fraction == 1 and shots is None:
-        return source
+        return source, None
     assert source.labels is not None
     random, kept = np.random.default_rng(seed), []
     for label in np.unique(source.labels):
@@ -88,7 +95,10 @@ def few_labels(source: Source, fraction: float = 1.0, shots: int | None = None, 
                 "fewer shots, or label more images."
             )
         kept.append(rows[: shots or max(1, round(fraction * len(rows)))])
-    return source.subset(np.sort(np.concatenate(kept)), f"{source.name}, {shots or f'{fraction:.0%}'} of each class")
+    drawn = np.sort(np.concatenate(kept))
+    rest = np.setdiff1d(np.flatnonzero(source.labels >= 0), drawn)
+    few = source.subset(drawn, f"{source.name}, {shots or f'{fraction:.0%}'} of each class")
+    return few, source.subset(rest, f"{source.name}, the other labelled images") if len(rest) else None
 
 
 def fine_tune(

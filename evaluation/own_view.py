@@ -33,7 +33,8 @@ def own_view_found(
     batch_size: int = 128,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Of each backbone: (N,) bool, whether the cosine-nearest of all second views is the image's own, and its (N, D)
-    features of the first views; N: at most MAX_IMAGES, spread evenly, the same for all."""
+    features of the first views; N: at most MAX_IMAGES, spread evenly, the same for all;
+    unreadable ones are left out."""
     few = at_most(source, MAX_IMAGES)
     order = Order(len(few), batch_size, shuffle=False, drop_last=False)
     taken: list[list[tuple[Tensor, Tensor]]] = [[] for _ in backbones]
@@ -43,7 +44,8 @@ def own_view_found(
                 with mode(backbone, False), torch.no_grad():
                     first, second = (backbone(view).flatten(1).float().cpu() for view in batch.views.values())
                 found.append((first, second))
-    pairs = [tuple(torch.cat(part) for part in zip(*found, strict=True)) for found in taken]
+    whole = torch.tensor([few.name_of(i) not in few.known_bad for i in range(len(few))])
+    pairs = [tuple(torch.cat(part)[whole] for part in zip(*found, strict=True)) for found in taken]
     return [nearest_is_own(*pair) for pair in pairs], [first for first, _ in pairs]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
@@ -47,7 +47,6 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
     )  # the first ones of that epoch
     pixels = [torch.tensor(source.read_or_replace(i)[0]).permute(2, 0, 1) for i in numbers]
     params = draw(recipe, seed, epoch, torch.tensor(numbers), torch.tensor([p.shape[1:] for p in pixels]))
-    font = ImageFont.load_default(size=11)
     width = _LEFT + (len(recipe.views) + 1) * (_CELL + _GAP)
     described = {v.name: [describe(v, params[v.name], row) for row in range(len(numbers))] for v in recipe}
     lines = max(3, *(len(words) for column in described.values() for words in column))
@@ -56,7 +55,7 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
     pen = ImageDraw.Draw(grid)
     plain = Views(recipe.views, (0.0,) * source.channels, (1.0,) * source.channels)  # shown without normalisation
     for column, name in enumerate(("image", *recipe.names)):
-        pen.text((_LEFT + column * (_CELL + _GAP), 4), name, fill="black", font=font)
+        pen.text((_LEFT + column * (_CELL + _GAP), 4), name, fill="black", font=letters(name, 11))
     for row, (number, image) in enumerate(zip(numbers, pixels, strict=True)):
         y = 22 + row * row_height
         cells = [(_to_image(image), [source.name_of(number)[-26:], f"{image.shape[2]}x{image.shape[1]}"])]
@@ -70,7 +69,7 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
             cell = cell.resize((max(1, round(cell.width * scale)), max(1, round(cell.height * scale))), filter_)
             grid.paste(cell, (x, y))
             for i, line in enumerate(lines):
-                pen.text((x, y + _CELL + 2 + i * _LINE), line, fill="black", font=font)
+                pen.text((x, y + _CELL + 2 + i * _LINE), line, fill="black", font=letters(line, 11))
     return grid
 
 
@@ -85,6 +84,18 @@ def shown(pixels: np.ndarray) -> np.ndarray:
         if pixels.shape[2] == 3
         else np.ascontiguousarray(pixels[..., [0, 1, 2] if pixels.shape[2] > 2 else [0] * 3])
     )
+
+
+@cache
+def _dejavu(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def letters(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, or matplotlib's, a little smaller, where the text has letters that the first lacks."""
+    return ImageFont.load_default(size=size) if text.isascii() else _dejavu(size - 1)
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> Image.Image:
@@ -168,5 +179,5 @@ def _spread(watched: list[dict[str, Any]], panel: Any) -> None:
         if steps[0] == 1:
             side.axhline(watched[0][name], color=color, linestyle="--", linewidth=1, label=f"{label}, untrained")
         side.set_ylim(0, 1.1 * max(r[name] for r in watched) or 1)
-    panel.set_title("features of a batch")
+    panel.set_title("features of a training batch")
     std.legend(handles=[*panel.lines, *std.lines], fontsize=8, loc="lower right")  # above both sides' lines

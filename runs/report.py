@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from saccade import __version__
@@ -174,5 +175,5 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
     images = "" if knn is not None or baselines else " --data LABELLED_IMAGES"
     print(
         f"backbone: {config.out}/backbone.safetensors   "
-        f"evaluate it: saccade eval {config.out} --protocol linear{images}"
+        f"evaluate it: saccade eval {quote(str(config.out))} --protocol linear{images}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from shlex import quote
 from types import TracebackType
 from typing import Any
 
@@ -94,7 +95,9 @@ class Saver:
         try:
             with self._monitor.saving():
                 self._write(self._state())
-            self._tell(f"saved step {session.steps}; continue with: saccade train --resume {self._folder.path}")
+            self._tell(
+                f"saved step {session.steps}; continue with: saccade train --resume {quote(str(self._folder.path))}"
+            )
         except Exception as again:
             why = f"{again}".splitlines()[0][:200] if f"{again}" else type(again).__name__
             self._tell(f"step {session.steps} could not be saved ({why}); step {self._saved} is")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from saccade.base.errors import UserError
 from saccade.base.text import printable
@@ -16,7 +16,7 @@ from saccade.evaluation.embeddings import Embeddings
 from saccade.pipelines.sources import BadImage
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import Options
-from saccade.runs.pictures import save_png, thumbnail
+from saccade.runs.pictures import letters, save_png, thumbnail
 from saccade.runs.record import check_local
 
 PLAIN, SAME, OTHER = (120, 120, 120), (0, 114, 178), (213, 94, 0)  # frames; told apart by colour-blind eyes too
@@ -81,10 +81,10 @@ def drawn(strips: Sequence[tuple[str, Sequence[Cell]]], pictures: Mapping[int, I
     columns, step = max(len(cells) for _, cells in strips), SIDE + 2 * _FRAME + _GAP
     width = max(columns * step + _GAP, 2 * _GAP + max(8 * len(title) for title, _ in strips))
     sheet = Image.new("RGB", (width, len(strips) * height + _GAP), "white")
-    pen, bold, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14), ImageFont.load_default(size=11)
+    pen = ImageDraw.Draw(sheet)
     for k, (title, cells) in enumerate(strips):
         y = k * height + _GAP // 2
-        pen.text((_GAP, y + 4), title, fill="black", font=bold)
+        pen.text((_GAP, y + 4), title, fill="black", font=letters(title, 14))
         for column, cell in enumerate(cells):
             x, top = _GAP + column * step, y + _TITLE
             pen.rectangle((x, top, x + SIDE + 2 * _FRAME - 1, top + SIDE + 2 * _FRAME - 1), fill=cell.frame)
@@ -95,7 +95,7 @@ def drawn(strips: Sequence[tuple[str, Sequence[Cell]]], pictures: Mapping[int, I
                 sheet.paste(picture, (x + _FRAME + free[0], top + _FRAME + free[1]))
             for number, line in enumerate(cell.caption):
                 under = top + SIDE + 2 * _FRAME + number * _LINE + 2
-                pen.text((x, under), short(line), fill=(60, 60, 60), font=font)
+                pen.text((x, under), short(line), fill=(60, 60, 60), font=letters(line, 11))
     return sheet
 
 

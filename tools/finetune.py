@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,13 @@ from saccade import __version__
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
-from saccade.base.machine import git_commit, hardware, versions
+from saccade.base.machine import available_cpus, git_commit, hardware, versions
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.calibration import best_temperature, calibration_error, crossed
 from saccade.evaluation.classifier import Classifier, write_classifier
 from saccade.evaluation.evaluate import Settings
-from saccade.evaluation.finetune import few_labels
+from saccade.evaluation.finetune import few_and_rest
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.options import (
     add_machine_flags,
@@ -39,7 +41,7 @@ from saccade.evaluation.subject import Subject
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, known_backbone
 from saccade.models.layouts import IMAGENET
 from saccade.pipelines.data import open_data
-from saccade.pipelines.sources import Source
+from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.sources.holdout import FEW, hold_out, once
 from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs.folder import default_folder
@@ -47,6 +49,7 @@ from saccade.runs.ranks import Ranks
 from saccade.runs.record import published
 from saccade.tools.tuning import FOLDS, Fitted, Recipe, fit, in_folds, logits, recipe_of
 
+READ = 20_000
 EXAMPLES = {
     "PHOTOS --labels labels.csv --from outputs/RUN": "all of the network, on the images that labels.csv names",
     "PHOTOS --from outputs/RUN --head-only": "a classifier on fixed features, in seconds",
@@ -128,7 +131,7 @@ def finetune(flags: argparse.Namespace, ranks: Ranks) -> None:
         f"{'confidence':>10}  {found['confidence']:.1f} % on average, {found['calibration_error']:.1f} % off "
         f"(temperature {temperature:g}; measured on halves, each at the temperature of the other)"
     )
-    print(printable(f"{'folder':>10}  {out}   saccade predict DATA --from {out}"))
+    print(printable(f"{'folder':>10}  {out}   saccade predict DATA --from {quote(str(out))}"))
 
 
 def check(flags: argparse.Namespace) -> None:
@@ -176,10 +179,13 @@ def labelled(flags: argparse.Namespace, subject: Subject, heard: bool = True) ->
             )
         if source.channels != len(subject.mean):
             raise UserError(f"{subject.name} takes {len(subject.mean)} channels, {source.name} has {source.channels}.")
-    train = once(train.labelled())
+    train = readable(once(train.labelled()))
     if len(np.unique(train.labels)) < 2:  # type: ignore[arg-type]
         raise UserError(f"{train.name} has labels of one class alone; a classifier needs two.")
-    return few_labels(train, flags.fraction, flags.shots, flags.seed), test and test.labelled()
+    few, rest = few_and_rest(train, flags.fraction, flags.shots, flags.seed)
+    if test is None and not flags.folds:
+        return few, rest  # their labels are there: more than folds of the few could tell
+    return few, test and readable(test.labelled())
 
 
 def _classes(train: Source, test: Source | None) -> tuple[str, ...]:
@@ -199,11 +205,46 @@ def tried(
         fitted = fit(recipe, subject, train, classes, s)
         return fitted, logits(fitted, test, subject, s), _labels(test), f"{len(test):,} images of {test.name}"
     folds = flags.folds or FOLDS
+    alone = [train.class_name(k) for k, n in enumerate(np.bincount(_labels(train))) if n == 1]
+    if alone:
+        print(
+            printable(f"{'note':>10}  one image alone has the label {', '.join(alone[:5])}: in folds it is never right")
+        )
+    print(
+        f"{'folds':>10}  {folds} trainings on {folds - 1} of {folds} parts of the images, then one on all", flush=True
+    )
     answers, kept = in_folds(recipe, subject, train, classes, s, folds)
     print("all labels", flush=True)
     fitted = fit(recipe, subject, train, classes, s)
     kept.remove()
     return fitted, answers, _labels(train), f"the {len(train):,} labelled images in {folds} folds"
+
+
+def readable(source: Source) -> Source:
+    """Without the images that cannot be read, which are said: another's picture with their label would stand in.
+    Up to READ images: of more, a few weigh nothing."""
+    if len(source) > READ or source.array() is not None:
+        return source
+
+    def reads(i: int) -> bool:
+        try:
+            source.read(i)
+        except BadImage:
+            return False
+        return True
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        good = np.array(list(pool.map(reads, range(len(source)))))
+    if good.all() or not good.any():
+        return source
+    bad = np.flatnonzero(~good)
+    named = ", ".join(source.name_of(int(i)) for i in bad[:3])
+    print(
+        printable(
+            f"{'unreadable':>10}  {len(bad):,} labelled images, left out: {named}{' ...' if len(bad) > 3 else ''}"
+        )
+    )
+    return source.subset(np.flatnonzero(good))
 
 
 def _labels(source: Source) -> Tensor:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
 from saccade.base.text import printable
+from saccade.evaluation.options import check_out
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.sources.decode import formats
 from saccade.pipelines.sources.open import open_dataset
@@ -56,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     if flags.images < 1:
         raise UserError(f"--images {flags.images} looks at nothing; give 1 or more.")
-    if Path(flags.out).suffix != ".png":
-        raise UserError(f"--out {flags.out}: give a file ending in .png.")
+    check_out(flags, out=(".png",))
     data = open_dataset(flags.data, replace(options_of(flags), data_dir=flags.data_dir), flags.split)
     found = {name: look(source, flags.images) for name, source in data.splits.items()}
     save_png(sheet(next(iter(data.splits.values()))), Path(flags.out))
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         print(printable(f"{name}: {source.describe()}"))
         source.account.show()
         print("\n".join(map(printable, lines(found[name]))))
-    print(f"{flags.out}: {min(_THUMBNAILS, len(next(iter(data.splits.values()))))} of the images")
+    print(f"{flags.out}: {min(_THUMBNAILS, len(next(iter(data.splits.values()))))} of the images; crossed: unreadable")
     return 0
 
 
@@ -139,20 +139,20 @@ def lines(found: dict[str, Any]) -> list[str]:
         return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
 
     told = [
-        f"    opened  {found['opened']:,} images",
+        f"    opened  {found['opened'] - len(found['unreadable']):,} images",
         f"     types  {listed(found['types'])}; modes {listed(found['modes'])}",
-        "      size  {}x{} to {}x{}, median {}x{} (width x height)".format(
-            *(found[side][k] for k in (0, 2, 1) for side in ("width", "height"))
+        "      size  width {} to {}, median {}; height {} to {}, median {}".format(
+            *(found[side][k] for side in ("width", "height") for k in (0, 2, 1))
         ),
         f"    values  {found['values'][0]} to {found['values'][1]}, mean {found['mean']}",
     ]
     copies = found["duplicates"]
     if copies["images"]:
-        told.append(
-            f"duplicates  {copies['images']:,} images are pixel by pixel another, such as {copies['first'][0][:2]}"
-        )
+        first, second = copies["first"][0][:2]
+        told.append(f"duplicates  {copies['images']:,} images are pixel by pixel another, such as {first} and {second}")
     if bad := found["unreadable"]:
-        told.append(f"unreadable  {len(bad):,} images, such as {next(iter(bad.items()))}")
+        few = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:3])
+        told.append(f"unreadable  {len(bad):,} images: {few}{' ...' if len(bad) > 3 else ''}")
     most = max([*found["classes"].values(), 1])
     if found["classes"] and found["unlabelled"]:
         told.append(f" unlabelled  {found['unlabelled']:,} images")
@@ -164,14 +164,18 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def sheet(source: Source) -> Image.Image:
-    """Evenly spread thumbnails, eight a row, whole images on grey; unreadable ones stay grey."""
+    """Evenly spread thumbnails, eight a row, whole images on grey; a cross stands for an unreadable one."""
     numbers = np.unique(np.linspace(0, len(source) - 1, _THUMBNAILS).astype(int)).tolist()
     rows, step = -(-len(numbers) // 8), _SIDE + 4
     canvas = Image.new("RGB", (8 * step + 4, rows * step + 4), (128, 128, 128))
+    pen = ImageDraw.Draw(canvas)
     for k, i in enumerate(numbers):
         try:
             image = thumbnail(source.read(i), _SIDE)
         except BadImage:
+            x, y = k % 8 * step + 4, k // 8 * step + 4
+            pen.line((x, y, x + _SIDE, y + _SIDE), fill=(90, 90, 90))
+            pen.line((x, y + _SIDE, x + _SIDE, y), fill=(90, 90, 90))
             continue
         corner = (k % 8 * step + 4 + (_SIDE - image.width) // 2, k // 8 * step + 4 + (_SIDE - image.height) // 2)
         canvas.paste(image, corner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from saccade.base.errors import UserError
 from saccade.evaluation.report.findings import find
 from saccade.evaluation.report.page import write_report
@@ -16,12 +18,12 @@ def report_after(session: Session, seconds: float) -> str:
     """Write report.html of a run that trained for so long, and say so, or why not: one line."""
     out = session.config.out
     if session.config.flags.get("no_report"):
-        return f"report: none, as asked; saccade report {out} makes it"
+        return f"report: none, as asked; saccade report {quote(str(out))} makes it"
     recipe, source = session.config.recipe, session.source
     trained = max(1, session.steps * recipe.batch_size)
     images = min(MOST, len(source), int(SHARE * seconds / (LAYING_OUT + seconds / trained / 3)))
     if images < min(LEAST, max(3, len(source))):
-        return f"report: saccade report {out} makes one; the run was too short to spend its time on it"
+        return f"report: saccade report {quote(str(out))} makes one; the run was too short to spend its time on it"
     views, learner = recipe.views, session.learner
     try:
         found = find(
@@ -34,7 +36,8 @@ def report_after(session: Session, seconds: float) -> str:
             session.accelerator.device,
             session.config.workers,
         )
-        shown = f"{images:,} of {len(source):,} images"
-        return f"report: {write_report(out, found)}, with {shown} (saccade report {out} --images N takes others)"
+        shown = f"{len(found.names):,} of {found.total:,} images"
+        again = f"saccade report {quote(str(out))} --images N"
+        return f"report: {write_report(out, found)}, with {shown} ({again} takes others)"
     except (UserError, OSError, ValueError, RuntimeError, MemoryError) as error:  # the run itself is whole
-        return f"report: none ({' '.join(str(error).split())[:200]}); saccade report {out} tries again"
+        return f"report: none ({' '.join(str(error).split())[:200]}); saccade report {quote(str(out))} tries again"

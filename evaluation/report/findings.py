@@ -39,7 +39,8 @@ class Wrong:
 @dataclass(frozen=True)
 class Findings:
     """Of N images, numbered 0 to N - 1: names, classes ("" where there is none), thumbnails (N, THUMB, THUMB, 3) uint8,
-    places on the map (N, 2), clusters (N,); nearest: image -> its neighbours with their cosines."""
+    places on the map (N, 2), clusters (N,); nearest: image -> its neighbours with their cosines. Unreadable images, for
+    which others stand in, are none of them."""
 
     names: list[str]
     classes: list[str]
@@ -51,7 +52,7 @@ class Findings:
     duplicates: list[tuple[int, int, float]]
     odd: list[tuple[int, float]]
     wrong: list[Wrong]
-    total: int  # images of the set these were taken from
+    total: int  # readable images of the set these were taken from, as far as is known
 
 
 def find(
@@ -69,12 +70,14 @@ def find(
     features, numbers = extract(backbone, few, image_size, mean, std, share, device, workers=workers), range(len(few))
     with ThreadPoolExecutor(available_cpus()) as pool:
         thumbnails = np.stack(list(pool.map(lambda i: squared(few.read_or_replace(i)[0]), numbers)))
-    labels = features.labels
     if not torch.isfinite(features.features).all():
         raise UserError("the features are not finite numbers: the backbone has diverged, there is nothing to show.")
+    readable = torch.tensor([i for i in numbers if few.name_of(i) not in few.known_bad])
+    labels = features.labels[readable]
     classes = [printable(source.class_name(int(label))) for label in labels]
-    names = [printable(few.name_of(i)) for i in numbers]
-    return findings(features.features, labels, classes, names, thumbnails, len(source))
+    names = [printable(few.name_of(int(i))) for i in readable]
+    left = len(source) - len({*few.known_bad, *source.known_bad})
+    return findings(features.features[readable], labels, classes, names, thumbnails[readable.numpy()], left)
 
 
 def findings(

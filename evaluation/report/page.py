@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from saccade.evaluation.report.findings import THUMB, Findings
 from saccade.evaluation.report.script import SCRIPT, STYLE
 
 NAME = "report.html"
+BATCH = (
+    "<p>Features of a batch are those of its random views, as BatchNorm sees them while it trains, and not to be "
+    "compared with those of the test images above, unaugmented, by BatchNorm's running statistics.</p>"
+)
 FEW = 2_500  # images on the map up to which their pictures are 32 pixels wide there, 20 above
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -35,9 +40,10 @@ def page(folder: Path, found: Findings | None) -> str:
     config, summary, verdict = (_read(folder / f"{name}.json") for name in ("config", "summary", "verdict"))
     recipe = _table_of(config, "recipe")
     title = f"{recipe.get('method', 'a run')} on {Path(str(config.get('data', ''))).name or 'images'}"
+    curves = _picture(folder / "curves.png", "loss, kNN and learning rate against the step")
     sections = [
         _section("Did it learn?", _verdict(verdict)),
-        _section("Curves", _picture(folder / "curves.png", "loss, kNN and learning rate against the step")),
+        _section("Curves", curves and curves + BATCH),
         *(_of_images(found) if found else ()),
         _section(
             "Views it was trained on", _picture(folder / "views.png", "each image and its views, with what was drawn")
@@ -130,16 +136,20 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
         for name, value in spread.items()
         if isinstance(value, dict)
     )
-    table = f"<table><tr><th>features</th><th>effective rank</th><th>std</th></tr>{rows}</table>" if rows else ""
+    table = (
+        f"<table><tr><th>features of the test images</th><th>effective rank</th><th>std</th></tr>{rows}</table>"
+        if rows
+        else ""
+    )
     test = f"<p>{_safe(verdict['test'])}</p>" if verdict.get("test") else ""
     return f'<p class="verdict">{_safe(learned)}</p><p>{_safe(sentence.removeprefix(learned).strip())}</p>{test}{table}'
 
 
 def _machine(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     rows = {
-        "trained by": verdict.get("command") or f"saccade train --recipe {folder / 'recipe.toml'}",
-        "this page by": f"saccade report {folder}",
-        "evaluate by": f"saccade eval {folder} --protocol linear",
+        "trained by": verdict.get("command") or f"saccade train --recipe {quote(str(folder / 'recipe.toml'))}",
+        "this page by": f"saccade report {quote(str(folder))}",
+        "evaluate by": f"saccade eval {quote(str(folder))} --protocol linear",
         **{name: summary.get(name) for name in ("steps", "epochs", "seconds", "images_per_second", "bad_images")},
         "hardware": summary.get("hardware"),
         "versions": summary.get("versions") or config.get("versions"),

@@ -15,7 +15,8 @@ from PIL import Image
 from saccade import train
 from saccade.base.errors import UserError
 from saccade.evaluation.report import Findings, afterwards, page
-from saccade.evaluation.report.findings import THUMB, findings
+from saccade.evaluation.report.findings import THUMB, find, findings
+from saccade.pipelines.sources.open import open_dataset
 from saccade.tools import report
 
 EVIL = '<script>alert("x")</script>&</pre>"\'\n\x1b[31m'
@@ -156,3 +157,13 @@ def test_a_browser_shows_ten_thousand_points_fluidly_and_has_nothing_to_say(tmp_
     assert "CONSOLE" not in done.stderr
     spent = re.search(r"ms a frame: ([\d.]+) drawn (\d+)", done.stdout)
     assert spent and int(spent[2]) > 5000 and float(spent[1]) < 200  # of two shared cores without a GPU
+
+
+def test_an_unreadable_image_is_not_shown_as_another(tmp_path):
+    for k in range(24):
+        Image.new("RGB", (20, 20), (10 * k, 255 - 10 * k, 90)).save(tmp_path / f"{k:02}.png")
+    (tmp_path / "05.png").write_bytes(b"no image")
+    found = find(torch.nn.Flatten(), open_dataset(str(tmp_path)).splits["train"], 8, (0.0,) * 3, (1.0,) * 3, 24)
+    assert "05.png" not in found.names and len(found.names) == len(found.thumbnails) == found.total == 23
+    for name, picture in zip(found.names, found.thumbnails, strict=True):
+        assert abs(int(picture[32, 32, 0]) - 10 * int(name[:2])) <= 1

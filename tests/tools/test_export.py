@@ -13,6 +13,7 @@ from PIL import Image
 from saccade.base.errors import UserError
 from saccade.evaluation.classifier import Classifier, write_classifier
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, load_backbone
+from saccade.tools import predict
 from saccade.tools.export import main
 from saccade.tools.exporting import formats
 
@@ -42,8 +43,8 @@ def made(folder: Path, spec=PLAIN, tuned=True) -> tuple[Path, dict[str, torch.Te
 def card_names(folder: Path, monkeypatch) -> dict:
     """The names that the Python of the model card makes, run in its folder."""
     monkeypatch.chdir(folder)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    names = {"pixels": PIXELS}
+    *_, code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names = {"pixels": PIXELS.numpy()}
     exec(code, names)
     return names
 
@@ -116,6 +117,26 @@ def test_transformers_reads_the_same_folder(tmp_path, monkeypatch):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
     close(names["processor"](image)["pixel_values"][0], shown(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255))
     assert (out / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
+
+
+@pytest.mark.parametrize("size", [(90, 61), (40, 57), (300, 301)])
+def test_a_photo_by_the_cards_own_code_is_what_predict_says(tmp_path, monkeypatch, size):
+    folder, _ = made(tmp_path / "run", BackboneSpec("test_resnet", "plain"))
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    (tmp_path / "photos").mkdir()
+    photo.getexif()[0x0112] = 6  # lies on its side
+    photo.save(tmp_path / "photos" / "photo.jpg", exif=photo.getexif())
+    out = tmp_path / "found.csv"
+    assert predict.main([str(tmp_path / "photos"), "--from", str(folder), "--out", str(out), "--workers", "1"]) == 0
+    assert main([str(folder), "--to", "torchscript"]) == 0
+    monkeypatch.chdir(tmp_path / "photos")
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", (folder / "exports/torchscript/README.md").read_text(), re.DOTALL):
+        exec(code.replace('folder = "."', f"folder = {str(folder / 'exports/torchscript')!r}"), names)
+    shares = names["outputs"][1].softmax(1)[0]
+    _, label, confidence = out.read_text().splitlines()[1].split(",")
+    assert label == CLASSES[int(shares.argmax())] and float(confidence) == pytest.approx(float(shares.max()), abs=2e-4)
 
 
 @pytest.mark.slow

@@ -94,6 +94,26 @@ def test_few_labels_without_a_split_are_tested_in_folds_and_a_stop_keeps_those_d
     }
 
 
+def test_labels_that_were_not_drawn_are_tested_on(place, tmp_path):
+    found = tuned(place, tmp_path / "out", "--head-only", "--shots", 2, data="alone.npz")
+    assert (found["labels"], found["images"]) == (8, 16) and "the other labelled images" in found["tested_on"]
+
+
+def test_an_unreadable_image_is_neither_right_nor_wrong(place, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for k in range(24):
+        file = photos / ("red", "blue")[k % 2] / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 24), [(200, 9 * k, 30), (30, 9 * k, 200)][k % 2]).save(file)
+    file.write_bytes(b"no image")
+    for name, flags in (("folds", ()), ("split", ("--val-data", photos))):
+        found = tuned(place, tmp_path / name, "--head-only", *flags, data=photos)
+        assert (found["labels"], found["images"]) == (
+            23,
+            23,
+        ) and "unreadable  1 labelled images, left out: blue/23.png" in capsys.readouterr().out
+
+
 def test_folds_hold_each_image_once_and_each_class_evenly():
     labels = np.repeat(np.arange(3), (20, 7, 1))
     fold = tuning.folds_of(labels, 5, seed=0)

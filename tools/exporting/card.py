@@ -14,6 +14,23 @@ from saccade.runs.record import published
 from saccade.tools.exporting.network import Exported
 
 LIBRARY = {"onnx": "onnx", "torchscript": "pytorch", "torchvision": "torchvision", "hf-folder": "timm", "timm": "timm"}
+OWN_TRANSFORM = ("hf-folder", "timm")  # their libraries make the pixels, from config.json
+PHOTOGRAPH = """import numpy as np
+from PIL import Image, ImageOps
+
+def pixels_of(photo):
+    image = np.asarray(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"), np.float32) / 255
+    side = max(1, round(min(image.shape[:2]) * {fraction:g}))
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    square = image[top : top + side, left : left + side]
+    bands = [Image.fromarray(np.ascontiguousarray(square[..., c])) for c in range(3)]
+    return np.stack([np.asarray(band.resize(({size}, {size}), Image.Resampling.BILINEAR)) for band in bands])
+
+pixels = pixels_of("photo.jpg")[None]"""
+DEEP = (
+    "Pictures of more than 8 bits a channel are spread over one range of values for a whole folder by saccade predict "
+    "(`--value-range`); bring them to 8 bits in the same way first."
+)
 UNSAID = "Not stated by who exported it; ask before you use the weights for anything but a look"
 IMAGES = "the images have terms of their own"
 
@@ -31,11 +48,21 @@ def card(model: Exported, to: str, usage: str, inside: str, checked: str, licenc
         "\n".join(front) + f"# {printable(title)}",
         f"| | |\n|---|---|\n{facts}",
         "## Numbers\n\n" + (f"| measured | |\n|---|---|\n{numbers}" if numbers else "None were measured."),
+        *([_photograph(model)] if model.preprocessing()["channels"] == "RGB" and to not in OWN_TRANSFORM else []),
         f'## Use\n\n```python\nfolder = "."\n{usage}\n```',
         f"## Checked\n\n{checked}",
         f"## Licence\n\n{printable(licence or UNSAID)}. The training code, Saccade, is Apache-2.0; {IMAGES}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _photograph(model: Exported) -> str:
+    """Code that shows a photo to the network as we do, by Pillow and numpy alone."""
+    shown = model.preprocessing()
+    code = PHOTOGRAPH.format(size=shown["image_size"], fraction=shown["crop_fraction"])
+    shape = f"(1, 3, {shown['image_size']}, {shown['image_size']})"
+    told = f"A photo as {shape} float32 of 0 to 1, as `saccade predict` shows it:"
+    return f"## A photo\n\n{told}\n\n```python\n{code}\n```\n\n{DEEP}"
 
 
 def _facts(model: Exported, inside: str) -> list[tuple[str, str]]:
@@ -51,7 +78,8 @@ def _facts(model: Exported, inside: str) -> list[tuple[str, str]]:
         ("in the files", inside),
     ]
     if model.classifier:
-        names = ", ".join(model.classes[:30]) + (" ..." if len(model.classes) > 30 else "")
+        named = [f'"{name}"' if "," in name else name for name in model.classes]
+        names = ", ".join(named[:30]) + (" ..." if len(named) > 30 else "")
         rows.append(("classes", f"{len(model.classes)}: {names}; the softmax of the logits is a calibrated confidence"))
     return [*rows, ("made by", f"Saccade {__version__}" + (f", commit {c}" if (c := git_commit()) else ""))]
 

@@ -56,7 +56,7 @@ class Onnx(Format):
     usage = """import json, onnxruntime
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
 preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
-outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"images": pixels.numpy()})))"""
+outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"images": pixels})))"""
 
     def write(self, model: Exported, folder: Path) -> None:
         with quiet():
@@ -87,7 +87,7 @@ class TorchScript(Format):
 extra = {"preprocessing": "", "classes": ""}
 model = torch.jit.load(f"{folder}/model.pt", _extra_files=extra)
 preprocessing = json.loads(extra["preprocessing"])
-outputs = model(pixels)  # a tuple: features, and logits where there is a classifier"""
+outputs = model(torch.from_numpy(pixels))  # a tuple: features, and logits where there is a classifier"""
 
     def write(self, model: Exported, folder: Path) -> None:
         with quiet(), torch.no_grad():
