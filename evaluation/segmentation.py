@@ -102,8 +102,9 @@ def patches_of(backbone: nn.Module, shape: tuple[int, ...], subject: Subject, da
     chosen = data.source.subset(data.rows, data.source.name)
     key = key_of(backbone, (chosen,), "patches", backbone, shape, *shown, s.precision)
     machine = (s.device, s.batch_size, s.precision, s.executor, s.workers)
-    kept = FeatureFile(key, len(chosen))
-    found = extract(backbone.to(s.device), chosen, *shown, *machine, progress=s.progress, kept=kept).features
+    kept = FeatureFile(key, len(chosen), ranks=s.ranks)
+    whole = backbone.to(s.device)
+    found = extract(whole, chosen, *shown, *machine, progress=s.progress, kept=kept, ranks=s.ranks).features
     data.source.known_bad.update(chosen.known_bad)
     return found
 
@@ -139,7 +140,7 @@ def probed(
     key = key_of(
         backbone, (train.source,), "segment", backbone, shape, train.key, probe, s.seed, s.precision, len(taken)
     )
-    trained = train_probe(probe, head, batches, order.steps(), None, s.device, prepare, s.progress, Kept(key))
+    trained = train_probe(probe, head, batches, order.steps(), None, s.device, prepare, s.progress, Kept(key, s.ranks))
     return counted(
         head, prepare, patches_of(backbone, shape, subject, test, s), shape, test, classes, s
     ), trained.losses[-1]

@@ -30,6 +30,7 @@ from saccade.evaluation.options import (
     chosen_settings,
     chosen_subject,
 )
+from saccade.evaluation.processes import on_processes
 from saccade.evaluation.segmentation import (
     Labelled,
     RawPatches,
@@ -46,6 +47,7 @@ from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.masks import IGNORED, Masks
 from saccade.pipelines.sources.options import NO_LABELS, Options
+from saccade.runs.ranks import Ranks
 
 SHARE = 0.2  # of the images, held out where nobody made a split
 EXAMPLES = {
@@ -76,12 +78,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Check every mask, train the layer, print a table and, as the last line, one JSON object; kept with the run."""
-    flags, began = parser().parse_args(argv), time.perf_counter()
+    flags = parser().parse_args(argv)
     check_flags(flags)
-    subject, s = chosen_subject(flags, flags.run), chosen_settings(flags)
+    with on_processes(flags) as ranks:
+        segment(flags, ranks)
+    return 0
+
+
+def segment(flags: argparse.Namespace, ranks: Ranks) -> None:
+    s, began = chosen_settings(flags, ranks), time.perf_counter()
+    subject = ranks.first_on_each_node("opening the backbone", lambda: chosen_subject(flags, flags.run))
     patches = FeatureMap(subject.backbone)
     shape = patches.shape(subject.image_size, len(subject.mean))
-    train, test = both(flags, subject)
+    train, test = ranks.first_on_each_node("opening the images", lambda: both(flags, subject))
     classes = flags.classes or train.classes
     if classes < 2:
         raise UserError(f"{train.of.folder}: the masks hold class 0 alone beside {IGNORED}, which does not count.")
@@ -110,10 +119,9 @@ def main(argv: list[str] | None = None) -> int:
         "seconds": round(time.perf_counter() - began, 2),
     }
     print_table(result, subject, train, test)
-    if subject.folder:
+    if subject.folder and ranks.main:
         keep(result, subject.folder, "segment", flags)
     print(json.dumps(result))
-    return 0
 
 
 def check_flags(flags: argparse.Namespace) -> None:

@@ -4,14 +4,30 @@ import contextlib
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from saccade import eval as program
+from saccade.evaluation import features, kept
+from saccade.evaluation.embeddings import read_embeddings
+from saccade.evaluation.evaluate import Settings
+from saccade.evaluation.finetune import FineTuning, fine_tune
+from saccade.evaluation.shares import shared_pipeline
+from saccade.models.backbone import BackboneSpec, create_backbone
+from saccade.models.norm import SyncBatchNorm
+from saccade.pipelines.sources import ArraySource
+from saccade.pipelines.views import Crop, View, Views
+from saccade.runs.ranks import Ranks
 from saccade.tools import embed, finetune, predict, transfer
 from tests.distributed import run_ranks
+from tests.runs.nursery import meeting, until
 from tests.test_eval import write_images, write_run
 
 COMMANDS = {"eval": program, "embed": embed, "finetune": finetune, "predict": predict, "transfer": transfer}
@@ -87,3 +103,127 @@ def test_training_is_that_of_one_process(place, tmp_path, name, worlds):
     assert more["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)  # four digits are printed
     assert more["top1"] == pytest.approx(one["top1"], abs=3.1) and more["epochs"] == one["epochs"] == 3
     assert not list((tmp_path / f"cache-{worlds[1]}" / "measuring").glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_every_command_of_this_kind_writes_what_one_process_writes(place, tmp_path):
+    train = place / "train.npz"
+    tables = []
+    for world in (1, 2):
+        folder = tmp_path / f"out-{world}"
+        folder.mkdir()
+        device = ("--device", "cpu", "--batch-size", 8)
+        run("embed", train, "--from", place / "run", "--out", folder / "x.npy", *device, tmp_path=tmp_path, world=world)
+        more = ("--epochs", 2, "--fraction", 0.5, "--out", folder / "tuned", *device)
+        run("finetune", train, "--from", place / "run", *more, tmp_path=tmp_path, world=world)
+        more = ("--from", folder / "tuned", "--out", folder / "said.csv", *device)
+        run("predict", train, *more, tmp_path=tmp_path, world=world)
+        more = ("--data", train, "--epochs", 2, "--json", folder / "rows.json", *device)
+        run("transfer", place / "run", *more, tmp_path=tmp_path, world=world)
+        tables.append(
+            (
+                read_embeddings(folder / "x.npy"),
+                json.loads((folder / "tuned" / "finetuned.json").read_text()),
+                [line.split(",") for line in (folder / "said.csv").read_text().splitlines()[1:]],
+                json.loads((folder / "rows.json").read_text())["rows"],
+            )
+        )
+    (vectors, tuned, said, rows), (vectors2, tuned2, said2, rows2) = tables
+    assert np.array_equal(vectors.vectors, vectors2.vectors) and vectors.names.tolist() == vectors2.names.tolist()
+    assert tuned["nll"] == pytest.approx(tuned2["nll"], rel=1e-3) and tuned["top1"] == tuned2["top1"]
+    assert [row[:-1] for row in said] == [row[:-1] for row in said2] and rows == rows2
+
+
+@pytest.mark.slow
+def test_losses_agree_to_rounding_and_after_a_stop_to_the_bit(tmp_path):
+    """Of a network with batch norms, in batches of 7; stopped in its last epoch."""
+    whole = _tuned("", 0)["losses"].tolist()
+    for found in run_ranks(_tuned, str(tmp_path), 3):
+        assert found["losses"].tolist() == pytest.approx(whole, rel=1e-4)
+        assert found["norms"] == 0, "the batch norms that it came with"
+        assert torch.equal(found["losses"], found["again"]) and found["epochs"] == 1
+
+
+def _tuned(cache: str, stop_at: int) -> dict:
+    """Losses of three epochs; and of a training that is stopped at the test of epoch `stop_at` and taken up again."""
+    os.environ["SACCADE_CACHE"] = cache
+    kept.EVERY = 0.0
+    images = np.random.default_rng(0).integers(0, 256, (23, 16, 16, 3), dtype=np.uint8)
+    source = ArraySource("noise", images, np.arange(23) % 4)
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneSpec("test_resnet", "cifar"), 16)
+    views = Views((View("train", 16, Crop((0.3, 1.0)), flip=0.5),), (0.5,) * 3, (0.25,) * 3)
+    how, tests = FineTuning(3, 7, 0.05, 0.1, weight_decay=1e-3), []
+
+    def test(network):
+        tests.append(None)
+        if len(tests) == stop_at:
+            raise KeyboardInterrupt
+        return torch.zeros(2, 96), torch.zeros(2, dtype=torch.long)
+
+    def tune(ranks, state):
+        with shared_pipeline(source, views, 7, Settings(ranks=ranks), 3) as pipeline:
+            return fine_tune(how, backbone, pipeline, 4, test if state else None, seed=5, kept=state, ranks=ranks)
+
+    with Ranks(None, 60) as ranks:
+        found = again = tune(ranks, None)
+        if stop_at:
+            with contextlib.suppress(KeyboardInterrupt):
+                tune(ranks, kept.Kept("state", ranks))
+            before = len(tests)
+            again = tune(ranks, kept.Kept("state", ranks))
+            tests = tests[before:]
+    losses = {"losses": found.losses, "again": again.losses}
+    norms = sum(isinstance(module, SyncBatchNorm) for module in found.backbone.modules())
+    return {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items()} | {"norms": norms, "epochs": len(tests)}
+
+
+SLOWLY = """
+import sys, time
+from saccade.base.command import run_command
+from saccade.evaluation import feature_file, features
+from saccade.tools import embed
+forward = features.forward_batches
+def slowly(*given):
+    for batch in forward(*given):
+        time.sleep(0.5)
+        yield batch
+features.forward_batches, feature_file.EVERY = slowly, 0.0
+run_command("tools.embed", lambda: embed.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "codes", "says"),
+    [
+        (signal.SIGKILL, [1, -signal.SIGKILL], "process 1 ended (signal 9, SIGKILL)"),
+        (signal.SIGTERM, [143, 143], "process 1 ended (SIGTERM; the same command goes on from what is kept"),
+    ],
+)
+def test_what_ends_one_ends_both_and_the_same_command_goes_on(place, tmp_path, monkeypatch, number, codes, says):
+    arguments = [str(place / "train.npz"), "--from", str(place / "run"), "--split", "train", "--batch-size", "4"]
+    more = {"OMP_NUM_THREADS": "1", "SACCADE_CACHE": str(tmp_path / "cache"), **meeting(2)}
+    command = [sys.executable, "-c", SLOWLY, *arguments, "--device", "cpu", "--out", str(tmp_path / "x.npy")]
+    both = [
+        subprocess.Popen(command, env={**os.environ, **more, "RANK": str(r)}, stderr=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    assert until(lambda: len(list(tmp_path.glob(".x.npy.parts/*/done-*.json"))) == 2, 180, 0.05)
+    both[1].send_signal(number)
+    ended = time.monotonic()
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == codes and time.monotonic() - ended < 15
+    assert says in said[0] and "Traceback" not in "".join(said)
+    made, forward = [], features.forward_batches
+
+    def counted(*given):
+        for batch in forward(*given):
+            made.append(len(batch[0]))
+            yield batch
+
+    monkeypatch.setattr(features, "forward_batches", counted)
+    run("embed", *arguments, "--device", "cpu", "--out", tmp_path / "x.npy", tmp_path=tmp_path, world=1)
+    run("embed", *arguments, "--device", "cpu", "--out", tmp_path / "whole.npy", tmp_path=tmp_path, world=1)
+    assert sum(made[: len(made) - 16]) < 61, "the rest alone"
+    assert np.array_equal(np.load(tmp_path / "x.npy"), np.load(tmp_path / "whole.npy"))
