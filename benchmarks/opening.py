@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ from benchmarks.made_sets import WRITERS, write_beton, write_folder, write_tars
 from saccade.base.command import run_command
 from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
+from saccade.pipelines.data import open_data
+from saccade.pipelines.order import Order
+from saccade.pipelines.sources import Source
+from saccade.pipelines.sources.fingerprint import spread
+
+FORK = get_context("fork")  # the libraries are in memory already: what grows is the data's
 
 SIZES = 30_000, 100_000, 300_000
 PROJECTED = 1_281_167, 14_000_000, 1_000_000_000
@@ -39,46 +47,48 @@ COLUMNS = {  # of the table: name -> (its unit, what a number is divided by)
     "knn_s": ("kNN s", 1),
     "knn_bytes": ("kNN MB", 1e6),
 }
-_PROBE = """
-import json, os, sys, time
-import torch
-from saccade.evaluation.features import at_most
-from saccade.pipelines.data import open_data
-from saccade.pipelines.order import Order
-from saccade.pipelines.sources import Options
+BOUNDED = ("first_cpu_us", "worker_bytes", "order_s", "knn_s", "knn_bytes")
 
-def held(process="self"):  # bytes of a process's own, not shared with others or with a file
-    lines = open(f"/proc/{process}/smaps_rollup").read().splitlines()
+
+def own_bytes() -> int:
+    """Bytes of this process that it shares neither with others nor with a file."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
-small, place = sys.argv[1:3]
-open_data(small), Order(64, 8).batches(0)[0]  # compiled
-before, started, used = held(), time.perf_counter(), time.process_time()
-source, _ = open_data(place)
-found = {"open_s": time.perf_counter() - started, "cpu_s": time.process_time() - used, "samples": len(source)}
-source.name_of(len(source) // 2), source.label_of(len(source) // 2)
-started = time.perf_counter()
-Order(len(source), 1024).batches(0)[0]
-found |= {"order_s": time.perf_counter() - started, "own_bytes": held() - before}
-started = time.perf_counter()
-few = at_most(source, 10_000)
-[few.read(i) for i in range(0, len(few), 10)]  # a tenth of what online kNN reads, once in a run
-found |= {"knn_s": time.perf_counter() - started, "knn_bytes": held() - before - found["own_bytes"]}
-here, there = os.pipe()
-if not (child := os.fork()):  # a worker, as those that decode are forked
-    empty = held()
-    [(source.label_of(i), source.name_of(i)) for i in range(0, len(source), len(source) // 1000)]
-    os.write(there, str(held() - empty).encode())
-    os._exit(0)
-os.waitpid(child, 0)
-found["worker_bytes"] = int(os.read(here, 99))
-print(json.dumps(found), flush=True)
-sys.stdin.read()  # another process of the run opens it beside this one
-"""
+
+def look(place: Path, cache: Path, answer: Connection) -> None:
+    """In a process of its own: what opening costs, an order, what online kNN reads, and a worker forked from it."""
+    os.environ["SACCADE_CACHE"] = str(cache)
+    before, started, used = own_bytes(), time.perf_counter(), time.process_time()
+    source, _ = open_data(str(place))
+    found: dict[str, float] = {"open_s": time.perf_counter() - started, "cpu_s": time.process_time() - used}
+    source.name_of(len(source) // 2), source.label_of(len(source) // 2)
+    started = time.perf_counter()
+    Order(len(source), 1024).batches(0)[0]
+    found |= {"order_s": time.perf_counter() - started, "own_bytes": own_bytes() - before}
+    started = time.perf_counter()
+    few = source.subset(spread(len(source), 10_000))
+    for i in range(0, len(few), 10):  # a tenth of what online kNN reads, once in a run
+        few.read(i)
+    found |= {"knn_s": time.perf_counter() - started, "knn_bytes": own_bytes() - before - found["own_bytes"]}
+    here, there = FORK.Pipe()
+    worker = FORK.Process(target=work, args=(source, there))
+    worker.start()
+    found["worker_bytes"] = here.recv()
+    worker.join()
+    answer.send(found)
+    answer.recv()  # another process of the run opens it beside this one
+
+
+def work(source: Source, answer: Connection) -> None:
+    before = own_bytes()
+    for i in range(0, len(source), len(source) // 1000):
+        source.label_of(i), source.name_of(i)
+    answer.send(own_bytes() - before)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Sets of small images, each opened by new processes: the first time; then known, by two of one run together."""
+    """Sets of small images, opened by processes of their own: the first time; then known, by two of a run together."""
     command = argparse.ArgumentParser(prog="benchmarks.opening", description=main.__doc__)
     command.add_argument("--sizes", default=",".join(map(str, SIZES)), help="samples, with commas between")
     command.add_argument("--kinds", default=",".join(WRITERS))
@@ -108,34 +118,33 @@ def measure(kind: str, size: int) -> dict[str, Any]:
         small, place, cache = (Path(scratch) / name for name in ("small", "data", "cache"))
         WRITERS[kind](small, 64)
         WRITERS[kind](place, size)
-        first = _opened(_started(small, place, cache))
-        both = [_started(small, place, cache) for _ in range(2)]
-        known, second = map(_opened, both)
+        open_data(str(small))  # compiled
+        (first,) = _looked(place, cache, 1)
+        known, second = _looked(place, cache, 2)
     row = {"kind": kind, "samples": size, "projected": False, "first_s": first["open_s"], "known_s": known["open_s"]}
     row |= {"first_cpu_us": 1e6 * first["cpu_s"] / size, "two_bytes": second["own_bytes"]}
     return row | {name: known[name] for name in ("own_bytes", "worker_bytes", "order_s", "knn_s", "knn_bytes")}
 
 
 def projected(found: list[dict[str, Any]], size: int) -> dict[str, Any]:
-    """A straight line through what was measured."""
+    """A straight line through what was measured; of what does not grow, the most."""
     samples, row = [one["samples"] for one in found], {"kind": found[0]["kind"], "samples": size, "projected": True}
     for name in COLUMNS:
         slope, start = np.polyfit(samples, [one[name] for one in found], 1)
-        row[name] = float(max(0.0, slope * size + start))
-    row["first_cpu_us"] = found[-1]["first_cpu_us"]
+        most = max(one[name] for one in found)
+        row[name] = most if name in BOUNDED else float(max(0.0, slope * size + start))
     return row
 
 
-def _started(small: Path, place: Path, cache: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", _PROBE, str(small), str(place)]
-    environment, pipe = os.environ | {"SACCADE_CACHE": str(cache)}, subprocess.PIPE
-    return subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
-
-
-def _opened(probe: subprocess.Popen) -> dict[str, float]:
-    assert probe.stdout is not None
-    found = json.loads(probe.stdout.readline())
-    probe.communicate()
+def _looked(place: Path, cache: Path, processes: int) -> list[dict[str, float]]:
+    pipes = [FORK.Pipe() for _ in range(processes)]
+    running = [FORK.Process(target=look, args=(place, cache, there)) for _, there in pipes]
+    for process in running:
+        process.start()
+    found = [here.recv() for here, _ in pipes]
+    for (here, _), process in zip(pipes, running, strict=True):
+        here.send(None)
+        process.join()
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -21,8 +21,27 @@ class Names:
     """Many names as one array of bytes: no Python object a name. Any bytes a file's name may have come back as they
     were."""
 
-    def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
-        self.text, self.ends = text, ends
+    def __init__(self, text: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """rows: which of the names, in which order (None: all); they are laid out when all are asked for."""
+        self._parts = text, ends, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_parts": self._laid()}
+
+    def _laid(self) -> tuple[np.ndarray, np.ndarray, None]:
+        text, ends, rows = self._parts
+        if rows is not None:
+            text, ends = gathered(text, np.where(rows > 0, ends[rows - 1], 0), ends[rows])
+            self._parts = text, ends, None  # at once: threads read it
+        return text, ends, None
+
+    @property
+    def text(self) -> np.ndarray:
+        return self._laid()[0]
+
+    @property
+    def ends(self) -> np.ndarray:
+        return self._laid()[1]
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
@@ -38,11 +57,13 @@ class Names:
         return cls.joined(parts) if parts else cls(np.zeros(0, np.uint8), np.zeros(0, np.int64))
 
     def __len__(self) -> int:
-        return len(self.ends)
+        _, ends, rows = self._parts
+        return len(ends if rows is None else rows)
 
     def __getitem__(self, i: int) -> str:
-        start = int(self.ends[i - 1]) if i else 0
-        return os.fsdecode(self.text[start : int(self.ends[i])].tobytes())
+        text, ends, rows = self._parts
+        i = i if rows is None else int(rows[i])
+        return os.fsdecode(text[int(ends[i - 1]) if i else 0 : int(ends[i])].tobytes())
 
     def checksum(self) -> int:
         """CRC-32 of all names in their order."""
@@ -69,7 +90,33 @@ class Names:
         return np.array(found, np.bool_)[which]
 
     def take(self, rows: np.ndarray) -> Names:
-        return Names(*gathered(self.text, np.where(rows > 0, self.ends[rows - 1], 0), self.ends[rows]))
+        text, ends, mine = self._parts
+        return Names(text, ends, rows if mine is None else mine[rows])
+
+
+class Taken(Mapping[str, np.ndarray]):
+    """Rows of columns, each taken when it is asked for: a part of a part copies nothing in between."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+        self._columns, self._rows, self._found = columns, rows, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        found = dict(self)
+        return {"_columns": found, "_rows": np.arange(len(self._rows)), "_found": found}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._found:
+            self._found[name] = self._columns[name][self._rows]
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def take(self, rows: np.ndarray) -> Taken:
+        return Taken(self._columns, self._rows[rows])
 
 
 @dataclass(frozen=True)
@@ -85,7 +132,7 @@ class Index:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     names: Names = field(default_factory=lambda: Names.of(()))
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -111,7 +158,7 @@ class Index:
             length=len(rows),
             labels=None if self.labels is None else self.labels[rows],
             names=self.names.take(rows) if len(self.names) else self.names,
-            columns={name: column[rows] for name, column in self.columns.items()},
+            columns=self.columns.take(rows) if isinstance(self.columns, Taken) else Taken(self.columns, rows),
             account=Account(len(rows), len(rows), guesses=list(self.account.guesses)),
             facts={},
         )

@@ -1,6 +1,8 @@
 """What was found once is found again from a mapped file, and only while it is still true."""
 
 import os
+import pickle
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from saccade.pipelines.sources import parquet as parquets
 from saccade.pipelines.sources.beton import BetonSource
 from saccade.pipelines.sources.fingerprint import fingerprint
 from saccade.pipelines.sources.folder import FolderSource
-from saccade.pipelines.sources.index import FACTS, Names
+from saccade.pipelines.sources.index import FACTS, Index, Names
 from saccade.pipelines.sources.options import Options
 from saccade.pipelines.sources.parquet import ParquetSource
 from saccade.pipelines.sources.shards import ShardSource
@@ -189,6 +191,25 @@ def test_names_come_back_as_they_were(monkeypatch):
     for names in ([], [""], ["a", "", "b"], ["ü\udcff", "a/b c\n"] * 4, ["a\0b", "c"]):
         kept_as = Names.of(names)
         assert [kept_as[k] for k in range(len(kept_as))] == names
+
+
+def test_a_part_of_a_part_copies_nothing_that_is_not_asked_for(photos):
+    whole = FolderSource(photos)
+    index = replace(whole.index, columns={"place": np.arange(3) * 10, "wide": np.arange(6).reshape(3, 2)})
+    part = index.take(np.array([2, 0, 2])).take(np.array([0, 0, 1]))
+    again = pickle.loads(pickle.dumps(part))
+    for found in (part, again):
+        assert [found.names[k] for k in range(3)] == [index.names[k] for k in (2, 2, 0)] and len(found.names) == 3
+        assert found.columns["place"].tolist() == [20, 20, 0] and found.columns["wide"].shape == (3, 2)
+        assert set(found.columns) == {"place", "wide"} and found.labels.tolist() == index.labels[[2, 2, 0]].tolist()
+        assert found.names.checksum() == Names.of([index.names[k] for k in (2, 2, 0)]).checksum()
+    tracemalloc.start()
+    big = Index(10**6, names=Names.of(map(str, range(10**6))), columns={"place": np.arange(10**6)})
+    before = tracemalloc.get_traced_memory()[0]
+    few = big.take(np.arange(10**6)).take(np.arange(10))
+    assert few.columns["place"].tolist() == list(range(10)) and few.names[9] == "9"
+    assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    tracemalloc.stop()
 
 
 def test_names_by_their_extension():
