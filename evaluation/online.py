@@ -9,15 +9,12 @@ from typing import Any
 from torch import nn
 
 from saccade.evaluation.features import Features, at_most, extract, raw_pixels
+from saccade.evaluation.held import Held, held
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.knn import NEIGHBOURS, TEMPERATURE, fitting_k, knn_ranks
 from saccade.evaluation.own_view import RAW, own_view_found
 from saccade.evaluation.verdict import Tried, read_tried, told_spread, tried, verdict
-from saccade.models.backbone import shown_share
-from saccade.pipelines.build import choose_executor
-from saccade.pipelines.resident import UnequalSizes, load_images
 from saccade.pipelines.sources import Source
-from saccade.pipelines.sources.arrays import ArraySource
 from saccade.pipelines.sources.holdout import LEAST, hold_out, may_hold_out, once
 from saccade.runs.flags import as_typed
 from saccade.runs.monitor import BASELINES, Monitor
@@ -36,7 +33,7 @@ KEPT = "baselines.json"  # in the run folder: which test images each of them had
 class OnlineKNN:
     """Cosine-weighted kNN (k=20, T=0.07) of at most 10,000 images of the evaluation set against as many to train on.
 
-    They are chosen once and, where they are small, decoded once. A short run takes fewer, and less often: `times` is
+    They are chosen once and, where memory holds them, read once. A short run takes fewer, and less often: `times` is
     how often its length pays for (None: as asked).
 
     Without evaluation data the labelled training images are tested: each against all others where they are few, else a
@@ -92,7 +89,7 @@ class OnlineKNN:
         if self._fewer:
             self._monitor.message(self._fewer)
         with self._monitor.paused():
-            pixels = [raw_pixels(source) for source in self._held]
+            pixels = [each.pixels or raw_pixels(each.images) for each in self._held]
             self._keep(dict(zip(OTHERS, (self._tried(*pixels), self._backbone_tried()), strict=True)))
             found: dict[str, float] = dict(zip(BASELINES, map(_top1, self._others.values()), strict=True))
         how: dict[str, Any] = {"knn_test": self._tested} if self._tested else {}
@@ -177,22 +174,24 @@ class OnlineKNN:
         features = [
             extract(
                 self._backbone,
-                source,
+                each.images,
                 recipe.image_size,
                 recipe.views.mean,
                 recipe.views.std,
-                shown_share(recipe.image_size),
+                each.share,
                 device=self._accelerator.device,
+                executor=each.executor,
                 workers=self._session.config.workers,
             )
-            for source in self._held
+            for each in self._held
         ]
         return self._tried(*features)
 
     @cached_property
-    def _held(self) -> list[Source]:
-        """The images, decoded where they are small ones that would be decoded anew by every measuring."""
-        return [_decoded(source, self._session.known_data) for source in self._sets]
+    def _held(self) -> list[Held]:
+        config, device = self._session.config, self._accelerator.device
+        shown = (config.recipe.image_size, device, config.workers)
+        return [held(source, self._session.known_data, *shown) for source in self._sets]
 
     def _tried(self, train: Features, val: Features | None = None) -> Tried:
         test, device = val or train, self._accelerator.device
@@ -218,17 +217,3 @@ def _passes(session: Session) -> float:
     recipe = session.config.recipe
     views = sum((view.size / recipe.image_size) ** 2 for view in recipe.views)
     return _PASSES * views * session.total_steps * recipe.batch_size
-
-
-def _decoded(source: Source, parent: Source) -> Source:
-    """The same images as an array, if `auto` would keep them decoded; what cannot be read is told to `parent`."""
-    if source.array() is not None or choose_executor("auto", source, "cpu").executor != "resident":
-        return source
-    try:
-        images, shown = load_images(source)
-    except UnequalSizes:
-        return source
-    finally:
-        parent.known_bad.update(source.known_bad)
-    labels = None if source.labels is None else source.labels[shown.numpy()]
-    return ArraySource(source.name, images.permute(0, 2, 3, 1).numpy(), labels, source.classes)

@@ -1,0 +1,49 @@
+"""What a run is measured on again and again is read once, if memory holds it."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from saccade.evaluation import held as module
+from saccade.evaluation.features import extract, raw_pixels
+from saccade.evaluation.held import held
+from saccade.pipelines.data import open_data
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def photos(folder, size):
+    generator = np.random.default_rng(0)
+    for k in range(12):
+        coarse = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        (folder / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / "ab"[k % 2] / f"{k}.png")
+    return open_data(str(folder))[0]
+
+
+def shown(each, size):
+    return extract(nn.Flatten(), each.images, size, MEAN, STD, each.share, executor=each.executor, workers=1).features
+
+
+@pytest.mark.parametrize("size", [(200, 150), (40, 40)])
+def test_photos_are_read_once(tmp_path, size):
+    source = photos(tmp_path / "photos", size)
+    direct = extract(nn.Flatten(), source, 32, MEAN, STD, 1.0, workers=1).features
+    pixels = raw_pixels(source, workers=1).features
+    kept = held(source, source, 32, "cpu", 1)
+    shutil.rmtree(tmp_path / "photos")
+    for _ in range(2):
+        assert (shown(kept, 32) - direct).abs().max() <= 0.51 / 255 / min(STD)
+    again = kept.pixels.features if kept.pixels else raw_pixels(kept.images, workers=1).features
+    assert torch.allclose(again, pixels, atol=1e-6)
+    assert kept.images.labels is not None and kept.images.labels.tolist() == [0] * 6 + [1] * 6
+
+
+def test_more_than_memory_holds_is_left_where_it_is(tmp_path, monkeypatch):
+    source = photos(tmp_path / "photos", (200, 150))
+    monkeypatch.setattr(module, "available_memory", lambda: 8 * 12 * 32 * 32 * 3 - 1)
+    assert held(source, source, 32, "cpu", 1).images is source
