@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def printable(text: str) -> str:
     """`text` with line breaks, terminal escapes and bytes that are no UTF-8 written as \\n, \\x1b, \\xfb; the rest
     as it is."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A record as JSON in one line: what is not finite is null, since JSON has no NaN.
+
+    Examples:
+        >>> json_line({"step": 3, "loss": float("nan")})
+        '{"step": 3, "loss": null}'
+    """
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(plain, allow_nan=False)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from saccade.base.errors import UserError
 from saccade.base.files import lock, megabytes, swept, write_atomically
-from saccade.base.text import printable
+from saccade.base.text import json_line, printable
 from saccade.runs.checkpoint import holds_run
 
 
@@ -82,7 +82,7 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; one that cannot be written waits for the next, and that is said once."""
-        self._waiting.append(json.dumps(record) + "\n")
+        self._waiting.append(json_line(record) + "\n")
         try:
             with open(self.path / "metrics.jsonl", "ab") as f:
                 end = f.tell()
@@ -100,7 +100,8 @@ class RunFolder:
         self._waiting = []
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of metrics.jsonl: a killed run may leave half of one, and what is no record is none."""
+        """Every whole line of metrics.jsonl: a killed run may leave half of one, and what is no record is none. null is
+        NaN again."""
         file = self.path / "metrics.jsonl"
         records = []
         for line in file.read_bytes().splitlines() if file.exists() else ():
@@ -109,14 +110,14 @@ class RunFolder:
             except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and type(record.get("step")) is int:
-                records.append(record)
+                records.append({name: float("nan") if value is None else value for name, value in record.items()})
         return records
 
     def rewind(self, step: int) -> None:
         """Drop the metrics a killed run logged after its last checkpoint: their steps are done again."""
         kept = [r for r in self.metrics() if r["step"] <= step]
         write_atomically(
-            self.path / "metrics.jsonl", lambda f: f.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+            self.path / "metrics.jsonl", lambda f: f.write("".join(json_line(r) + "\n" for r in kept).encode())
         )
 
     def list_bad(self, bad: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
 import time
@@ -21,7 +22,7 @@ from saccade.runs.collapse import Watch, spread
 from saccade.runs.folder import RunFolder
 from saccade.runs.ranks import LATE
 from saccade.runs.screen import Screen
-from saccade.runs.session import Session
+from saccade.runs.session import SKIPS, Session
 
 BASELINES = ("raw_pixel_knn_top1", "untrained_knn_top1")  # what a backbone is judged against, measured before step 1
 
@@ -35,9 +36,8 @@ class Monitor:
     def __init__(self, folder: RunFolder, session: Session, done: dict[str, float] | None = None) -> None:
         self.folder, self._session, self._accelerator = folder, session, session.accelerator
         self._first = session.steps + 1
-        self.totals = dict(
-            done or {"seconds": 0.0, "images": 0, "waited": 0.0}
-        )  # over the whole run, resumed parts included
+        nothing = {"seconds": 0.0, "images": 0, "waited": 0.0, "stood": 0.0}
+        self.totals = nothing | dict(done or {})  # over the whole run, resumed parts included
         self._logged = dict(self.totals)  # the totals at the last line written
         self._mark = time.perf_counter()
         self.knn: float | None = None
@@ -145,6 +145,8 @@ class Monitor:
         rows = zip(steps, values.tolist(), strict=True)
         step, (_, norm, *parts) = next((step, row) for step, row in rows if row[0])
         told = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._parts, parts, strict=True))
+        if self._accelerator.scaler is not None and all(map(math.isfinite, parts)):
+            told += f", in fp16, whose gradients overflowed in each of {SKIPS} steps however small their scale"
         config = self._session.config
         kept = [path for path in checkpoints(config.out) if path.name < f"step-{step:08d}"]
         lr = f"{config.recipe.optimizer.lr / 10:.1g}"

@@ -145,6 +145,7 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
         "seconds": round(totals["seconds"], 2),
         "images_per_second": round(totals["images"] / max(totals["seconds"], 1e-9), 1),
         "data_wait": round(totals["waited"] / max(totals["seconds"], 1e-9), 4),
+        "checkpoint_wait": round(totals["stood"] / max(totals["seconds"] + totals["stood"], 1e-9), 6),
         **scores,
         "bad_images": len(session.source.known_bad),
         "versions": versions(),

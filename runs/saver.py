@@ -53,11 +53,13 @@ class Saver:
         if not writing:
             self._look_back()
         if self._every.due(session.steps, session.steps_per_epoch, passed) or (self._failed and passed >= PAUSE):
+            begun = time.monotonic()
             with self._monitor.paused():
                 self.settle()
                 self._look_back()
             with self._monitor.saving():
                 state = snapshot(self._state())
+            self._monitor.totals["stood"] += time.monotonic() - begun
             self._at = time.monotonic()
             self._writer = threading.Thread(target=self._write_behind, args=(state,), name="checkpoint", daemon=True)
             self._writer.start()

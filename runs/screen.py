@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +9,8 @@ from contextlib import contextmanager, redirect_stdout
 from typing import IO, Any
 
 from tqdm import tqdm
+
+from saccade.base.text import json_line
 
 KINDS = ("auto", "bar", "lines", "json")
 LINE = 10.0  # seconds between two plain lines, at least
@@ -67,8 +67,7 @@ class Screen:
     def record(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl, where those are asked for; what is not finite is null in JSON."""
         if self._kind == "json" and self._shown:
-            plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-            print(json.dumps(plain), file=_records or sys.stdout, flush=True)
+            print(json_line(record), file=_records or sys.stdout, flush=True)
 
     def message(self, text: str, file: IO[str] | None = None) -> None:
         """Above the bar, once."""

@@ -42,6 +42,7 @@ from saccade.runs.memory import free_memory, too_large
 from saccade.runs.precision import on_gpu
 from saccade.runs.ranks import start_processes
 
+SKIPS = 40  # fp16's scale starts at 2^16 and is halved at each: by then it is below what any gradient overflows at
 COMPILING_PAYS = 500, 5_000_000  # steps left, parameters: below either, compiling takes longer than it saves
 
 
@@ -106,6 +107,7 @@ class Session:
             self.learner.compile_networks()
         plain = self.optimizer
         self.model, self.optimizer = self.accelerator.prepare(self.learner, self.optimizer)
+        self._skips = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)  # steps in a row, by now
         self.room = free_memory(self.accelerator.device)
         self._plain_optimizer, self._guard = plain, Guard(self.learner)
         self.learner.train()
@@ -164,7 +166,10 @@ class Session:
         """Move weights, statistics and queues, or none of them: decided on the device, on every process alike."""
         skipped = ~self.gradient_norm.isfinite()
         self.diverged = self._guard.absurd(loss)
-        if self.accelerator.scaler is None:  # fp16's finds its scale by skipping: that is no divergence
+        self._skips = torch.where(skipped, self._skips + 1, 0)
+        if self.accelerator.scaler is not None:  # fp16's finds its scale by skipping: only for ever is it no use
+            self.diverged |= self._skips >= SKIPS
+        else:
             self._plain_optimizer.found_inf = skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
             self.diverged |= skipped
         self.optimizer.step()

@@ -18,6 +18,7 @@ from saccade.base.errors import UserError
 from saccade.base.text import did_you_mean
 from saccade.models.backbone import load_backbone
 from saccade.runs.flags import parse_flags, parser
+from saccade.runs.folder import RunFolder
 from saccade.runs.recipe_file import spelt
 
 
@@ -34,7 +35,7 @@ class Trained:
 
     def metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl: one record for each logged step or evaluation."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return RunFolder(self.folder).metrics()
 
     def __repr__(self) -> str:
         knn = self.summary.get("knn_top1")

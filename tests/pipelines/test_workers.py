@@ -107,3 +107,17 @@ def alive(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_needs_nothing_of_a_dev_shm_of_64_megabytes(tmp_path):
+    """As in Docker: a tmpfs of that size lies there, in a mount namespace of the run's own."""
+    images = np.random.default_rng(0).integers(0, 256, (128, 224, 224, 3), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images)
+    flags = f"--data {tmp_path}/data.npz --out {tmp_path}/run --pipeline reference --workers 2 --batch-size 64"
+    flags += " --backbone test_resnet --image-size 224 --steps 2 --eval-every 0 --device cpu"
+    start = f"mount -t tmpfs -o size=64m tmpfs /dev/shm && exec {sys.executable} -m saccade.train {flags}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", start], capture_output=True, text=True, timeout=300)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("no namespace can be made here")
+    assert done.returncode == 0, done.stderr[-2000:]

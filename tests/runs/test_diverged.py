@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from saccade import train
 from saccade.models.learner import Learner
+from saccade.runs import monitor as monitor_module
+from saccade.runs import session as session_module
 from saccade.runs.checkpoint import load_checkpoint
+from saccade.runs.folder import RunFolder
 from saccade.runs.guard import Guard
+from saccade.runs.monitor import Monitor
 from saccade.tools.benchmark.suites import noise
 from saccade.tools.benchmark.trainer import Trainer
 
@@ -100,3 +105,30 @@ def test_a_run_that_diverges_before_its_first_checkpoint_saves_nothing(data, tmp
     said = capsys.readouterr().err
     assert "the run diverged at step " in said and "nothing was saved of it; start again with a lower --lr" in said
     assert not (out / "backbone.safetensors").exists() and not list((out / "checkpoints").glob("*.safetensors"))
+
+
+def test_gradients_that_overflow_in_fp16_for_ever_end_the_run_and_those_of_a_while_do_not(data, tmp_path, monkeypatch):
+    """torch's own scaler, which works on a CPU too: it skips steps and halves its scale."""
+    trainer = Trainer(["--method", "byol", "--recipe", "cifar10", *SMALL], noise(32, 16))
+    session, batch = trainer.session, next(iter(trainer.pipeline))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    monkeypatch.setattr(session.accelerator, "scaler", scaler)
+    monkeypatch.setattr(session, "optimizer", AcceleratedOptimizer(session._plain_optimizer, False, scaler))
+    weight, overflows = next(p for p in trainer.learner.student.parameters()), True
+    weight.register_hook(lambda gradient: gradient * float("inf") if overflows else gradient)
+    before = weight.detach().clone()
+    for module in (session_module, monitor_module):
+        monkeypatch.setattr(module, "SKIPS", few := 4)
+    for _ in range(few - 1):
+        trainer.step(batch)
+        assert not bool(session.diverged)
+    overflows = False
+    trainer.step(batch)
+    assert not torch.equal(weight, before) and not bool(session.diverged)
+    overflows = True
+    with Monitor(RunFolder(tmp_path), session) as monitor:
+        for _ in range(few):
+            assert not bool(session.diverged)
+            monitor.step(session.step(batch, lr=1e-4))
+        assert bool(session.diverged)
+        assert f"in fp16, whose gradients overflowed in each of {few} steps" in str(monitor.diverged())

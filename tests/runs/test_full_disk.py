@@ -1,12 +1,14 @@
-"""A disk that is full, or will be: a tmpfs of some megabytes."""
+"""A disk that is full, will be, or cannot be written: a tmpfs of some megabytes."""
 
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from saccade import train
 from saccade.base.errors import UserError
@@ -95,3 +97,28 @@ def test_lines_of_metrics_wait_for_a_full_disk(disk, capsys):
     folder.log({"step": 5})
     assert [record["step"] for record in folder.metrics()] == [1, 2, 3, 4, 5]
     assert capsys.readouterr().err.count("metrics.jsonl cannot be written (No space left on device)") == 1
+
+
+def read_only(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(data, disk, capsys):
+    read_only(disk)
+    assert train.main(["--data", str(data), "--out", str(disk / "run"), *SMALL]) == 2
+    said = capsys.readouterr().err
+    assert f"--out {disk}/run cannot be written (Read-only file system); choose another folder." in said
+
+
+@pytest.mark.parametrize("kind", ["photos", pytest.param("shard.tar", marks=pytest.mark.slow)])
+def test_data_and_cache_that_cannot_be_written_are_read(kind, disk, tmp_path, monkeypatch, capsys):
+    for k in range(48):
+        (disk / "photos").mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 20, 3), 5 * k, np.uint8)).save(disk / "photos" / f"{k:02}.png")
+    with tarfile.open(disk / "shard.tar", "w") as tar:
+        for path in sorted((disk / "photos").iterdir()):
+            tar.add(path, path.name)
+    monkeypatch.setenv("SACCADE_CACHE", str(disk / "cache"))
+    read_only(disk)
+    assert train.main(["--data", str(disk / kind), "--out", str(tmp_path / "run"), *SMALL, "--image-size", "16"]) == 0
+    assert "Traceback" not in capsys.readouterr().err and load_checkpoint(tmp_path / "run")["step"] == 8

@@ -1,6 +1,8 @@
 """Checkpoints by time, written while training goes on; one before an error; a write that fails is tried again."""
 
+import random
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from saccade.models.learner import Learner
 from saccade.pipelines.resident import ResidentPipeline
 from saccade.runs import saver as saver_module
 from saccade.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from saccade.runs.folder import RunFolder
 from saccade.runs.interval import Interval
 from saccade.runs.session import Session
 
@@ -176,3 +179,16 @@ def test_the_last_checkpoint_is_tried_again_too(data, whole, tmp_path, monkeypat
     assert train.main(["--data", str(data), "--out", str(tmp_path / "run"), *SMALL]) == 0
     assert "Trying again in 0 s, 3 of 3" in capsys.readouterr().err
     assert_equals(tmp_path / "run", whole)
+
+
+def test_a_clock_that_jumps_changes_nothing(data, whole, tmp_path, monkeypatch):
+    """Hours forward and years back at every look; what is timed is timed by a clock that does not."""
+    true, jumps = time.time, iter(lambda: random.choice((-1e8, -3600.0, 0.0, 7200.0, 1e8)), None)
+    monkeypatch.setattr(time, "time", lambda: true() + next(jumps))
+    out = tmp_path / "run"
+    assert train.main(["--data", str(data), "--out", str(out), *SMALL, "--checkpoint-every", "1h"]) == 0
+    assert saved(out) == [10]
+    assert_equals(out, whole)
+    with RunFolder(out) as held:
+        held.create(resume=True)
+        assert train.main(["--resume", str(out)]) == 2

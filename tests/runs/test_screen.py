@@ -1,6 +1,7 @@
 """What a run shows while it trains, and whether it notices that its features fall together."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from saccade import train
 from saccade.runs.collapse import Watch, spread
+from saccade.runs.folder import RunFolder
 
 SMALL = [
     "--backbone",
@@ -66,3 +68,19 @@ def test_features_that_fall_together_are_said_once():
     assert "collapse" in (Watch(10).look(0.0, 1.0) or "")
     watch = Watch(10_000)
     assert [step for step in range(1, 62) if watch.due(step)] == [1, 21, 41, 61]
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN, "grad_norm": -Infinity}\n')  # of older versions
+    folder.log({"step": 2, "loss": float("nan"), "grad_norm": float("inf"), "rank": 0})
+
+    def refuse(token: str):
+        raise AssertionError(f"{token} is not JSON")
+
+    last = (tmp_path / "metrics.jsonl").read_text().splitlines()[1]
+    assert json.loads(last, parse_constant=refuse) == {"step": 2, "loss": None, "grad_norm": None, "rank": 0}
+    first, second = folder.metrics()
+    assert math.isnan(first["loss"]) and math.isnan(second["loss"]) and second["rank"] == 0
+    folder.rewind(1)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text() and len(folder.metrics()) == 1
