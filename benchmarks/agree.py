@@ -26,7 +26,7 @@ from saccade.pipelines.sources import FolderSource, Source
 from saccade.runs.config import Config, resolve
 from saccade.runs.flags import check_flags, parse_flags
 
-EXECUTORS = ("reference", "dali", "ffcv", "ffcv-raw")
+EXECUTORS = ("reference", "threads", "dali", "ffcv", "ffcv-raw")
 RECIPES = {"ressl": "imagenet-5crop"}  # where no --recipe is given; else imagenet100
 _QUEUE = 128  # batches a queue holds at most, so that it is full of real keys within the run
 _HIDDEN = 256  # units of a head's hidden layer at most, to go with a small backbone
@@ -244,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--recipe", help="the published recipe (default: imagenet-5crop for ressl, else imagenet100)")
     command.add_argument(
         "--executors",
-        default="reference,dali,ffcv",
+        default="reference,threads,dali,ffcv",
         help=f"some of {', '.join(EXECUTORS)}; ffcv reads the JPEG files from a .beton, ffcv-raw pixels",
     )
     command.add_argument("--steps", type=int, default=200, help="optimizer steps (default: 200)")

@@ -26,7 +26,7 @@ from saccade.pipelines.sampling import Sampling, WeightedOrder
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.views import Views, check_channels
 
-EXECUTORS = ("auto", "resident", "dali", "ffcv", "reference")
+EXECUTORS = ("auto", "resident", "threads", "dali", "ffcv", "reference")
 ENTRY_POINTS = "saccade.executors"  # NAME = "package.module:Class"
 _SMALL = 128  # pixels: sets of smaller images are kept in memory
 _PROBED = 64  # headers looked at to tell whether a set's images are small and of one size
@@ -51,11 +51,11 @@ def choose_executor(executor: str, source: Source, device: torch.device | str = 
         if reason := _refusal(executor, source, torch.device(device)):
             raise UserError(f"--pipeline {executor}: {reason}")
         return Choice(executor, "as asked")
-    for name in ("resident", "ffcv", "dali"):
+    for name in ("resident", "ffcv"):
         why = _suits(name, source, torch.device(device))
         if why and _refusal(name, source, torch.device(device)) is None:
             return Choice(name, why)
-    return _without_dali()
+    return _for_photos(source, torch.device(device))
 
 
 _DEMANDS = ("resident", "ffcv", "dali", "threads", "reference")  # from what asks most of a machine to what asks least
@@ -115,27 +115,17 @@ def _suits(executor: str, source: Source, device: torch.device) -> str | None:
         if not size or (array is None and (max(size) > _SMALL or not _fits(source, size, device))):
             return None
         return f"{len(source)} images of {size[1]}x{size[0]} fit in memory"
-    if executor == "ffcv":
-        return "a .beton file" if source.reader.mapped else None
-    return _PHOTOS
+    return "a .beton file" if source.reader.mapped else None
 
 
-_PHOTOS = "image files of any size, each decoded once"
-
-
-def _for_photos(source: Source) -> Choice:
-    return Choice("dali", _PHOTOS) if _refusal("dali", source, torch.device("cpu")) is None else _without_dali()
-
-
-def _without_dali() -> Choice:
-    return Choice(
-        "reference",
-        "images of any size",
-        ""
-        if dali_installed()
-        else f"{_INSTALL_DALI} makes this about three times as fast on a CPU "
-        "and decodes on a GPU; or saccade convert to .beton",
-    )
+def _for_photos(source: Source, device: torch.device) -> Choice:
+    """DALI decodes on a GPU; on a CPU our own threads do, which is as fast and needs nothing installed."""
+    if device.type == "cuda" and _refusal("dali", source, device) is None:
+        return Choice("dali", "image files of any size, each decoded once on the GPU")
+    if _refusal("threads", source, device) is None:
+        files = device.type == "cuda" and source.reader.gives_files and not dali_installed()
+        return Choice("threads", "images of any size, each decoded once", f"{_INSTALL_DALI} decodes on the GPU" * files)
+    return Choice("reference", f"images of {source.channels} channels")
 
 
 def build_pipeline(
@@ -187,7 +177,7 @@ def build_pipeline(
     except UnequalSizes:
         if executor != "auto":
             raise
-        choice = _agreed(_for_photos(source), agree)
+        choice = _agreed(_for_photos(source, device), agree)
         pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     pipeline.choice = str(choice)
     return pipeline
@@ -230,10 +220,11 @@ def _build(
         )
 
         return DaliPipeline(source, recipe, order, device, dtype, renderer, threads=workers)
-    if executor == "ffcv":
-        from saccade.pipelines.ffcv import FfcvPipeline
+    if executor in ("threads", "ffcv"):
+        from saccade.pipelines.ffcv import FfcvPipeline, ThreadsPipeline
 
-        return FfcvPipeline(source, recipe, order, device, dtype, renderer, workers=workers)
+        kind = FfcvPipeline if source.reader.mapped else ThreadsPipeline
+        return kind(source, recipe, order, device, dtype, renderer, workers=workers)
     return ReferencePipeline(source, recipe, order, device, dtype, workers=workers)
 
 
@@ -255,11 +246,11 @@ def _refusal(executor: str, source: Source, device: torch.device) -> str | None:
     ask."""
     if kind := find_executor(executor):
         return kind.refusal(source, device)
-    if source.channels != 3 and executor in ("dali", "ffcv"):
+    if source.channels != 3 and executor in ("threads", "dali", "ffcv"):
         return f"it makes images of 3 channels, {source.name} has {source.channels}; use --pipeline reference or auto."
     if executor == "dali":
         if not dali_installed():
-            return f"NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use --pipeline reference."
+            return f"NVIDIA DALI is not installed; {_INSTALL_DALI} (Linux on x86-64), or use --pipeline threads."
         if not source.reader.gives_files:
             return (
                 f"it decodes image files and tar shards, {source.name} holds decoded images or is a .beton; use "

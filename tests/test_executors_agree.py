@@ -10,13 +10,13 @@ import pytest
 
 from benchmarks import agree
 from saccade.base.errors import UserError
-from saccade.pipelines import ffcv
 from saccade.pipelines.build import dali_installed
 from saccade.pipelines.order import Order
+from saccade.pipelines.threads import ThreadsPipeline
 from saccade.runs import session
 from tests.images import PHOTOS, large_set
 
-EXECUTORS = ",".join(("reference", *(("dali",) if dali_installed() else ()), "ffcv", "ffcv-raw"))
+EXECUTORS = ",".join(("reference", "threads", *(("dali",) if dali_installed() else ()), "ffcv", "ffcv-raw"))
 SMALL = ["--steps", "6", "--batch-size", "4", "--image-size", "48", "--workers", "0"]
 
 
@@ -64,13 +64,13 @@ def test_json_keeps_other_methods_and_replaces_the_same(photos, tmp_path):
 
 def test_pixels_that_are_off_are_noticed_in_pixels_and_losses(photos, tmp_path, monkeypatch, capsys):
     """A channel order of BGR: what a decoder's wrong flag would give."""
-    made = ffcv.FfcvPipeline._make
+    made = ThreadsPipeline._make
 
     def swapped(self, *args):
         views, *rest = made(self, *args)
         return {name: view.flip(1) for name, view in views.items()}, *rest
 
-    monkeypatch.setattr(ffcv.FfcvPipeline, "_make", swapped)
+    monkeypatch.setattr(ThreadsPipeline, "_make", swapped)
     code, found = run(photos, tmp_path / "agree.json", "rsa", "--executors", "reference,ffcv", "--steps", "3")
     executor = found["executors"][0]
     assert code == 1 and {"pixels", "loss of shared weights"} <= set(executor["failures"])

@@ -200,6 +200,7 @@ def executors() -> dict[str, tuple[str, Render]]:
 
     found: dict[str, tuple[str, Render]] = {
         "resident": ("small", _built("resident")),
+        "threads": ("photos", _built("threads")),
         "ffcv": ("beton", _built("ffcv")),
         "pil": ("photos", render_with_pil),
     }
@@ -208,6 +209,7 @@ def executors() -> dict[str, tuple[str, Render]]:
     if torch.cuda.is_available():
         found |= {
             "resident cuda": ("small", _built("resident", "cuda")),
+            "threads cuda": ("photos", _built("threads", "cuda")),
             "ffcv cuda": ("beton", _built("ffcv", "cuda")),
         }
         found |= {"dali cuda": ("photos", _built("dali", "cuda"))} if dali_installed() else {}

@@ -147,7 +147,7 @@ def test_a_recipe_with_colour_is_refused_with_flags_that_work(tmp_path, capsys):
 def test_executors_of_colour_refuse_in_one_sentence():
     source = ArraySource("x", np.zeros((4, 8, 8, 5), np.uint8))
     recipe = Views((View("a", 8),), (0.0,) * 5, (1.0,) * 5)
-    for executor, renderer in (("dali", "auto"), ("ffcv", "auto"), ("resident", "numba")):
+    for executor, renderer in (("dali", "auto"), ("threads", "auto"), ("resident", "numba")):
         with pytest.raises(UserError, match="makes images of 3 channels"):
             build_pipeline(source, recipe, Order(4, 4), executor, renderer=renderer)
     with pytest.raises(UserError, match=r"grey.*--set views.g.grey=none"):

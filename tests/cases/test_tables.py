@@ -271,7 +271,7 @@ def test_a_whole_number_of_a_beton_is_a_label_where_it_is_called_one(tmp_path, m
         assert settled.labels.tolist() == [0, -1, 1, 2]
 
 
-@pytest.mark.parametrize("executor", ["resident", "reference", "dali"])
+@pytest.mark.parametrize("executor", ["resident", "reference", "dali", "threads"])
 def test_what_converts_also_trains(tmp_path, executor):
     from saccade.pipelines.build import build_pipeline, dali_installed
     from saccade.pipelines.order import Order

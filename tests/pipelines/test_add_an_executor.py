@@ -20,12 +20,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_an_executor.md"
 
 
 @pytest.fixture(scope="module")
-def threads(tmp_path_factory) -> str:
+def plain(tmp_path_factory) -> str:
     """The page's listing as a file in an empty folder, as --pipeline names it."""
     (listing,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    file = tmp_path_factory.mktemp("outside") / "threads.py"
+    file = tmp_path_factory.mktemp("outside") / "plain.py"
     file.write_text(listing)
-    return f"{file}:Threads"
+    return f"{file}:Plain"
 
 
 @pytest.fixture(scope="module")
@@ -38,50 +38,50 @@ def photos(tmp_path_factory):
     return folder
 
 
-def test_it_agrees_with_reference_and_parity_notices_where_one_does_not(threads, tmp_path, capsys, monkeypatch):
+def test_it_agrees_with_reference_and_parity_notices_where_one_does_not(plain, tmp_path, capsys, monkeypatch):
     few = {name: views for name, views in parity_cases.operations(48).items() if name in ("crop bicubic", "grey")}
     monkeypatch.setattr(parity, "operations", lambda size: few)
     monkeypatch.setattr(parity, "method_recipes", lambda *sizes: {})
-    assert parity.main(["--executor", threads, "--images", "3"]) == 0
+    assert parity.main(["--executor", plain, "--images", "3"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^grey .* 0\.00\d/0\.\d +$", shown, re.MULTILINE) and "all within tolerance" in shown
-    place, _, name = threads.rpartition(":")
+    place, _, name = plain.rpartition(":")
     wrong = tmp_path / "wrong.py"
     wrong.write_text(Path(place).read_text().replace("view.to(self.device)", "view.flip(3).to(self.device)"))
     assert parity.main(["--executor", f"{wrong}:{name}", "--images", "3"]) == 1
-    assert "outside of tolerance: Threads" in capsys.readouterr().out
+    assert "outside of tolerance: Plain" in capsys.readouterr().out
 
 
-def test_it_makes_every_batch_of_every_epoch_and_counts_what_is_broken(threads, photos):
+def test_it_makes_every_batch_of_every_epoch_and_counts_what_is_broken(plain, photos):
     images, _ = saccade.open_data(str(photos))
     views = saccade.Views(saccade.View("a", 16).times(2))
-    with saccade.build_pipeline(images, views, batch_size=8, executor=threads, workers=2) as pipeline:
-        assert pipeline.choice == f"{threads} (as asked)" and len(pipeline) == 3
+    with saccade.build_pipeline(images, views, batch_size=8, executor=plain, workers=2) as pipeline:
+        assert pipeline.choice == f"{plain} (as asked)" and len(pipeline) == 3
         epochs = [torch.cat([batch.index for batch in pipeline]) for _ in range(2)]
     assert all(sorted(epoch.tolist()) == list(range(24)) for epoch in epochs)
     assert not torch.equal(*epochs) and "05.jpg" in images.known_bad
 
 
-def test_it_trains_and_a_resume_asks_for_it_again(threads, photos, tmp_path, capsys):
+def test_it_trains_and_a_resume_asks_for_it_again(plain, photos, tmp_path, capsys):
     small = ["--backbone", "test_resnet", "--image-size", "32", "--batch-size", "8", "--eval-every", "0"]
     flags = [*small, "--data", str(photos), "--device", "cpu", "--workers", "1", "--steps", "2"]
-    assert train.main([*flags, "--pipeline", threads, "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*flags, "--pipeline", plain, "--out", str(tmp_path / "run")]) == 0
     assert train.main(["--resume", str(tmp_path / "run")]) == 2
-    assert f"which would run; if you trust them, say so: --pipeline {threads}." in capsys.readouterr().err
-    moved = tmp_path / "threads.py"
-    moved.write_text(Path(threads.rpartition(":")[0]).read_text())
-    assert train.main(["--resume", str(tmp_path / "run"), "--pipeline", f"{moved}:Threads"]) == 0
+    assert f"which would run; if you trust them, say so: --pipeline {plain}." in capsys.readouterr().err
+    moved = tmp_path / "plain.py"
+    moved.write_text(Path(plain.rpartition(":")[0]).read_text())
+    assert train.main(["--resume", str(tmp_path / "run"), "--pipeline", f"{moved}:Plain"]) == 0
     assert train.main(["--resume", str(tmp_path / "run"), "--pipeline", "reference"]) == 2
 
 
-def test_a_package_offers_it_by_an_entry_point(threads, monkeypatch):
-    kind = build.find_executor(threads)
-    good = SimpleNamespace(name="threads", value="somewhere:Threads", load=lambda: kind)
-    bad = SimpleNamespace(name="broken", value="nowhere:Threads", load=lambda: 1 / 0)
+def test_a_package_offers_it_by_an_entry_point(plain, monkeypatch):
+    kind = build.find_executor(plain)
+    good = SimpleNamespace(name="plain", value="somewhere:Plain", load=lambda: kind)
+    bad = SimpleNamespace(name="broken", value="nowhere:Plain", load=lambda: 1 / 0)
     monkeypatch.setattr(own, "entry_points", lambda group: [bad, good] if group == "saccade.executors" else [])
     build._offered.cache_clear()
     try:
-        assert build.executors()[-1] == "threads" and build.find_executor("threads") is kind
+        assert build.executors()[-1] == "plain" and build.find_executor("plain") is kind
         assert build.find_executor("resident") is None
     finally:
         monkeypatch.undo()
@@ -92,18 +92,18 @@ def test_a_package_offers_it_by_an_entry_point(threads, monkeypatch):
     ("name", "says"),
     [
         ("thread", "is unknown; use one of auto, resident"),
-        ("{place}:Thread", "is no executor; derive a class from saccade.pipelines.pipeline.Pipeline"),
+        ("{place}:Plane", "is no executor; derive a class from saccade.pipelines.pipeline.Pipeline"),
         ("{place}:Pipeline", "is no executor"),
-        ("nowhere.py:Threads", "there is no file"),
+        ("nowhere.py:Plain", "there is no file"),
     ],
 )
-def test_what_is_no_executor_is_one_sentence(threads, name, says, capsys):
-    assert train.main(["--pipeline", name.format(place=threads.rpartition(":")[0])]) == 2
+def test_what_is_no_executor_is_one_sentence(plain, name, says, capsys):
+    assert train.main(["--pipeline", name.format(place=plain.rpartition(":")[0])]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
 
 
-def test_a_source_that_it_refuses_is_one_sentence(threads, photos):
+def test_a_source_that_it_refuses_is_one_sentence(plain, photos):
     grey, _ = saccade.open_data(str(photos), options=Options(channels=1))
-    with pytest.raises(saccade.UserError, match=r"--pipeline .*threads\.py:Threads: .* has 1 channels; use --pipeline"):
-        saccade.build_pipeline(grey, saccade.Views((saccade.View("a", 16),)), batch_size=8, executor=threads)
+    with pytest.raises(saccade.UserError, match=r"--pipeline .*plain\.py:Plain: .* has 1 channels; use --pipeline"):
+        saccade.build_pipeline(grey, saccade.Views((saccade.View("a", 16),)), batch_size=8, executor=plain)

@@ -35,7 +35,7 @@ def quantise(tmp_path_factory) -> str:
     return f"{file}:Quantise"
 
 
-@pytest.mark.parametrize("pipeline", ["resident", "reference", "ffcv", "dali"])
+@pytest.mark.parametrize("pipeline", ["resident", "reference", "ffcv", "dali", "threads"])
 def test_one_file_is_trained_with_on_every_executor(quantise, pipeline, tmp_path):
     if pipeline == "dali" and not dali_installed():
         pytest.skip("NVIDIA DALI is not installed")

@@ -25,6 +25,7 @@ needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not
 EXECUTORS = [
     "reference",
     "resident",
+    "threads",
     pytest.param("dali", marks=needs_dali),
     pytest.param("dali-cuts", marks=needs_dali),
 ]

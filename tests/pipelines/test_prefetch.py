@@ -20,6 +20,7 @@ from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.resident import ResidentPipeline
 from saccade.pipelines.sources import ArraySource, FolderSource
 from saccade.pipelines.sources.beton import BetonSource
+from saccade.pipelines.threads import ThreadsPipeline
 from saccade.pipelines.views import Crop, View, Views
 from tests.pipelines.files import beton_with, picture, stored
 
@@ -147,14 +148,14 @@ def executor(name: str, folder) -> Pipeline:
         return FfcvPipeline(BetonSource(folder / "x.beton"), RECIPE, order)
     for k in range(8):
         (folder / f"{k}.jpg").write_bytes(stored(picture(k), "JPEG"))
-    if name == "reference":
-        return ReferencePipeline(FolderSource(folder), RECIPE, order)
+    if name in ("reference", "threads"):
+        return (ReferencePipeline if name == "reference" else ThreadsPipeline)(FolderSource(folder), RECIPE, order)
     from saccade.pipelines.dali import DaliPipeline
 
     return DaliPipeline(FolderSource(folder), RECIPE, order)
 
 
-@pytest.mark.parametrize("name", ["resident", pytest.param("dali", marks=needs_dali), "ffcv", "reference"])
+@pytest.mark.parametrize("name", ["resident", pytest.param("dali", marks=needs_dali), "ffcv", "threads", "reference"])
 def test_every_executor_works_on_the_side_stream(name, tmp_path, cuda, monkeypatch):
     """Whatever an executor does for a batch, on whatever device, it does while the side stream is current."""
     assert name in build.EXECUTORS

@@ -22,7 +22,7 @@ from saccade.pipelines.views import Crop, View, Views
 from tests.pipelines.files import SIDE, beton_with, picture, stored, tar_with
 
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
-EXECUTORS = ["resident", "reference", pytest.param("dali", marks=needs_dali), "ffcv"]
+EXECUTORS = ["resident", "reference", pytest.param("dali", marks=needs_dali), "ffcv", "threads"]
 IMAGES = 26
 JITTER = Jitter(0.4, 0.4, 0.4, 0.1)
 RECIPE = Views(
@@ -78,7 +78,7 @@ def test_views_are_those_of_reference(data, executor):
 
 
 @needs_dali
-@pytest.mark.parametrize("executor", ["resident", "reference", "dali"])
+@pytest.mark.parametrize("executor", ["resident", "reference", "dali", "threads"])
 def test_shards_show_what_the_folder_shows(data, executor):
     shards = open_data(str(data / "x-{0..2}.tar"))[0]
     with pipeline_on(data, executor, source=shards) as pipeline, pipeline_on(data, "reference") as judge:
@@ -190,7 +190,8 @@ def settled(limit: dict[str, int]) -> dict[str, int]:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 @pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("executor", "workers"), [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
+    ("executor", "workers"),
+    [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("threads", 2)],
 )
 def test_leaving_epochs_early_leaves_nothing_behind(data, executor, workers, times):
     pipeline = pipeline_on(data, executor, workers=workers)
@@ -208,7 +209,8 @@ def test_leaving_epochs_early_leaves_nothing_behind(data, executor, workers, tim
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("executor", "workers"), [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("ffcv", 2)]
+    ("executor", "workers"),
+    [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("threads", 2)],
 )
 def test_closed_pipelines_leave_nothing_behind(data, executor, workers, times):
     def one() -> None:
