@@ -17,6 +17,8 @@ from saccade.base import own
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus, available_memory
 from saccade.base.processes import local_processes
+from saccade.pipelines.cache import open_cache
+from saccade.pipelines.ffcv import FfcvPipeline
 from saccade.pipelines.order import Order, ShardedOrder
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.reference import ReferencePipeline
@@ -24,6 +26,7 @@ from saccade.pipelines.render import choose_backend
 from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
 from saccade.pipelines.sampling import Sampling, WeightedOrder
 from saccade.pipelines.sources import BadImage, Source
+from saccade.pipelines.threads import ThreadsPipeline
 from saccade.pipelines.views import Views, check_channels
 
 EXECUTORS = ("auto", "resident", "threads", "dali", "ffcv", "reference")
@@ -141,12 +144,15 @@ def build_pipeline(
     batch_size: int | None = None,
     seed: int = 0,
     agree: Callable[[str], str] = str,
+    cache: str | None = None,
+    cache_limit: float | None = None,
 ) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
     Without `order`: all images, shuffled anew every epoch by `seed`, in whole batches of `batch_size` over all
     processes, of which this one takes its share, on its GPU if it has one. Its `choice` says which executor it is and
     why. agree: from the executor that `auto` chose here to that of all processes.
+    cache: "ram" or "disk:FOLDER", where decoded images are kept (pipelines.cache), in cache_limit GB at most.
 
     Examples:
         >>> from saccade import View, Views, open_data
@@ -165,8 +171,8 @@ def build_pipeline(
         device = torch.device(device or "cpu")
     except RuntimeError as error:
         raise UserError(f"the device {device!r} is unknown; use cpu or cuda.") from error
-    choice = choose_executor(executor, source, device)
-    if executor == "auto":
+    choice = choose_executor(executor, source, device) if cache is None else _with_cache(executor, source, device)
+    if executor == "auto" and cache is None:
         choice = _agreed(choice, agree)
     choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
     check_channels(recipe, source.channels)
@@ -180,7 +186,22 @@ def build_pipeline(
         choice = _agreed(_for_photos(source, device), agree)
         pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     pipeline.choice = str(choice)
+    if cache is not None:
+        assert isinstance(pipeline, ThreadsPipeline)  # that was chosen
+        pipeline.cache, told = open_cache(cache, cache_limit, source, pipeline.fingerprint)
+        pipeline.choice += f"; {told}"
+    elif cache_limit is not None:
+        raise UserError(f"--cache-limit {cache_limit:g} goes with --cache; give both or none.")
     return pipeline
+
+
+def _with_cache(executor: str, source: Source, device: torch.device) -> Choice:
+    """The executor that decodes into a cache."""
+    wanted = "ffcv" if source.reader.mapped else "threads"
+    if executor not in ("auto", wanted, "threads"):
+        raise UserError(f"--cache goes with --pipeline {wanted}, not {executor}; leave one of them out.")
+    choose_executor(wanted, source, device)  # refuses
+    return Choice(wanted, "decodes into the cache")
 
 
 def own_share(source: Source, batch_size: int | None, seed: int) -> tuple[Order, torch.device]:
@@ -221,8 +242,6 @@ def _build(
 
         return DaliPipeline(source, recipe, order, device, dtype, renderer, threads=workers)
     if executor in ("threads", "ffcv"):
-        from saccade.pipelines.ffcv import FfcvPipeline, ThreadsPipeline
-
         kind = FfcvPipeline if source.reader.mapped else ThreadsPipeline
         return kind(source, recipe, order, device, dtype, renderer, workers=workers)
     return ReferencePipeline(source, recipe, order, device, dtype, workers=workers)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from saccade.base.errors import UserError
+from saccade.pipelines.cache import Cache
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.jpeg import decode_into
@@ -43,11 +44,14 @@ class Image:
     file: np.ndarray | bytes | None  # a JPEG, or what PIL decodes
     pixels: np.ndarray | None = None
     orientation: int | None = None  # EXIF's, of a JPEG for libjpeg-turbo
+    is_cached: bool = False
 
 
 class ThreadsPipeline(Pipeline):
     """workers: threads that decode and render. as_bytes: views are cut to uint8 and finished on the device (None: on a
-    GPU, where that is a quarter of the transfer)."""
+    GPU, where that is a quarter of the transfer). cache: of decoded images, which may be set before the first epoch."""
+
+    cache: Cache | None = None
 
     def __init__(
         self, source: Source, *args, workers: int = 1, as_bytes: bool | None = None, timeout: float = _TIMEOUT, **kwargs
@@ -125,6 +129,9 @@ class ThreadsPipeline(Pipeline):
     def _decoded(self, index: Tensor) -> Iterator[tuple[Photos, Tensor]]:
         """The images of `index` in consecutive pieces that are bounded in bytes, and the numbers of those shown. A
         piece is valid until the next one is asked for."""
+        if self.cache is not None and (photos := self.cache.photos(index.numpy())) is not None:
+            yield photos, index
+            return
         numbers = index.tolist()
         while numbers:
             some, numbers = numbers[: self._together], numbers[self._together :]
@@ -136,7 +143,11 @@ class ThreadsPipeline(Pipeline):
 
     def _read(self, number: int) -> Image:
         """Image `number`, or the next one that can be read."""
-        return self.source.first_readable(number, self._load)[0]
+        return self.source.first_readable(number, self._load if self.cache is None else self._cached)[0]
+
+    def _cached(self, number: int) -> Image:
+        pixels = self.cache.pixels(number) if self.cache is not None else None
+        return self._load(number) if pixels is None else Image(number, pixels.shape[:2], None, pixels, is_cached=True)
 
     def _load(self, number: int) -> Image:
         data = self.source.encoded(number)
@@ -154,7 +165,11 @@ class ThreadsPipeline(Pipeline):
         buffer, used = self._buffer(int(offset[-1])), np.array([image.number for image in images])
 
         def decode(n: int) -> bool:
-            return self._decode_one(images[n], buffer[offset[n] : offset[n + 1]].reshape(*sizes[n], 3))
+            out = buffer[offset[n] : offset[n + 1]].reshape(*sizes[n], 3)
+            good = self._decode_one(images[n], out)
+            if good and self.cache is not None and not images[n].is_cached:
+                self.cache.put(images[n].number, out)
+            return good
 
         good = list(self._pools[1].map(decode, range(len(images))))
         offset, extra = offset[:-1], []

@@ -58,6 +58,8 @@ class Config:
     shard_group: int
     sampling: str | None  # balanced, sqrt or a column of the CSV of labels; None: each image once an epoch
     workers: int | None
+    cache: str | None  # ram or disk:FOLDER, where decoded images are kept
+    cache_limit: float | None  # GB
     steps: int | None  # optimizer steps in all; None: the recipe's epochs
     seed: int
     out: Path

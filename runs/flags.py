@@ -41,6 +41,8 @@ RESUMABLE = {
     "operation",
     "allow_changes",
     "workers",
+    "cache",
+    "cache_limit",
     "device",
     "compile",
     "renderer",
@@ -207,6 +209,17 @@ def parser(
     )
     machine.add_argument(
         "--workers", type=int, help="decoding processes or threads per process (default: from the CPUs)"
+    )
+    machine.add_argument(
+        "--cache",
+        metavar="ram|disk:FOLDER",
+        help="keep what is decoded as raw pixels, in memory or on a disk: later epochs and runs do not decode again",
+    )
+    machine.add_argument(
+        "--cache-limit",
+        type=float,
+        metavar="GB",
+        help="the most the cache may take, per process in memory (default: half of what is free)",
     )
     machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     machine.add_argument(
