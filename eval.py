@@ -45,15 +45,17 @@ from saccade.evaluation.options import (
     check_shared,
     chosen_settings,
     chosen_subject,
+    shown_to,
 )
 from saccade.evaluation.processes import on_processes
 from saccade.evaluation.protocol import Protocol
+from saccade.evaluation.readable import readable
 from saccade.evaluation.registry import find_protocol, protocols
 from saccade.evaluation.subject import Subject
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import hold_out
-from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.pipelines.sources.options import add_flags
 from saccade.runs.ranks import Ranks
 from saccade.runs.record import check_local
 
@@ -86,7 +88,7 @@ def measured(flags: argparse.Namespace, place: str, ranks: Ranks) -> dict[str, A
     evaluation = Evaluation(protocol, subject, train, test, data, chosen_settings(flags, ranks))
     said = [(name, source.account.line()) for name, source in (("train", train), ("test", test))]
     train, test = evaluation.train, evaluation.test  # the labelled images
-    result = {**evaluation.result(), "unreadable": len(train.known_bad) + len(test.known_bad)}
+    result = {**evaluation.result(), "unreadable": len({*train.known_bad, *test.known_bad})}
     result["interval"] = spread(result["top1"], len(test))["interval"]
     if not flags.no_baselines:
         result["beside"] = beside(evaluation)
@@ -215,7 +217,7 @@ def usual_protocol(flags: argparse.Namespace, subject: Subject, ranks: Ranks) ->
 
 def open_both(flags: argparse.Namespace, subject: Subject, protocol: Protocol) -> tuple[Source, Source, str]:
     """The training and the test source, and the data set's name in the recipes ("custom" for a folder or an .npz)."""
-    run, options = subject.run, options_of(flags)
+    run, options = subject.run, shown_to(subject, flags)
     if flags.data is not None:
         data, val_data, named = flags.data, flags.val_data, flags.data
     elif run is not None:
@@ -227,6 +229,7 @@ def open_both(flags: argparse.Namespace, subject: Subject, protocol: Protocol) -
         raise UserError(f"{subject.name} does not say on which images to measure it; give --data.")
     data_dir = flags.data_dir or (run.data_dir if run else "data")
     train, test = open_data(data, val_data, data_dir, labelled=True, options=options)
+    train, test = readable(train), test and readable(test)
     if test is None:
         train, test, how = hold_out(train, alone=protocol.alone)
         train.account.guess(how)
@@ -288,8 +291,13 @@ def print_table(result: dict, evaluation: Evaluation, said: list[tuple[str, str]
     ]
     rows += [(name, line) for name, line in said if line]
     if result["unreadable"]:
-        names = ", ".join([*train.known_bad, *test.known_bad][:3])
-        rows.append(("unreadable", f"{result['unreadable']} images, replaced by others, such as {names}"))
+        names = ", ".join(list({**train.known_bad, **test.known_bad})[:3])
+        rows.append(
+            (
+                "unreadable",
+                f"{result['unreadable']} images, left out (replaced where there are thousands): {names}",
+            )
+        )
     rows += [("departs", text) for text in result["deviations"]] + [("note", text) for text in result["notes"]]
     print("\n".join(f"{name:>10}  {printable(str(text))}" for name, text in rows))
     print(f"\n{'':>40}{'top-1 %':>9}{'top-5 %':>9}")

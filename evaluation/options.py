@@ -14,6 +14,7 @@ from saccade.evaluation.evaluate import Settings
 from saccade.evaluation.subject import Subject, open_subject
 from saccade.models.backbone import STEMS, known_backbone
 from saccade.pipelines.build import executors, find_executor
+from saccade.pipelines.sources.options import Options, options_of
 from saccade.runs.ranks import ONE, PATIENCE, Ranks
 
 DEFAULT = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}  # ImageNet's, for the sentence
@@ -104,6 +105,14 @@ def check_out(flags: argparse.Namespace, **endings: tuple[str, ...]) -> None:
             raise UserError(f"{flag} is a folder; give the name of a file.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{flag}: the folder {folder} cannot be written.")
+
+
+def shown_to(subject: Subject, flags: argparse.Namespace) -> Options:
+    """How the flags have a data set read; its deep images as the backbone saw those of its training."""
+    options = options_of(flags)
+    if flags.value_range is None and subject.value_range is not None:
+        return replace(options, value_range=replace(subject.value_range, asked=False))
+    return options
 
 
 def chosen_subject(flags: argparse.Namespace, place: str) -> Subject:

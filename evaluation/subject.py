@@ -17,6 +17,7 @@ from saccade.base.errors import UserError
 from saccade.losses.registry import methods
 from saccade.models.backbone import BackboneSpec, create_backbone, feature_size, load_backbone
 from saccade.models.layouts import load_foreign, weights_in
+from saccade.pipelines.sources.decode import ValueRange
 from saccade.pipelines.sources.options import PLAIN, Options, read_value_range
 from saccade.runs.checkpoint import checkpoints, holds_run, newest_whole, read_checkpoint
 from saccade.runs.initial import timms_own
@@ -62,6 +63,7 @@ class Subject:
     classifier: Mapping[str, Tensor] = field(default_factory=dict)  # of a foreign file that holds one
     spec: BackboneSpec | None = None  # by which timm makes it
     folder: Path | None = None  # of the run
+    value_range: ValueRange | None = None  # of the deep images it was trained on
 
     def at(self, image_size: int | None) -> Subject:
         """The same for images of another size; UserError if the backbone cannot take them."""
@@ -194,6 +196,7 @@ def _run_folder(folder: Path) -> Subject:
                 () if "checksum" in description else ("an export without a checksum: damage would not be noticed",),
                 spec=BackboneSpec(description["architecture"], description["stem"], options=description["options"]),
                 folder=folder,
+                value_range=_range(description.get("value_range")) or (run.options.value_range if run else None),
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / 'backbone.json'} lacks {error}; export the run again.") from error
@@ -203,6 +206,10 @@ def _run_folder(folder: Path) -> Subject:
         f"{folder} is no run folder: it needs backbone.safetensors with backbone.json, or config.json with "
         "checkpoints/."
     )
+
+
+def _range(text: object) -> ValueRange | None:
+    return read_value_range(text) if isinstance(text, str) else None
 
 
 def _run_checkpoint(folder: Path, checkpoint: Path) -> Subject:

@@ -129,6 +129,7 @@ def finish(session: Session, folder: RunFolder, totals: dict[str, float], baseli
         "method": recipe.method,
         "data": published(config.data),
         "steps": step,
+        "value_range": _data(session)["value_range"],
         **({"classes": list(classes)} if (classes := session.source.classes) else {}),
     }
     for name, content in export_backbone(learner.backbone, recipe.backbone, recipe.image_size, description).items():

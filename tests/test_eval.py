@@ -338,7 +338,7 @@ def test_unreadable_images_are_counted_and_named(run, tmp_path, capsys):
     result, printed = measure(
         capsys, run, "--data", tmp_path / "photos", "--k", 5, "--workers", 0, "--pipeline", "reference"
     )
-    assert result["unreadable"] == 1 and "class1/5.png" in printed
+    assert (result["unreadable"], result["n_test"]) == (1, 11) and "class1/5.png" in printed
 
 
 def test_a_run_is_measured_as_its_recipes_paper_does(capsys, tmp_path):

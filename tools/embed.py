@@ -31,6 +31,7 @@ from saccade.evaluation.options import (
     check_shared,
     chosen_settings,
     chosen_subject,
+    shown_to,
 )
 from saccade.evaluation.processes import on_processes
 from saccade.evaluation.subject import Subject
@@ -38,7 +39,7 @@ from saccade.models.backbone import RESIZE, shown_share
 from saccade.models.feature_map import FeatureMap
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.open import open_dataset
-from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.pipelines.sources.options import add_flags
 from saccade.runs.ranks import Ranks
 
 EXAMPLES = {
@@ -99,7 +100,7 @@ def embed(flags: argparse.Namespace, ranks: Ranks) -> None:
         dense = FeatureMap(subject.backbone)
         shape = dense.shape(subject.image_size, len(subject.mean))
         subject = replace(subject, backbone=dense)
-    options = replace(options_of(flags), data_dir=flags.data_dir)
+    options = replace(shown_to(subject, flags), data_dir=flags.data_dir)
     data = ranks.first_on_each_node("opening the images", lambda: open_dataset(flags.data, options, flags.split))
     fraction = settings.crop_pct or shown_share(subject.image_size)
     how = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -20,7 +19,7 @@ from saccade import __version__
 from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
-from saccade.base.machine import available_cpus, git_commit, hardware, versions
+from saccade.base.machine import git_commit, hardware, versions
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.calibration import best_temperature, calibration_error, crossed
@@ -35,21 +34,22 @@ from saccade.evaluation.options import (
     check_shared,
     chosen_settings,
     chosen_subject,
+    shown_to,
 )
 from saccade.evaluation.processes import on_processes
+from saccade.evaluation.readable import readable
 from saccade.evaluation.subject import Subject
 from saccade.models.backbone import BackboneSpec, create_backbone, export_backbone, known_backbone
 from saccade.models.layouts import IMAGENET
 from saccade.pipelines.data import open_data
-from saccade.pipelines.sources import BadImage, Source
+from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.holdout import FEW, hold_out, once
-from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.pipelines.sources.options import add_flags
 from saccade.runs.folder import default_folder
 from saccade.runs.ranks import Ranks
 from saccade.runs.record import published
 from saccade.tools.tuning import FOLDS, Fitted, Recipe, fit, in_folds, logits, recipe_of
 
-READ = 20_000
 EXAMPLES = {
     "PHOTOS --labels labels.csv --from outputs/RUN": "all of the network, on the images that labels.csv names",
     "PHOTOS --from outputs/RUN --head-only": "a classifier on fixed features, in seconds",
@@ -123,6 +123,7 @@ def finetune(flags: argparse.Namespace, ranks: Ranks) -> None:
         "versions": versions(),
         "hardware": hardware(),
     }
+    subject = replace(subject, value_range=train.reader.value_range or subject.value_range)
     ranks.on_main("writing the folder", lambda: write(out, subject, fitted, classes, temperature, record))
     low, high = found["interval"]
     print(printable(f"{'tested on':>10}  {tested_on}"))
@@ -169,7 +170,7 @@ def start(flags: argparse.Namespace) -> Subject:
 def labelled(flags: argparse.Namespace, subject: Subject, heard: bool = True) -> tuple[Source, Source | None]:
     """The images to train on, as many as were asked for, and those to test on where there are some; heard: what was
     guessed is printed."""
-    train, test = open_data(flags.data, flags.val_data, flags.data_dir, labelled=True, options=options_of(flags))
+    train, test = open_data(flags.data, flags.val_data, flags.data_dir, labelled=True, options=shown_to(subject, flags))
     for source in filter(None, (train, test)):
         if heard:
             source.account.show()
@@ -220,33 +221,6 @@ def tried(
     return fitted, answers, _labels(train), f"the {len(train):,} labelled images in {folds} folds"
 
 
-def readable(source: Source) -> Source:
-    """Without the images that cannot be read, which are said: another's picture with their label would stand in.
-    Up to READ images: of more, a few weigh nothing."""
-    if len(source) > READ or source.array() is not None:
-        return source
-
-    def reads(i: int) -> bool:
-        try:
-            source.read(i)
-        except BadImage:
-            return False
-        return True
-
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        good = np.array(list(pool.map(reads, range(len(source)))))
-    if good.all() or not good.any():
-        return source
-    bad = np.flatnonzero(~good)
-    named = ", ".join(source.name_of(int(i)) for i in bad[:3])
-    print(
-        printable(
-            f"{'unreadable':>10}  {len(bad):,} labelled images, left out: {named}{' ...' if len(bad) > 3 else ''}"
-        )
-    )
-    return source.subset(np.flatnonzero(good))
-
-
 def _labels(source: Source) -> Tensor:
     assert source.labels is not None
     return torch.from_numpy(source.labels)
@@ -279,6 +253,7 @@ def write(
         "mean": subject.mean,
         "std": subject.std,
         "classes": list(classes),
+        "value_range": subject.value_range and str(subject.value_range),
         "method": "fine-tuned",
         "data": published(record["data"]),
     }

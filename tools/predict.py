@@ -23,11 +23,12 @@ from saccade.evaluation.options import (
     check_shared,
     chosen_settings,
     chosen_subject,
+    shown_to,
 )
 from saccade.evaluation.processes import on_processes
 from saccade.pipelines.sources import Source
 from saccade.pipelines.sources.open import open_dataset
-from saccade.pipelines.sources.options import add_flags, options_of
+from saccade.pipelines.sources.options import add_flags
 from saccade.runs.ranks import Ranks
 from saccade.tools.tuning import Fitted, logits
 
@@ -68,7 +69,7 @@ def predict(flags: argparse.Namespace, ranks: Ranks) -> None:
     classifier = read_classifier(subject.folder) if subject.folder else None
     if classifier is None:
         raise UserError(f"--from {flags.start}: it has no classifier; make one with saccade finetune.")
-    options = replace(options_of(flags), data_dir=flags.data_dir)
+    options = replace(shown_to(subject, flags), data_dir=flags.data_dir)
     data = ranks.first_on_each_node("opening the images", lambda: open_dataset(flags.data, options, flags.split))
     fitted = Fitted(subject.backbone, classifier.layer())
     several = len(data.splits) > 1

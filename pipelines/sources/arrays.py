@@ -176,7 +176,12 @@ def _as_images(path: Path, images: np.ndarray, options: Options, account: Accoun
 def _as_bytes(path: Path, images: np.ndarray, options: Options, account: Account) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
-    if images.dtype.kind in "iu" and options.value_range is None and images.min() >= 0 and images.max() <= 255:
+    if (
+        images.dtype.kind in "iu"
+        and not (options.value_range and options.value_range.asked)
+        and images.min() >= 0
+        and images.max() <= 255
+    ):
         account.guess(f"{path}: its images are {images.dtype} of 0 to 255, taken for bytes; --value-range settles it")
         return images.astype(np.uint8)
     chosen = None

@@ -35,10 +35,12 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The values of a deep image (16 bits, 32 bits, float) that become 0 and 255."""
+    """The values of a deep image (16 bits, 32 bits, float) that become 0 and 255. asked: by a flag, not by a backbone
+    that saw its images so."""
 
     low: float
     high: float
+    asked: bool = True
 
     def __str__(self) -> str:
         return f"{self.low:g},{self.high:g}"

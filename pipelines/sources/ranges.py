@@ -21,7 +21,7 @@ def with_range(source: Source, wanted: ValueRange | None = None) -> Source:
     if not source.reader.gives_files or source.kind in ("beton", "mixed"):
         return source
     looked_at = _sample(source)
-    if looked_at is None and wanted is not None:
+    if looked_at is None and wanted is not None and wanted.asked:
         source.account.guess(f"--value-range {wanted} changes nothing: no image of more than 8 bits was met")
     source.reader.value_range = (
         wanted if looked_at is None else choose_range(looked_at, wanted, source.name, source.account)
@@ -37,6 +37,10 @@ def choose_range(looked_at: list[np.ndarray], wanted: ValueRange | None, name: s
     if not known.all():
         account.guess(f"{1 - known.mean():.1%} of the looked-at pixels of {name} are no numbers (NaN, infinite): black")
         flat = flat[known] if known.any() else np.full(1, chosen.low)
+    if wanted is not None and not wanted.asked:
+        account.guess(
+            f"{name}: values {chosen} become 0 to 255, as the backbone saw its images; --value-range gives others"
+        )
     clipped = float(((flat < chosen.low) | (flat > chosen.high)).mean())
     used = float(np.ptp(np.clip(flat, chosen.low, chosen.high))) / (chosen.high - chosen.low)
     if wanted is None:

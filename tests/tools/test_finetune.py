@@ -111,7 +111,25 @@ def test_an_unreadable_image_is_neither_right_nor_wrong(place, tmp_path, capsys)
         assert (found["labels"], found["images"]) == (
             23,
             23,
-        ) and "unreadable  1 labelled images, left out: blue/23.png" in capsys.readouterr().out
+        ) and "unreadable  1 of 24 images, left out: blue/23.png" in capsys.readouterr().err
+
+
+def test_deep_images_are_shown_as_in_training_whatever_lies_beside_them(place, tmp_path):
+    rng, photos, part = np.random.default_rng(0), tmp_path / "photos", tmp_path / "part"
+    part.mkdir()
+    for k in range(24):
+        file = photos / ("dark", "bright")[k % 2] / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, (1000, 4000)[k % 2], (20, 24)).astype(np.uint16)
+        Image.fromarray(pixels).save(file)
+    (part / "0.png").write_bytes((photos / "dark" / "0.png").read_bytes())
+    tuned(place, tmp_path / "out", "--head-only", data=photos)
+    found = {}
+    for name, folder in (("all", photos), ("part", part)):
+        table = tmp_path / f"{name}.csv"
+        assert predict.main([str(folder), "--from", str(tmp_path / "out"), "--out", str(table)]) == 0
+        found[name] = next(row for row in csv.DictReader(table.open()) if row["name"].endswith("0.png"))
+    assert (found["all"]["label"], found["all"]["confidence"]) == (found["part"]["label"], found["part"]["confidence"])
 
 
 def test_folds_hold_each_image_once_and_each_class_evenly():
