@@ -19,7 +19,15 @@ from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
 from saccade.evaluation.registry import protocols
 
-EPOCHS = {"finetune": 2, "finetune-1pct": 20, "finetune-10pct": 10, "resa-1pct": 20, "resa-10pct": 5}  # of the others
+EPOCHS = {  # instead of the many that it takes
+    "attentive": 20,
+    "finetune": 2,
+    "finetune-1pct": 20,
+    "finetune-10pct": 10,
+    "resa-1pct": 20,
+    "resa-10pct": 5,
+    "stec-stl10": 1,
+}
 FEW = 5  # where every epoch passes through the backbone
 FIRST = ("knn", "linear", "prototypes", "stec-online", "attentive", "finetune-1pct", "finetune-10pct", "finetune")
 
