@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+
+from torch import distributed
 
 from saccade.base.processes import asked_processes
 from saccade.runs.interrupt import Interrupt
@@ -20,13 +23,21 @@ def on_processes(flags: argparse.Namespace) -> Iterator[Ranks]:
     """Each runs what is inside, alike, and meets the others where they share work; the main one alone is heard and
     writes. A signal to one, or its end, ends all within seconds, with a sentence."""
     with Interrupt(UNSAVED):
-        device = start_processes(flags.device, flags.rank_timeout).device if asked_processes() > 1 else None
+        device = None
+        if asked_processes() > 1:
+            device = start_processes(flags.device, flags.rank_timeout).device
+            atexit.register(_parted)
         with (
             Ranks(device, flags.rank_timeout) as ranks,
             nullcontext() if ranks.main else _unheard(),
             ranks.alone("measuring"),
         ):
             yield ranks
+
+
+def _parted() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # NCCL warns of one that is left
 
 
 @contextmanager

@@ -129,10 +129,10 @@ class Fellows:
                     self._end(sentence, int(of), int(code))
                 if moves != self._moves or self._alone:
                     moves, moved = self._moves, time.monotonic()
-                if time.monotonic() - looked > max(self._patience, 5 * SILENT):
+                if time.monotonic() - looked > (silent := max(self._patience, 5 * SILENT)):
                     before, seen, looked = seen, {r: life[0] for r, life in self._lives().items()}, time.monotonic()
                     for lost in (r for r in seen if r != self._rank and before.get(r) == seen[r]):
-                        self._blame(self._still(lost), lost)
+                        self._blame(self._still(lost, silent), lost)
                 if time.monotonic() - moved > self._patience:
                     self._blame(*self._hung())
                     moved = time.monotonic()
@@ -202,13 +202,13 @@ class Fellows:
 
     def _hung(self) -> tuple[str, int]:
         if (silent := self._silent()) is not None:
-            return self._still(silent), silent
+            return self._still(silent, self._patience), silent
         lives = self._lives()
         last = min(lives, key=lambda rank: int(lives[rank][1]))
         return f"process {last} has stood still for {self._patience:.0f} s, {lives[last][2]}", last
 
-    def _still(self, silent: int) -> str:
-        return f"process {silent} has stood still, without a sign of life, for {self._patience:.0f} s"
+    def _still(self, rank: int, seconds: float) -> str:
+        return f"process {rank} has stood still, without a sign of life, for {seconds:.0f} s"
 
     def _blame(self, sentence: str, rank: int) -> None:
         """Tell everyone once; the first sentence counts."""

@@ -193,6 +193,32 @@ run_command("tools.embed", lambda: embed.main(sys.argv[1:]))
 """
 
 
+def embedding(place) -> list[str]:
+    return [str(place / "train.npz"), "--from", str(place / "run"), "--split", "train", "--batch-size", "4"]
+
+
+def two_that_embed(folder: Path, *arguments: str) -> list[subprocess.Popen]:
+    """Two processes, slowly, each with some features in its share."""
+    more = {"OMP_NUM_THREADS": "1", "SACCADE_CACHE": str(folder / "cache"), **meeting(2)}
+    command = [sys.executable, "-c", SLOWLY, *arguments, "--device", "cpu", "--out", str(folder / "x.npy")]
+    both = [
+        subprocess.Popen(command, env={**os.environ, **more, "RANK": str(r)}, stderr=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    assert until(lambda: len(list(folder.glob(".x.npy.parts/*/done-*.json"))) == 2, 180, 0.05)
+    return both
+
+
+@pytest.mark.slow
+def test_one_that_stands_still_ends_the_other_which_waits_for_it(place, tmp_path):
+    waits, still = two_that_embed(tmp_path, *embedding(place), "--rank-timeout", "4")
+    still.send_signal(signal.SIGSTOP)
+    said = waits.communicate(timeout=150)[1]
+    still.kill()
+    assert waits.returncode == 1 and "Traceback" not in said
+    assert "process 1 has stood still, without a sign of life, for 40 s" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "codes", "says"),
@@ -202,14 +228,8 @@ run_command("tools.embed", lambda: embed.main(sys.argv[1:]))
     ],
 )
 def test_what_ends_one_ends_both_and_the_same_command_goes_on(place, tmp_path, monkeypatch, number, codes, says):
-    arguments = [str(place / "train.npz"), "--from", str(place / "run"), "--split", "train", "--batch-size", "4"]
-    more = {"OMP_NUM_THREADS": "1", "SACCADE_CACHE": str(tmp_path / "cache"), **meeting(2)}
-    command = [sys.executable, "-c", SLOWLY, *arguments, "--device", "cpu", "--out", str(tmp_path / "x.npy")]
-    both = [
-        subprocess.Popen(command, env={**os.environ, **more, "RANK": str(r)}, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    assert until(lambda: len(list(tmp_path.glob(".x.npy.parts/*/done-*.json"))) == 2, 180, 0.05)
+    arguments = embedding(place)
+    both = two_that_embed(tmp_path, *arguments)
     both[1].send_signal(number)
     ended = time.monotonic()
     said = [process.communicate(timeout=60)[1] for process in both]
