@@ -31,10 +31,10 @@ FORK = get_context("fork")  # the libraries are in memory already: what grows is
 
 SIZES = 30_000, 100_000, 300_000
 PROJECTED = 1_281_167, 14_000_000, 1_000_000_000
-TRAINED = {
-    "300,000 files": partial(write_folder, size=300_000),
-    "tars of 1,000,000 samples": partial(write_tars, size=1_000_000),
-    "a sparse .beton of 60 GB": partial(write_beton, size=20_000, length=60 * 10**9),
+TRAINED = {  # by an executor that reads images when they are due: auto would decode such small ones before step 1
+    "300,000 files": ("reference", partial(write_folder, size=300_000)),
+    "tars of 1,000,000 samples": ("reference", partial(write_tars, size=1_000_000)),
+    "a sparse .beton of 60 GB": ("ffcv", partial(write_beton, size=20_000, length=60 * 10**9)),
 }
 COLUMNS = {  # of the table: name -> (its unit, what a number is divided by)
     "first_s": ("first s", 1),
@@ -153,11 +153,23 @@ def train(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="saccade-opening-") as scratch:
         place = Path(scratch) / "data"
-        TRAINED[name](place)
+        executor, write = TRAINED[name]
+        write(place)
         for when in ("fresh", "known"):
             words = ["-m", "saccade.train", "--data", str(place), "--method", "simclr", "--backbone", "test_resnet"]
             words += ["--batch-size", "32", "--image-size", "32", "--steps", "20", "--eval-every", "0", "--no-report"]
-            words += ["--device", "cpu", "--workers", "1", "--out", f"{scratch}/{when}", "--log", "lines"]
+            words += [
+                "--device",
+                "cpu",
+                "--workers",
+                "1",
+                "--pipeline",
+                executor,
+                "--out",
+                f"{scratch}/{when}",
+                "--log",
+                "lines",
+            ]
             environment = os.environ | {"SACCADE_CACHE": f"{scratch}/cache"}
             started = time.perf_counter()
             process = subprocess.Popen(
