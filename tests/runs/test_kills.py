@@ -40,6 +40,11 @@ CASES = {  # name: flags, processes
         ["--method", "rsa", "--data", "shards", "--pipeline", "reference", "--workers", "0", "--accumulate", "2"],
         2,
     ),
+    "moco-v3, teacher, resident": (["--method", "moco-v3", "--data", "images.npz"], 1),
+    "cacr-momentum, teacher, reference of a .beton": (
+        ["--method", "cacr-momentum", "--data", "photos.beton", "--pipeline", "reference", "--workers", "0"],
+        1,
+    ),
     "resa, teacher, reference without workers": (
         ["--method", "resa", "--data", "photos", "--pipeline", "reference", "--workers", "0"],
         1,
