@@ -6,12 +6,15 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from saccade.evaluation.features import Features, at_most, extract, raw_pixels
+from saccade.evaluation.features import Features, at_most, extract, mode, raw_pixels
 from saccade.evaluation.held import Held, held
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.knn import NEIGHBOURS, TEMPERATURE, fitting_k, knn_ranks
+from saccade.evaluation.own_view import MAX_IMAGES as MAX_OWN
 from saccade.evaluation.own_view import RAW, own_view_found
 from saccade.evaluation.verdict import Tried, read_tried, told_spread, tried, verdict
 from saccade.pipelines.sources import Source
@@ -22,8 +25,10 @@ from saccade.runs.session import Session
 
 MAX_IMAGES = 10_000
 SHARE = 0.2  # of a run's passes through its network that measuring may take, where --eval-every is left out
-LEAST_IMAGES = 1_000  # of a set, however short the run
+LEAST_IMAGES = 25, 1_000  # of a set, however short the run: as many as FREE pays for
+FREE = 4e11  # FLOP of all measuring together: seconds on a CPU of two cores
 _PASSES = 2  # forward passes that a view of a training image costs: three where it is trained on, one of a teacher's
+BOUND = f"at most {SHARE:.0%} of the run's passes through its network, or some seconds; --eval-every N: as asked"
 OTHERS = ("raw_pixels", "untrained")  # in the order of BASELINES
 OWN_VIEW = "an image's own other view found among all, which is what was trained; labels would say more"
 VERDICT = "verdict.json"
@@ -50,12 +55,12 @@ class OnlineKNN:
         whole = [once(train_data.labelled())]
         if val_data is not None and not self._alone:
             whole.append(val_data.labelled())
-        budget = SHARE * _passes(session) if session.config.eval_every is None else None
-        most = min(MAX_IMAGES, max(LEAST_IMAGES, int((budget or float(2 * MAX_IMAGES)) / 2 / len(whole))))
+        self._budget = budget = SHARE * _passes(session) if session.config.eval_every is None else None
+        most = self._affordable(len(whole), MAX_IMAGES)
         self._sets = [at_most(source, most) for source in whole]
         self.times = None if budget is None else max(1, int(budget / sum(map(len, self._sets))) - 1)  # and the start
         counts = [f"{len(few):,} of {len(all_):,}" for few, all_ in zip(self._sets, whole, strict=True)]
-        self._fewer = f"kNN takes {' and '.join(counts)} images, by the length of the run" if most < MAX_IMAGES else ""
+        self._fewer = f"kNN takes {' and '.join(counts)} images: {BOUND}" if most < MAX_IMAGES else ""
         self._others: dict[str, Tried] = {}
         self._trained: Tried | None = None  # of the last score
         self._why_not = (
@@ -67,6 +72,15 @@ class OnlineKNN:
             if train_data.labels is None or val_data.labels is None
             else None
         )
+
+    def _affordable(self, passes: int, most: int) -> int:
+        """How many images may each be passed through the network so often, before the run and after: at most `most`."""
+        if self._budget is None:
+            return most
+        fewest, enough = LEAST_IMAGES
+        if self._accelerator.device.type == "cpu":
+            enough = min(enough, max(fewest, int(FREE / _flop(self._session) / passes / 2)))
+        return min(most, max(enough, int(self._budget / passes / 2)))
 
     def baselines(self) -> dict[str, float]:
         """Top-1 (%) of raw pixels and of the backbone as it stands, logged as step 0; {} without labels."""
@@ -126,6 +140,9 @@ class OnlineKNN:
             measure = "kNN top-1"
         start = "the starting backbone" if self._session.config.init else "the untrained backbone"
         others = dict(zip(("raw pixels", start), self._others.values(), strict=True))
+        if (before := len(self._others["untrained"].right)) != len(trained.right):
+            self._monitor.message(f"verdict: none, {before:,} images were tested at the start and now {tested}")
+            return
         found = verdict(measure, tested, trained, dict(reversed(others.items())))
         self._monitor.folder.write_json(
             VERDICT, {**found, "test": self._tested, "command": as_typed(self._session.config.flags)}
@@ -152,9 +169,8 @@ class OnlineKNN:
 
     def _own_views(self, *backbones: nn.Module) -> list[Tried]:
         config = self._session.config
-        found = own_view_found(
-            backbones, self._session.source, config.recipe.views, self._accelerator.device, config.workers
-        )
+        few = at_most(self._session.source, self._affordable(2, MAX_OWN))
+        found = own_view_found(backbones, few, config.recipe.views, self._accelerator.device, config.workers)
         return [tried(right, features) for right, features in zip(*found, strict=True)]
 
     def _keep(self, others: dict[str, Tried]) -> None:
@@ -217,3 +233,12 @@ def _passes(session: Session) -> float:
     recipe = session.config.recipe
     views = sum((view.size / recipe.image_size) ** 2 for view in recipe.views)
     return _PASSES * views * session.total_steps * recipe.batch_size
+
+
+def _flop(session: Session) -> int:
+    """Of one image's forward pass."""
+    recipe, backbone = session.config.recipe, session.learner.backbone
+    image = torch.zeros(1, len(recipe.views.mean), recipe.image_size, recipe.image_size)
+    with FlopCounterMode(display=False) as counter, mode(backbone, False), torch.no_grad():
+        backbone(image)
+    return max(1, counter.get_total_flops())
