@@ -14,6 +14,7 @@ from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
+from saccade.base.text import did_you_mean
 from saccade.pipelines.build import executors, find_executor
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources.options import add_flags, options_of
@@ -97,7 +98,7 @@ def _own(flags: argparse.Namespace, seconds: float, device: torch.device) -> Pla
 def _suites(flags: argparse.Namespace, scratch: Path, seconds: float, device: torch.device) -> Plan:
     """Loaders of three kinds of work, and steps of one."""
     plan = Plan()
-    for suite in SUITES[:-1] if flags.quick else SUITES:
+    for suite in flags.suites.split(",") if flags.suites else SUITES[:-1] if flags.quick else SUITES:
         data = flags.cifar if suite == "cifar" else flags.photos
         work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick, data=data)
         cost = loader_cost(work.source, work.recipe)
@@ -178,6 +179,9 @@ def _check(flags: argparse.Namespace) -> None:
     if flags.peers and (flags.method or flags.data or flags.recipe):
         raise UserError("--peers compares on CIFAR-sized images and photos; give yours by --cifar or --photos instead.")
     chosen(flags.peers or "all")
+    for name in filter(None, (flags.suites or "").split(",")):
+        if name not in SUITES:
+            raise UserError(f"--suites {name} is unknown{did_you_mean(name, SUITES)}; use some of {', '.join(SUITES)}.")
     for name in filter(None, (flags.executors or "").split(",")):
         find_executor(name)
 
@@ -191,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--data-dir", default="data")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for train.py")
     what.add_argument("--cifar", metavar="DATA", help="real images for the CIFAR part (default: noise of their size)")
+    what.add_argument("--suites", help=f"only these kinds of work, e.g. photos (of {', '.join(SUITES)})")
     what.add_argument("--photos", metavar="FOLDER", help="real JPEGs for the photo parts (default: made-up ones)")
     what.add_argument(
         "--executors",

@@ -177,6 +177,7 @@ def test_a_peer_that_fails_or_dies_is_told_and_the_others_are_measured(materials
     ("flags", "words"),
     [
         (["--peers", "kornai"], "did you mean kornia"),
+        (["--suites", "photo"], "did you mean photos"),
         (["--peers", "--method", "stec"], "give yours by --cifar or --photos"),
     ],
 )
