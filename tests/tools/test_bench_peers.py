@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.loader_profile import STAGES, profile, up_to
 from saccade.base.errors import UserError
 from saccade.pipelines.operations import Jitter, Solarise
 from saccade.pipelines.sources import FolderSource
@@ -184,6 +185,18 @@ def test_a_peer_that_fails_or_dies_is_told_and_the_others_are_measured(materials
 def test_bad_input_is_one_clear_sentence(flags, words):
     with pytest.raises(UserError, match=words):
         bench.main(flags)
+
+
+def test_a_profiles_stages_are_the_recipe_and_what_comes_before_each_operation(work):
+    names = [[[o.name for o in view.operations] for view in up_to(work.recipe, k)] for k in range(len(STAGES))]
+    assert names == [[list(STAGES[1 : k + 1])] * 2 for k in range(len(STAGES))]
+
+
+@pytest.mark.slow
+def test_a_profile_has_the_cost_of_every_stage_of_every_loader(work):
+    found = profile(work, 1, 1)
+    assert set(found) >= {"ffcv jpg", "ffcv raw"} and all(len(stages) == len(STAGES) for stages in found.values())
+    assert all(stages[0] > 0 for stages in found.values()) and found["ffcv jpg"][0] > found["ffcv raw"][0]
 
 
 def test_an_operation_that_peers_are_not_compared_on_is_refused():
