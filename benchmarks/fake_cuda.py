@@ -75,6 +75,8 @@ def pretend() -> None:
     torch.cuda._initialized = True
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.cuda.manual_seed_all = lambda seed: None
+    torch.cuda.mem_get_info = lambda device=None: (80 << 30, 80 << 30)
+    torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device=None: 0
     fake_tensor.init_gpu_context = lambda *_: None  # an older torch would put a real tensor there
     for name in ("_fused_sgd_", "_fused_adamw_", "_fused_adam_"):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):  # some torches have one

@@ -300,9 +300,8 @@ def buildable() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, IndexError, TypeError, ArithmeticError) as error:
-        if out_of_memory(error):
-            raise  # base/command.py has the sentence
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = f"out of memory: {reason}" if out_of_memory(error) else reason
         raise UserError(
             f"the networks of this recipe cannot be built ({reason}); look at its options and backbone."
         ) from error
