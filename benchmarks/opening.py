@@ -62,7 +62,7 @@ def look(place: Path, cache: Path, answer: Connection) -> None:
     before, started, used = own_bytes(), time.perf_counter(), time.process_time()
     source, _ = open_data(str(place))
     found: dict[str, float] = {"open_s": time.perf_counter() - started, "cpu_s": time.process_time() - used}
-    source.name_of(len(source) // 2), source.label_of(len(source) // 2)
+    _ = source.name_of(len(source) // 2), source.label_of(len(source) // 2)
     started = time.perf_counter()
     Order(len(source), 1024).batches(0)[0]
     found |= {"order_s": time.perf_counter() - started, "own_bytes": own_bytes() - before}
@@ -83,7 +83,7 @@ def look(place: Path, cache: Path, answer: Connection) -> None:
 def work(source: Source, answer: Connection) -> None:
     before = own_bytes()
     for i in range(0, len(source), len(source) // 1000):
-        source.label_of(i), source.name_of(i)
+        _ = source.label_of(i), source.name_of(i)
     answer.send(own_bytes() - before)
 
 

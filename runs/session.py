@@ -107,7 +107,7 @@ class Session:
             self.learner.compile_networks()
         plain = self.optimizer
         self.model, self.optimizer = self.accelerator.prepare(self.learner, self.optimizer)
-        self._skips = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)  # steps in a row, by now
+        self._skips = next(self.learner.parameters()).new_zeros((), dtype=torch.int64)  # steps in a row, by now
         self.room = free_memory(self.accelerator.device)
         self._plain_optimizer, self._guard = plain, Guard(self.learner)
         self.learner.train()
