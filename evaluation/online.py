@@ -60,7 +60,8 @@ class OnlineKNN:
         self._sets = [at_most(source, most) for source in whole]
         self.times = None if budget is None else max(1, int(budget / sum(map(len, self._sets))) - 1)  # and the start
         counts = [f"{len(few):,} of {len(all_):,}" for few, all_ in zip(self._sets, whole, strict=True)]
-        self._fewer = f"kNN takes {' and '.join(counts)} images: {BOUND}" if most < MAX_IMAGES else ""
+        fewer = most < MAX_IMAGES and any(most < len(all_) for all_ in whole)
+        self._fewer = f"kNN takes {' and '.join(counts)} images: {BOUND}" if fewer else ""
         self._others: dict[str, Tried] = {}
         self._trained: Tried | None = None  # of the last score
         self._why_not = (
