@@ -42,7 +42,7 @@ def check(run: dict, executors: str, steps: int) -> None:
     assert all(math.isfinite(loss) for loss in run["reference_losses"]) and len(set(run["reference_losses"])) == steps
 
 
-@pytest.mark.parametrize(("method", "views"), [("rsa", 4), ("ressl", 6)])
+@pytest.mark.parametrize(("method", "views"), [("rsa", 4), pytest.param("ressl", 6, marks=pytest.mark.slow)])
 def test_six_steps_agree(photos, tmp_path, capsys, method, views):
     # Batch norm over 4 images is chaotic: of 30 orders of these photos one took learners apart by 2e-2, most by 1e-6.
     code, found = run(photos, tmp_path / "agree.json", method, "--executors", EXECUTORS, "--batch-size", "12")

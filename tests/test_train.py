@@ -164,6 +164,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
     assert load_checkpoint(out)["step"] >= 4
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(data, finished, tmp_path):
     """Half the batch on each of two real processes: the same first loss as one process, SyncBN included."""
     out = tmp_path / "two"

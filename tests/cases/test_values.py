@@ -83,6 +83,7 @@ def test_a_bomb_is_refused_by_its_header(side):
         decode(io.BytesIO(file.getvalue()))
 
 
+@pytest.mark.slow
 def test_many_threads_decode_within_the_budget():
     code = (
         "import io, resource\nfrom concurrent.futures import ThreadPoolExecutor\nfrom PIL import Image\n"

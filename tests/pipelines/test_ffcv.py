@@ -164,6 +164,7 @@ def test_epochs_have_their_length_and_resuming_in_the_middle_goes_on(tmp_path):
         half.close()
 
 
+@pytest.mark.slow
 def test_leaving_an_epoch_early_50_times_leaks_nothing_and_keeps_torchs_threads(tmp_path):
     source = BetonSource(write_beton(tmp_path / "x.beton", "keep"))
     before, torch_threads = threading.active_count(), torch.get_num_threads()
@@ -184,6 +185,7 @@ def test_leaving_an_epoch_early_50_times_leaks_nothing_and_keeps_torchs_threads(
     assert torch.get_num_threads() == torch_threads
 
 
+@pytest.mark.slow
 def test_an_abandoned_epoch_lets_the_interpreter_end(tmp_path):
     path = write_beton(tmp_path / "x.beton", "keep")
     code = (

@@ -87,6 +87,7 @@ DIGEST = """
 """
 
 
+@pytest.mark.slow
 def test_forked_dataloader_workers_render_after_their_parent_has():
     code = textwrap.dedent(DIGEST) + textwrap.dedent("""
         from torch.utils.data import DataLoader, Dataset

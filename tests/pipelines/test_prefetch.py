@@ -235,6 +235,7 @@ def test_on_a_cpu_nothing_is_held():
 
 
 @needs_dali
+@pytest.mark.slow
 def test_dali_gets_its_buffer_back_only_after_the_render_has_read_it(tmp_path, cuda, monkeypatch):
     """The executor as on a GPU whose stream stands still: nothing it was given may die before the stream goes on."""
     from saccade.pipelines import dali

@@ -212,6 +212,7 @@ def test_leaving_epochs_early_leaves_nothing_behind(data, executor, workers, tim
     ("executor", "workers"),
     [("resident", 0), ("reference", 2), pytest.param("dali", 2, marks=needs_dali), ("threads", 2)],
 )
+@pytest.mark.slow
 def test_closed_pipelines_leave_nothing_behind(data, executor, workers, times):
     def one() -> None:
         with pipeline_on(data, executor, workers=workers) as pipeline:

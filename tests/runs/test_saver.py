@@ -154,6 +154,7 @@ def failing(times: int):
     return save
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fails_is_tried_again_while_training_goes_on(data, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(saver_module, "PAUSE", 0.0)
     monkeypatch.setattr(saver_module, "save_checkpoint", failing(3))
@@ -181,6 +182,7 @@ def test_the_last_checkpoint_is_tried_again_too(data, whole, tmp_path, monkeypat
     assert_equals(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(data, whole, tmp_path, monkeypatch):
     """Hours forward and years back at every look; what is timed is timed by a clock that does not."""
     true, jumps = time.time, iter(lambda: random.choice((-1e8, -3600.0, 0.0, 7200.0, 1e8)), None)

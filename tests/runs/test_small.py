@@ -73,6 +73,7 @@ def test_a_batch_that_memory_does_not_hold_is_refused_before_anything_is_made(tm
     assert "about" in line and "MB; trains 75 epochs of 600 images" in line
 
 
+@pytest.mark.slow
 def test_what_a_pass_keeps_is_what_torchs_profiler_sees_allocated(tmp_path):
     config = resolved(tmp_path, "--backbone", "resnet18", "--batch-size", "64", "--steps", "300", size=64)
     with Session(config, Accelerator(cpu=True), open_data(config.data)[0]) as session:

@@ -99,6 +99,7 @@ def test_estimates_of_arrays_are_exact():
     assert decoded_gib(noise(1000, 32)) == pytest.approx(1000 * 3 * 32 * 32 / 2**30)
 
 
+@pytest.mark.slow
 def test_examination_of_a_folder(tmp_path, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / "a").mkdir()

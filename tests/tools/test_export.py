@@ -119,7 +119,10 @@ def test_transformers_reads_the_same_folder(tmp_path, monkeypatch):
     assert (out / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\nlibrary_name: timm\n")
 
 
-@pytest.mark.parametrize("size", [(90, 61), (40, 57), (300, 301)])
+LARGER = [pytest.param(size, marks=pytest.mark.slow) for size in ((40, 57), (300, 301))]
+
+
+@pytest.mark.parametrize("size", [(90, 61), *LARGER])
 def test_a_photo_by_the_cards_own_code_is_what_predict_says(tmp_path, monkeypatch, size):
     folder, _ = made(tmp_path / "run", BackboneSpec("test_resnet", "plain"))
     pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)

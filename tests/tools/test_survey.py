@@ -9,6 +9,7 @@ from saccade.base.errors import UserError
 from saccade.tools.survey import main
 
 
+@pytest.mark.slow
 def test_a_row_holds_what_the_run_and_its_features_showed(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for split, count in (("train", 48), ("test", 12)):
