@@ -38,9 +38,9 @@ def _batches(materials: Materials, read: Callable, views: Callable[[Any], list[T
 
 def albumentations(materials: Materials) -> Iterator[list[Tensor]]:
     """cv2 decodes, as its documentation has it, with one thread a worker."""
-    import albumentations as A
+    import albumentations as A  # pyright: ignore[reportMissingImports]
     import cv2
-    from albumentations.pytorch import ToTensorV2
+    from albumentations.pytorch import ToTensorV2  # pyright: ignore[reportMissingImports]
 
     cv2.setNumThreads(0)
 
@@ -66,8 +66,8 @@ def albumentations(materials: Materials) -> Iterator[list[Tensor]]:
 
 def kornia(materials: Materials) -> Iterator[list[Tensor]]:
     """Its own decoder; one image at a time, as photos differ in size."""
-    import kornia.augmentation as K
-    from kornia.io import ImageLoadType, load_image
+    import kornia.augmentation as K  # pyright: ignore[reportMissingImports]
+    from kornia.io import ImageLoadType, load_image  # pyright: ignore[reportMissingImports]
 
     def composed(view: View) -> K.AugmentationSequential:
         steps, made = steps_of(view), []
@@ -93,8 +93,8 @@ def kornia(materials: Materials) -> Iterator[list[Tensor]]:
 
 def lightly(materials: Materials) -> Iterator[list[Tensor]]:
     """Its transforms for PIL images: MultiCropTranform, which its SwAV uses, with its own blur."""
-    from lightly.transforms.gaussian_blur import GaussianBlur
-    from lightly.transforms.multi_crop_transform import MultiCropTranform
+    from lightly.transforms.gaussian_blur import GaussianBlur  # pyright: ignore[reportMissingImports]
+    from lightly.transforms.multi_crop_transform import MultiCropTranform  # pyright: ignore[reportMissingImports]
     from torchvision.transforms import v2
 
     def composed(view: View, recipe: Views) -> Callable:

@@ -136,8 +136,8 @@ def dali(materials: Materials) -> Iterator[list[Tensor]]:
 
 def spdl(materials: Materials) -> Iterator[list[Tensor]]:
     """Its threads and its decoder (FFmpeg's); it has no operations on images, so the views are torchvision's v2."""
-    import spdl.io
-    from spdl.pipeline import PipelineBuilder
+    import spdl.io  # pyright: ignore[reportMissingImports]
+    from spdl.pipeline import PipelineBuilder  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)  # a thread a core makes images already
     crops, small = ManyCrops(materials.recipe, "torchvision-v2"), None if materials.files else materials.images
