@@ -166,8 +166,8 @@ class Session:
         """Move weights, statistics and queues, or none of them: decided on the device, on every process alike."""
         skipped = ~self.gradient_norm.isfinite()
         self.diverged = self._guard.absurd(loss)
-        self._skips = torch.where(skipped, self._skips + 1, 0)
         if self.accelerator.scaler is not None:  # fp16's finds its scale by skipping: only for ever is it no use
+            self._skips = torch.where(skipped, self._skips + 1, 0)
             self.diverged |= self._skips >= SKIPS
         else:
             self._plain_optimizer.found_inf = skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
