@@ -40,6 +40,7 @@ SHARED_FILTERS = 128  # crops up to this long, in source pixels, share their fil
 _LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _ZERO, _ONE, _TWO, _FOUR, _SIX, _BYTE = (np.float32(x) for x in (0, 1, 2, 4, 6, 1 / 255))
 _u = np.uint64
+_LANES = 16  # float32 of the widest vector there is; where they are narrower LLVM takes several
 
 
 @cached
@@ -91,10 +92,9 @@ def render_samples(
     row, planar = np.zeros(3 * (widest + bound // size) + 1, np.float32), np.empty(3 * widest, np.float32)
     reach = 0
     for f in range(views):
-        reach = max(reach, _reach(taps[f] // 2))
-    padded = np.empty((size + 2 * reach) ** 2, np.float32)
-    smooth = np.empty((size + 2 * reach) ** 2, np.float32)
-    gauss = np.empty(reach + 4, np.float32)
+        reach = max(reach, taps[f] // 2)
+    line, smooth = np.empty(size + 2 * reach, np.float32), np.empty((size + 2 * reach) * size, np.float32)
+    gauss = np.empty(reach + 1, np.float32)
     for n in range(start, stop):
         if resized:
             height, width = box[n, 2], box[n, 3]
@@ -147,7 +147,7 @@ def render_samples(
             if grey[f, n]:
                 _grey(image, plane)
             if taps[f] > 0 and factors[f, n, 4] > _ZERO:
-                _blur(image, size, factors[f, n, 4], taps[f] // 2, gauss, padded, smooth)
+                _blur(image, size, factors[f, n, 4], taps[f] // 2, gauss, line, smooth)
             if solarise[f, n]:
                 _solarise(image)
             _write(image, plane, mean, inverse_std, out[(f * len(offset) + n) * 3 * plane :])
@@ -385,10 +385,10 @@ def _grey(image, plane):
 
 
 @compiled
-def _blur(image, size, sigma, radius, gauss, padded, smooth):
+def _blur(image, size, sigma, radius, gauss, line, smooth):
     """Separable, with reflected borders. Taps below float32's resolution (beyond 6 sigma) are left out.
 
-    The padded plane is convolved as one long line, in both directions: what its borders then hold is never read.
+    line: (size + 2 radius,) at least; smooth: (size + 2 radius) rows of `size` at least.
     """
     total = 0.0
     for k in range(radius + 1):
@@ -399,64 +399,91 @@ def _blur(image, size, sigma, radius, gauss, padded, smooth):
     radius = min(radius, int(6.0 * sigma))
     if radius == 0:
         return
-    for k in range(radius + 1, len(gauss)):
-        gauss[k] = _ZERO
-    reach = _reach(radius)
-    wide = size + 2 * reach
-    inner = reach * wide
     for c in range(3):
+        plane = image[c * size * size :]
         for y in range(size):
-            at, to = _u((c * size + y) * size), _u(inner + y * wide + reach)
+            at = _u(y * size)
             for x in range(_u(size)):
-                padded[to + x] = image[at + x]
-            end = to + _u(size - 1)
-            for k in range(1, reach + 1):  # beyond the radius weights are zero: any values of this image will do
-                inward = _u(min(k, size - 1))
-                padded[to - _u(k)] = padded[to + inward]
-                padded[end + _u(k)] = padded[end - inward]
-        _convolve(padded, inner + reach, np.int64(1), smooth, size * wide - 2 * reach, gauss, radius)
-        for k in range(1, reach + 1):
+                line[_u(radius) + x] = plane[at + x]
+            for k in range(1, radius + 1):
+                inward = min(k, size - 1)
+                line[radius - k] = line[radius + inward]
+                line[radius + size - 1 + k] = line[radius + size - 1 - inward]
+            _convolve(line, radius, 1, gauss, radius, smooth[(radius + y) * size :], size)
+        for k in range(1, radius + 1):
             inward = min(k, size - 1)
-            low, high = _u(inner - k * wide), _u(inner + inward * wide)
-            bottom, top = _u(inner + (size - 1 + k) * wide), _u(inner + (size - 1 - inward) * wide)
-            for x in range(_u(wide)):
+            low, high = _u((radius - k) * size), _u((radius + inward) * size)
+            bottom, top = _u((radius + size - 1 + k) * size), _u((radius + size - 1 - inward) * size)
+            for x in range(_u(size)):
                 smooth[low + x] = smooth[high + x]
                 smooth[bottom + x] = smooth[top + x]
-        _convolve(smooth, inner + reach, wide, padded, size * wide - 2 * reach, gauss, radius)
         for y in range(size):
-            at, to = _u((c * size + y) * size), _u(inner + y * wide + reach)
-            for x in range(_u(size)):
-                image[at + x] = padded[to + x]
+            _convolve(smooth, (radius + y) * size, size, gauss, radius, plane[y * size :], size)
 
 
 @compiled
-def _reach(radius):
-    """The radius `_convolve` reads: whole groups of three."""
-    return (radius + 2) // 3 * 3
+def _convolve(source, at, step, gauss, radius, target, length):
+    """target[i] = sum over |k| <= radius of gauss[|k|] source[at + i + k step], for i < length."""
+    done = 0
+    while done + 4 * _LANES <= length:
+        _convolve_four(source, at + done, step, gauss, radius, target, done)  # type: ignore[call-arg]
+        done += 4 * _LANES
+    while done < length and length >= _LANES:
+        done = min(done, length - _LANES)  # the last may overlap the one before
+        _convolve_one(source, at + done, step, gauss, radius, target, done)  # type: ignore[call-arg]
+        done += _LANES
+    for i in range(done, length):
+        total = gauss[0] * source[at + i]
+        for k in range(1, radius + 1):
+            total += gauss[k] * (source[at + i - k * step] + source[at + i + k * step])
+        target[i] = total
 
 
-@compiled
-def _convolve(source, at, step, target, length, gauss, radius):
-    """target[at + i] = sum over k of gauss[|k|] source[at + i + k step]: three pairs of taps in a pass."""
-    out = target[at : at + length]
-    for k in range(1, radius + 1, 3):
-        a, before_a, after_a = gauss[k], source[at - k * step :], source[at + k * step :]
-        b, before_b, after_b = gauss[k + 1], source[at - (k + 1) * step :], source[at + (k + 1) * step :]
-        c, before_c, after_c = gauss[k + 2], source[at - (k + 2) * step :], source[at + (k + 2) * step :]
-        if k == 1:
-            centre, middle = gauss[0], source[at:]
-            for i in range(length):
-                out[i] = (
-                    centre * middle[i]
-                    + a * (before_a[i] + after_a[i])
-                    + b * (before_b[i] + after_b[i])
-                    + c * (before_c[i] + after_c[i])
-                )
-        else:
-            for i in range(length):
-                out[i] += (
-                    a * (before_a[i] + after_a[i]) + b * (before_b[i] + after_b[i]) + c * (before_c[i] + after_c[i])
-                )
+def _convolver(vectors):
+    """`_convolve` of so many neighbouring vectors, whose sums stay in registers from the first tap to the last: LLVM's
+    vectoriser stores them after a few taps, and takes half of the width that AVX-512 has."""
+
+    def generate(context, builder, signature, arguments):
+        _, at, step, _, radius, _, to = arguments
+        pixels, weights, out = (
+            context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 3, 5)
+        )
+        vector, whole = ir.VectorType(ir.FloatType(), _LANES), ir.IntType(64)
+        spread, one = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES), ir.Constant(whole, 1)
+
+        def place(data, index, n):
+            index = builder.add(index, ir.Constant(whole, n * _LANES))
+            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+        def load(index, n):
+            return builder.load(place(pixels, index, n), align=4)
+
+        def weight(k):
+            empty = ir.Constant(vector, ir.Undefined)
+            first = builder.insert_element(
+                empty, builder.load(builder.gep(weights, [k])), ir.Constant(ir.IntType(32), 0)
+            )
+            return builder.shuffle_vector(first, empty, spread)
+
+        centre = weight(ir.Constant(whole, 0))
+        sums = [cgutils.alloca_once_value(builder, builder.fmul(centre, load(at, n))) for n in range(vectors)]
+        with cgutils.for_range_slice(builder, one, builder.add(radius, one), one) as (k, _):
+            w, away = weight(k), builder.mul(k, step)
+            for n, total in enumerate(sums):
+                pair = builder.fadd(load(builder.sub(at, away), n), load(builder.add(at, away), n))
+                product = builder.fmul(w, pair, flags=["contract"])
+                builder.store(builder.fadd(builder.load(total), product, flags=["contract"]), total)
+        for n, total in enumerate(sums):
+            builder.store(builder.load(total), place(out, to, n), align=4)
+        return context.get_dummy_value()
+
+    def convolve(typing, source, at, step, gauss, radius, target, to):
+        return types.void(source, types.int64, types.int64, gauss, types.int64, target, types.int64), generate
+
+    return intrinsic(convolve)
+
+
+_convolve_four, _convolve_one = _convolver(4), _convolver(1)
 
 
 @compiled
