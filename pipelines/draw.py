@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,22 +96,39 @@ def draw(recipe: Views, seed: int, epoch: int, index: Tensor, source: Tensor) ->
         True
     """
     drawn: dict[str, ViewParams] = {}
+    for alike in _alike(recipe):
+        whole = _draw_views(alike, seed, epoch, index, source, drawn.get(alike[0].parent or ""))
+        for k, view in enumerate(alike):
+            drawn[view.name] = whole[k * len(index) : (k + 1) * len(index)] if len(alike) > 1 else whole
+    return {view.name: drawn[view.name] for view in recipe}
+
+
+def _alike(recipe: Views) -> list[list[View]]:
+    """Views that differ in their names only, which are drawn together: most of a small batch's cost is paid once."""
+    groups: list[list[View]] = []
     for view in recipe:
-        drawn[view.name] = _draw_view(view, seed, epoch, index, source, drawn.get(view.parent or ""))
-    return drawn
+        group = next((g for g in groups if replace(g[0], name=view.name) == view), None)
+        groups.append([view]) if group is None else group.append(view)
+    return groups
 
 
-def _draw_view(
-    view: View, seed: int, epoch: int, index: Tensor, source: Tensor, parent: ViewParams | None
+def _draw_views(
+    alike: Sequence[View], seed: int, epoch: int, index: Tensor, source: Tensor, parent: ViewParams | None
 ) -> ViewParams:
-    name = zlib.crc32(view.name.encode())
-    stream = streams(index, stream_key(seed, epoch, name))
+    """Parameters of views that are drawn by one rule, one view's samples behind another's."""
+    view, names = alike[0], [zlib.crc32(v.name.encode()) for v in alike]
+    source = source.repeat(len(alike), 1) if len(alike) > 1 else source
+
+    def opened(*parts: int) -> Tensor:
+        return torch.cat([streams(index, stream_key(seed, epoch, name, *parts)) for name in names])
+
+    stream = opened()
     u = uniform(stream[:, None], torch.arange(_SHARED, device=index.device))  # (N, 13) float64 in [0, 1)
     if parent is None:
         box = _draw_box(view.crop, stream, source, u[:, _TOP], u[:, _LEFT])
         flip = u[:, _FLIP] < view.flip
     else:
-        box, flip = parent.box, parent.flip
+        box, flip = parent.box.repeat(len(alike), 1), parent.flip.repeat(len(alike))
     drawn, seen = {}, dict.fromkeys(view.keyed, 0)
     for key, operation in view.keyed.items():
         occurrence = seen[operation.name]
@@ -120,8 +137,8 @@ def _draw_view(
         if operation.position is not None and occurrence == 0:
             own = u[:, operation.position : operation.position + needed]
         else:
-            apart = stream_key(seed, epoch, name, zlib.crc32(operation.name.encode()), occurrence)
-            own = uniform(streams(index, apart)[:, None], torch.arange(needed, device=index.device))
+            apart = opened(zlib.crc32(operation.name.encode()), occurrence)
+            own = uniform(apart[:, None], torch.arange(needed, device=index.device))
         drawn[key] = _draw_operation(operation, own)
     return ViewParams(source, box, flip, drawn)
 

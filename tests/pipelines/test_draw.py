@@ -52,6 +52,21 @@ def test_parameters_do_not_depend_on_batch_size_or_order(batch, backwards):
         assert same(ViewParams.cat([d[name] for d in drawn]), whole[name])
 
 
+def test_a_view_is_drawn_as_it_would_be_without_the_others():
+    look = (Jitter(), Grey(0.3), Blur(0.5), Jitter(p=0.3), Grey(0.1))
+    weak = View("weak", 32).times(2)
+    strong = tuple(View(f"strong_{i}{j}", 32, operations=look, parent=f"weak_{i}") for i in (1, 0) for j in (0, 1))
+    recipe = Views((*weak, *strong, *View("small", 16, Crop((0.05, 0.2)), operations=look).times(3)))
+    index = torch.randperm(50)
+    drawn = draw(recipe, 3, 7, index, sizes(50))
+    assert tuple(drawn) == recipe.names
+    for view in recipe:
+        alone = Views((view,) if view.parent is None else (recipe[view.parent], view))
+        assert same(drawn[view.name], draw(alone, 3, 7, index, sizes(50))[view.name])
+    assert not torch.equal(drawn["small_0"].box, drawn["small_1"].box)
+    assert torch.equal(drawn["strong_01"].box, drawn["weak_0"].box)
+
+
 def _drawn_on_rank(rank: int, world_size: int) -> list[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
     order = Order(64, 16, seed=9, rank=rank, world_size=world_size)
     shards = order.batches(epoch=4)
