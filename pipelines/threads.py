@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.sources import BadImage, Source, image_size
 from saccade.pipelines.views import View, Views
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _AHEAD = 2  # batches made at the same time, so that one's last samples do not leave cores idle; as many again may wait
 _DECODED_BYTES = 1 << 28  # at most so much is decoded at once: a batch of large photos goes through in pieces
 _FIRST, _LEAST = 64, 16  # images whose files are read together: at first, and at least
@@ -135,11 +138,26 @@ class ThreadsPipeline(Pipeline):
         numbers = index.tolist()
         while numbers:
             some, numbers = numbers[: self._together], numbers[self._together :]
-            images = list(self._pools[2].map(self._read, some))
+            images = self._each(2, self._read, some)
             sizes = np.array([image.size for image in images], np.int64)
             self._together = max(_LEAST, int(_DECODED_BYTES // (3 * sizes.prod(axis=1).mean())))
             for rows in pieces_of(sizes, _DECODED_BYTES):
                 yield self._decode(images[rows], sizes[rows])
+
+    def _each(self, pool: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`work` on each item by all threads of a pool, which take the next one as they come: a future for each image
+        costs a twentieth of its decoding."""
+        done: dict[int, Result] = {}
+        left = iter(range(len(items)))
+
+        def take() -> None:
+            for n in left:  # `next` holds the GIL: each goes to one thread
+                done[n] = work(items[n])
+
+        threads = self._pools[pool]._max_workers
+        for taken in [self._pools[pool].submit(take) for _ in range(min(threads, len(items)))]:
+            taken.result()
+        return [done[n] for n in range(len(items))]
 
     def _read(self, number: int) -> Image:
         """Image `number`, or the next one that can be read."""
@@ -171,7 +189,7 @@ class ThreadsPipeline(Pipeline):
                 self.cache.put(images[n].number, out)
             return good
 
-        good = list(self._pools[1].map(decode, range(len(images))))
+        good = self._each(1, decode, range(len(images)))
         offset, extra = offset[:-1], []
         for n in (n for n, whole in enumerate(good) if not whole):
             with self._repair:  # PIL judges: what it can read is no bad image

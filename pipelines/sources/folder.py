@@ -44,11 +44,12 @@ class FileReader(Reader):
         self.folder = folder
 
     def encoded(self, index: Index, i: int) -> bytes:
-        file = self.folder / index.names[i]
+        name = f"{self.folder}{os.sep}{index.names[i]}"
         try:
-            return file.read_bytes()
+            with open(name, "rb", buffering=0) as file:  # no buffer to copy through
+                return file.readall()
         except OSError as error:
-            raise bad_image(error, file) from error
+            raise bad_image(error, name) from error
 
     def file_size(self, index: Index, i: int) -> int:
         try:
