@@ -24,8 +24,10 @@ from saccade.base.files import write_atomically
 from saccade.base.machine import git_commit, hardware, versions
 from saccade.pipelines.data import open_data
 from saccade.pipelines.order import Order
-from saccade.pipelines.sources import Source
+from saccade.pipelines.sources import Index, Reader, Source
 from saccade.pipelines.sources.fingerprint import spread
+from saccade.pipelines.sources.table import read_table
+from saccade.pipelines.sources.table_source import with_table
 
 FORK = get_context("fork")  # the libraries are in memory already: what grows is the data's
 
@@ -47,6 +49,7 @@ COLUMNS = {  # of the table: name -> (its unit, what a number is divided by)
     "knn_s": ("kNN s", 1),
     "knn_bytes": ("kNN MB", 1e6),
 }
+ROWS = "{}.jpg", "{}", "/moved/set/{}.jpg"  # how a CSV names the images: paths, without the extension, from elsewhere
 BOUNDED = ("first_cpu_us", "worker_bytes", "order_s", "knn_s", "knn_bytes")
 
 
@@ -87,6 +90,26 @@ def work(source: Source, answer: Connection) -> None:
     answer.send(own_bytes() - before)
 
 
+def labels(size: int, row: str, folder: Path, answer: Connection) -> None:
+    """In a process of its own: a CSV of labels for a set of so many names, matched and numbered."""
+    for count in (100, size):  # the first: compiled
+        names = [f"{k % 1000:04d}/{k:08d}" for k in range(count)]
+        table = folder / "labels.csv"
+        table.write_text("file,label\n" + "".join(f"{row.format(n)},class {n[:4]}\n" for n in names))
+        source = Source("names", Index.of([f"{name}.jpg" for name in names]), Reader())
+        del names
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before, used = _peak(), time.process_time()
+        with_table(source, read_table(table))
+        found = {"cpu_s": time.process_time() - used, "peak_bytes": _peak() - before}
+    answer.send(found)
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Sets of small images, opened by processes of their own: the first time; then known, by two of a run together."""
     command = argparse.ArgumentParser(prog="benchmarks.opening", description=main.__doc__)
@@ -95,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument(
         "--train", action="store_true", help="also train for twenty steps on large sets (4 GB of disk)"
     )
+    command.add_argument("--labels", type=int, default=0, metavar="ROWS", help="also a CSV of labels of so many rows")
     command.add_argument("--json", metavar="FILE", help="also write all numbers as JSON")
     flags = command.parse_args(argv)
     sizes, rows = [int(size) for size in flags.sizes.split(",")], []
@@ -105,10 +129,11 @@ def main(argv: list[str] | None = None) -> int:
         for row in rows[-len(found) - len(PROJECTED) :]:
             cells = "".join(f"{row[name] / unit:>11.3f}" for name, (_, unit) in COLUMNS.items())
             print(f"{kind:<8}{row['samples']:>14,}{cells}{'  projected' * row['projected']}", flush=True)
+    tables = {row: _labelled(flags.labels, row) for row in ROWS} if flags.labels else {}
     trained = {name: train(name) for name in TRAINED} if flags.train else {}
     if flags.json:
         record = {"date": time.strftime("%Y-%m-%d"), "commit": git_commit(), "load": os.getloadavg()[0]}
-        record |= {"rows": rows, "trained": trained, "hardware": hardware(), "versions": versions()}
+        record |= {"rows": rows, "labels": tables, "trained": trained, "hardware": hardware(), "versions": versions()}
         write_atomically(Path(flags.json), lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
     return 0
 
@@ -124,6 +149,18 @@ def measure(kind: str, size: int) -> dict[str, Any]:
     row = {"kind": kind, "samples": size, "projected": False, "first_s": first["open_s"], "known_s": known["open_s"]}
     row |= {"first_cpu_us": 1e6 * first["cpu_s"] / size, "two_bytes": second["own_bytes"]}
     return row | {name: known[name] for name in ("own_bytes", "worker_bytes", "order_s", "knn_s", "knn_bytes")}
+
+
+def _labelled(size: int, row: str) -> dict[str, float]:
+    here, there = FORK.Pipe()
+    with tempfile.TemporaryDirectory(prefix="saccade-opening-") as scratch:
+        process = FORK.Process(target=labels, args=(size, row, Path(scratch), there))
+        process.start()
+        found = here.recv()
+        process.join()
+    told = f"{found['cpu_s']:.1f} s of CPU, {found['peak_bytes'] / 1e6:.0f} MB at most"
+    print(f"--labels, {size:,} rows {row.format('CLASS/NAME')}: {told}", flush=True)
+    return found
 
 
 def projected(found: list[dict[str, Any]], size: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from saccade.base.errors import UserError
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import Source
-from saccade.pipelines.sources.table import column_of
+from saccade.pipelines.sources.table_source import column_of
 from saccade.pipelines.stream import stream_key
 
 BALANCED, SQRT = "balanced", "sqrt"
@@ -90,9 +90,13 @@ def _by_column(column: str, source: Source, table: str | None) -> Sampling:
         raise UserError(
             f"--sampling {column}: give {BALANCED}, {SQRT}, or a column of weights in the CSV of --labels (or --data)."
         )
-    texts = column_of(source, table, column)
+    texts, which = column_of(source, table, column)
+    used, first = np.unique(which[which >= 0], return_index=True)
+    number = np.full(len(texts) + 1, np.nan)  # the last: of an image without a row
     try:
-        weights = np.array([np.nan if text is None else float(text) for text in texts])
+        for k in used[np.argsort(first)]:  # as the images come, for the sentence
+            number[k] = float(texts[int(k)] or "nan")
+        weights = number[which]
     except ValueError as error:
         raise UserError(f"--sampling {column}: {table} has a weight that is no number ({error}).") from error
     if (missing := np.isnan(weights)).any():

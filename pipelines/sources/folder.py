@@ -22,7 +22,7 @@ from saccade.pipelines.sources.kept import kept_index
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
 from saccade.pipelines.sources.split_names import split_word
-from saccade.pipelines.sources.texts import distinct
+from saccade.pipelines.sources.texts import distinct, next_slash
 
 SYSTEM_FOLDERS = {
     "@eadir",
@@ -221,7 +221,7 @@ def _labelled(
         account.guess(
             f"all images of {folder} are of one class, {printable(found[0])}; accuracy means nothing with one"
         )
-    below = _next_slash(files.text, slash[rows] + 1, files.ends[rows])
+    below = next_slash(files.text, slash[rows] + 1, files.ends[rows])
     deeper = below >= 0
     _, inside = _pieces(files, slash[rows][deeper] + 1, below[deeper])
     inside = {part.lower() for part in inside}
@@ -245,24 +245,13 @@ def _common_folder(files: Names) -> str:
 
 def _slash_after(files: Names, start: int) -> np.ndarray:
     """(N,) int64, where in `text` the first slash of a name lies that comes after so many bytes; -1 where none does."""
-    return _next_slash(files.text, files.starts + start, files.ends)
+    return next_slash(files.text, files.starts + start, files.ends)
 
 
 def _pieces(files: Names, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Which of the different pieces of `text` each of these is, and the pieces."""
     which, met = distinct(files.text, starts, stops)
     return which, [os.fsdecode(files.text[starts[k] : stops[k]].tobytes()) for k in met.tolist()]
-
-
-@cached
-def _next_slash(text, starts, ends):
-    found = np.full(len(starts), -1, np.int64)
-    for k in range(len(starts)):
-        for j in range(starts[k], ends[k]):
-            if text[j] == 47:
-                found[k] = j
-                break
-    return found
 
 
 @cached

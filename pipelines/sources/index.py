@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from saccade.pipelines.sources.account import Account
-from saccade.pipelines.sources.texts import distinct, extension_starts, gathered
+from saccade.pipelines.sources.texts import Pieces, distinct, extension_starts, gathered
 
-_AT_ONCE = 1 << 16  # names
+AT_ONCE = 1 << 16  # names
 
 
 class Names:
@@ -45,16 +45,10 @@ class Names:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
-        names, parts = iter(names), []
-        while some := list(islice(names, _AT_ONCE)):
-            text = np.frombuffer(os.fsencode("\0".join(some)), np.uint8)
-            ends = np.append(np.flatnonzero(text == 0), len(text))
-            if len(ends) == len(some):
-                parts.append(cls(text[text != 0], ends - np.arange(len(ends))))
-            else:  # a name with a NUL, which no file has
-                encoded = [os.fsencode(name) for name in some]
-                parts.append(cls(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(e) for e in encoded])))
-        return cls.joined(parts) if parts else cls(np.zeros(0, np.uint8), np.zeros(0, np.int64))
+        names, laid = iter(names), NamesWriter()
+        while some := list(islice(names, AT_ONCE)):
+            laid.add(some)
+        return laid.done()
 
     def __len__(self) -> int:
         _, ends, rows = self._parts
@@ -79,6 +73,10 @@ class Names:
         return cls(np.concatenate([part.text for part in parts]), np.concatenate(ends))
 
     @property
+    def pieces(self) -> Pieces:
+        return Pieces(self.text, self.starts, self.ends)
+
+    @property
     def starts(self) -> np.ndarray:
         return np.concatenate([np.zeros(min(1, len(self.ends)), np.int64), self.ends[:-1]])
 
@@ -92,6 +90,42 @@ class Names:
     def take(self, rows: np.ndarray) -> Names:
         text, ends, mine = self._parts
         return Names(text, ends, rows if mine is None else mine[rows])
+
+
+class NamesWriter:
+    """Names laid behind each other as they come, some thousands at a time: what lies is not copied once more."""
+
+    def __init__(self) -> None:
+        self._text, self._ends = np.empty(0, np.uint8), np.empty(0, np.int64)
+        self._bytes = self._count = 0
+
+    def add(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        text = np.frombuffer(os.fsencode("\0".join(names)), np.uint8)
+        ends = np.append(np.flatnonzero(text == 0), len(text))
+        if len(ends) == len(names):
+            text, ends = text[text != 0], ends - np.arange(len(ends))
+        else:  # a name with a NUL, which no file has
+            encoded = [os.fsencode(name) for name in names]
+            text, ends = np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(e) for e in encoded])
+        self._text = _grown(self._text, self._bytes + len(text))
+        self._ends = _grown(self._ends, self._count + len(ends))
+        self._text[self._bytes : self._bytes + len(text)] = text
+        self._ends[self._count : self._count + len(ends)] = ends + self._bytes
+        self._bytes, self._count = self._bytes + len(text), self._count + len(ends)
+
+    def done(self) -> Names:
+        self._text.resize(self._bytes, refcheck=False)
+        self._ends.resize(self._count, refcheck=False)
+        return Names(self._text, self._ends)
+
+
+def _grown(array: np.ndarray, length: int) -> np.ndarray:
+    """With room for so many, where it lay: the system moves pages, not bytes."""
+    if length > len(array):
+        array.resize(max(length, len(array) + len(array) // 4), refcheck=False)
+    return array
 
 
 class Taken(Mapping[str, np.ndarray]):

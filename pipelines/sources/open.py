@@ -28,7 +28,8 @@ from saccade.pipelines.sources.shards import ShardSource
 from saccade.pipelines.sources.source import Source
 from saccade.pipelines.sources.split_names import VALIDATION, is_train
 from saccade.pipelines.sources.splits import by_split, split_folders
-from saccade.pipelines.sources.table import TableSource, read_table, with_table
+from saccade.pipelines.sources.table import read_table
+from saccade.pipelines.sources.table_source import TableSource, with_table
 
 Opener = Callable[[], Source]
 

@@ -20,7 +20,7 @@ from saccade.base.text import printable
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.bands import decode_bands, is_deep_colour, too_many_channels
 from saccade.pipelines.sources.decode import BadImage, ValueRange, decode_bytes, image_size, passes
-from saccade.pipelines.sources.index import Index
+from saccade.pipelines.sources.index import Index, Names
 
 
 def well_formed(pixels: object, channels: int) -> np.ndarray:
@@ -94,6 +94,12 @@ class Reader:
         """What another format may call the image: a path of "/"-separated parts, unique where the source's names
         are."""
         return index.names[i] if len(index.names) else f"{i:0{len(str(index.length - 1))}d}"
+
+    def keys(self, index: Index) -> Names:
+        """The key of each image."""
+        if type(self).key is Reader.key and len(index.names):
+            return index.names
+        return Names.of(self.key(index, i) for i in range(index.length))
 
     def close(self) -> None:
         """Close what is open; reading opens it again."""
@@ -172,6 +178,10 @@ class Source:
     def key_of(self, i: int) -> str:
         """The image's name for another format: a path without the container it lies in."""
         return self.reader.key(self.index, i)
+
+    def keys(self) -> Names:
+        """`key_of` each image."""
+        return self.reader.keys(self.index)
 
     def label_of(self, i: int) -> int:
         """-1 where there is none."""

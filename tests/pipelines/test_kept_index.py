@@ -187,7 +187,7 @@ def test_the_folders_that_are_classes(tmp_path, files, wanted, classes):
 
 
 def test_names_come_back_as_they_were(monkeypatch):
-    monkeypatch.setattr(index, "_AT_ONCE", 3)
+    monkeypatch.setattr(index, "AT_ONCE", 3)
     for names in ([], [""], ["a", "", "b"], ["ü\udcff", "a/b c\n"] * 4, ["a\0b", "c"]):
         kept_as = Names.of(names)
         assert [kept_as[k] for k in range(len(kept_as))] == names
