@@ -4,13 +4,19 @@ SIGBUS, without a word: here are the words."""
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import signal
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+
+from saccade.base.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +28,76 @@ TEXT = (
 )
 
 
+class _Mapped(np.memmap):
+    state: tuple[int, ...]  # what tells that another file has its name
+
+
+@dataclass(frozen=True)
+class Lying:
+    """Where in a mapped file an array lies: what travels to another process instead of its bytes."""
+
+    path: str
+    state: tuple[int, ...]
+    offset: int
+    kind: str
+    shape: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        """The array, mapped here too. UserError where the file is gone or another one."""
+        try:
+            whole = _mapped(self.path)
+        except (OSError, ValueError):
+            whole = None
+        if whole is None or whole.state != self.state:
+            raise UserError(
+                f"{self.path}: this index was removed or written anew while processes that read it started; start "
+                "the command again."
+            )
+        kind = np.dtype(self.kind)
+        size = kind.itemsize * math.prod(self.shape)
+        return whole.view(np.ndarray)[self.offset : self.offset + size].view(kind).reshape(self.shape)
+
+
 def mapped(path: Path) -> np.ndarray:
     """(bytes,) uint8: the file, mapped for reading: Linux counts a map that may be written against its memory, and
     refuses one of a file larger than that. Raises OSError, and ValueError for an empty file."""
     say_so()
-    return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+    return _mapped(os.path.abspath(path)).view(np.ndarray)
+
+
+def lying(array: np.ndarray) -> Lying | None:
+    """Where the array lies, if in a file that is mapped and still has its name."""
+    whole = array
+    while isinstance(whole, np.ndarray) and not isinstance(whole, _Mapped):
+        whole = whole.base
+    if whole is None or whole.filename is None or not array.size or not array.flags.c_contiguous:
+        return None
+    with suppress(OSError):
+        if _state(os.stat(whole.filename)) == whole.state:
+            offset = array.ctypes.data - whole.ctypes.data
+            return Lying(str(whole.filename), whole.state, offset, array.dtype.str, array.shape)
+    return None
+
+
+def sent(array: np.ndarray) -> np.ndarray | Lying:
+    """What travels to another process: where the array lies, or else itself."""
+    return lying(array) or array
+
+
+def received(what: np.ndarray | Lying) -> np.ndarray:
+    """What was `sent`. Raises UserError."""
+    return what.array() if isinstance(what, Lying) else what
+
+
+def _mapped(path: str) -> _Mapped:
+    with open(path, "rb") as file:
+        whole = cast(_Mapped, _Mapped(file, np.uint8, mode="r"))  # numpy's hints name np.memmap
+        whole.state = _state(os.fstat(file.fileno()))
+    return whole
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def unwritable(array: np.ndarray) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from saccade.base.mapped import lying, received, sent
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.texts import Pieces, distinct, extension_starts, gathered
 
@@ -26,7 +27,13 @@ class Names:
         self._parts = text, ends, rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_parts": self._laid()}
+        text, ends, rows = self._parts
+        far = lying(text), lying(ends)
+        return {"_parts": (*far, rows) if all(far) else self._laid()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        text, ends, rows = state["_parts"]
+        self._parts = received(text), received(ends), rows
 
     def _laid(self) -> tuple[np.ndarray, np.ndarray, None]:
         text, ends, rows = self._parts
@@ -135,8 +142,15 @@ class Taken(Mapping[str, np.ndarray]):
         self._columns, self._rows, self._found = columns, rows, {}
 
     def __getstate__(self) -> dict[str, Any]:
+        far = {name: lying(column) for name, column in self._columns.items()}
+        if all(far.values()):
+            return {"_columns": far, "_rows": self._rows, "_found": {}}
         found = dict(self)
         return {"_columns": found, "_rows": np.arange(len(self._rows)), "_found": found}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        columns = {name: received(column) for name, column in state["_columns"].items()}
+        self.__dict__.update(state, _columns=columns)
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._found:
@@ -184,6 +198,19 @@ class Index:
         account.taken = len(names)
         labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         return cls(len(names), labels, tuple(classes) if classes else None, Names.of(names), columns, account)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: what lies in a mapped file is mapped there too, and copied nowhere."""
+        columns = self.columns
+        if not isinstance(columns, Taken):
+            columns = {name: sent(column) for name, column in columns.items()}
+        return vars(self) | {"labels": None if self.labels is None else sent(self.labels), "columns": columns}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        labels, columns = state["labels"], state["columns"]
+        if not isinstance(columns, Taken):
+            columns = {name: received(column) for name, column in columns.items()}
+        self.__dict__.update(state, labels=None if labels is None else received(labels), columns=columns)
 
     def take(self, rows: np.ndarray) -> Index:
         """The index of these rows, in this order."""

@@ -4,12 +4,14 @@ import os
 import pickle
 import tracemalloc
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from saccade.pipelines.sources import beton, index, kept, shards
+from saccade.base.errors import UserError
+from saccade.pipelines.sources import Account, Reader, beton, index, kept, shards
 from saccade.pipelines.sources import folder as folders
 from saccade.pipelines.sources import parquet as parquets
 from saccade.pipelines.sources.beton import BetonSource
@@ -20,6 +22,7 @@ from saccade.pipelines.sources.options import Options
 from saccade.pipelines.sources.parquet import ParquetSource
 from saccade.pipelines.sources.shards import ShardSource
 from saccade.pipelines.sources.source import Source
+from tests.pipelines.elsewhere import names_and_labels
 from tests.pipelines.files import SIDE, beton_with, tar_with
 from tests.pipelines.test_shards import image
 
@@ -164,6 +167,49 @@ def test_the_sums_of_a_large_file_are_looked_at_again_only_where_it_was_written_
     data = file.read_bytes()
     file.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
     assert shown(FolderSource(photos)) == first
+
+
+def test_a_kept_index_goes_to_another_process_as_its_files_name(photos, cache):
+    source = FolderSource(photos)
+    here, there = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=names_and_labels, args=(pickle.dumps(source), there))
+    process.start()
+    there.close()
+    names, labels, *_ = shown(source)
+    assert here.recv() == (names, labels, [True, True])
+    process.join()
+    part = source.subset([2, 0])
+    data, of_part = pickle.dumps(source), pickle.dumps(part)
+    assert shown(pickle.loads(of_part)) == shown(part)
+    (file,) = cache.glob("*.safetensors")
+    file.replace(file.with_suffix(".gone"))
+    with pytest.raises(UserError, match=f"{file}: this index was removed or written anew"):
+        pickle.loads(data)
+    assert shown(pickle.loads(pickle.dumps(source))) == shown(source)  # known to be gone: its bytes are sent
+    file.write_bytes(file.with_suffix(".gone").read_bytes())
+    with pytest.raises(UserError, match="this index was removed or written anew"):
+        pickle.loads(data)
+
+
+@pytest.mark.parametrize("rows", [None, np.arange(0, 50_000, 10_000)])
+def test_what_goes_to_another_process_does_not_grow_with_the_set(cache, rows):
+    sizes = []
+    for count in (50_000, 100_000):
+
+        def make(count: int = count) -> tuple[Index, object]:
+            columns = {"offset": np.arange(count), "bytes": np.arange(count)}
+            index = Index(count, np.arange(count) % 7, tuple("abcdefg"), Names.of(map(str, range(count))), columns)
+            return index, [count]
+
+        known = kept.kept_index({"set": count}, lambda _: True, make)
+        source = Source("set", replace(known, account=Account(count, count)), Reader())
+        source = source if rows is None else source.subset(rows, "set")
+        sizes.append(len(data := pickle.dumps(source)))
+        again = pickle.loads(data)
+        assert [again.name_of(4), again.label_of(4), int(again.index.columns["offset"][4])] == (
+            ["4", 4, 4] if rows is None else ["40000", 40_000 % 7, 40_000]
+        )
+    assert sizes[1] - sizes[0] < 100 and sizes[1] < 3000
 
 
 @pytest.mark.parametrize(
