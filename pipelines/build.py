@@ -25,6 +25,7 @@ from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.render import choose_backend
 from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
 from saccade.pipelines.sampling import Sampling, WeightedOrder
+from saccade.pipelines.scale import DECODES
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.threads import ThreadsPipeline
 from saccade.pipelines.views import Views, check_channels
@@ -146,6 +147,7 @@ def build_pipeline(
     agree: Callable[[str], str] = str,
     cache: str | None = None,
     cache_limit: float | None = None,
+    decode: str = "exact",
 ) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
@@ -153,6 +155,7 @@ def build_pipeline(
     processes, of which this one takes its share, on its GPU if it has one. Its `choice` says which executor it is and
     why. agree: from the executor that `auto` chose here to that of all processes.
     cache: "ram" or "disk:FOLDER", where decoded images are kept (pipelines.cache), in cache_limit GB at most.
+    decode: "scaled" decodes large JPEGs at 1/2, 1/4 or 1/8 where every crop allows it (pipelines.scale).
 
     Examples:
         >>> from saccade import View, Views, open_data
@@ -171,9 +174,11 @@ def build_pipeline(
         device = torch.device(device or "cpu")
     except RuntimeError as error:
         raise UserError(f"the device {device!r} is unknown; use cpu or cuda.") from error
-    choice = choose_executor(executor, source, device) if cache is None else _with_cache(executor, source, device)
-    if executor == "auto" and cache is None:
-        choice = _agreed(choice, agree)
+    if flag := _of_decoding(cache, decode):
+        choice = _by_threads(flag, executor, source, device)
+    else:
+        choice = choose_executor(executor, source, device)
+        choice = _agreed(choice, agree) if executor == "auto" else choice
     choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
     check_channels(recipe, source.channels)
     if choice.executor == "reference" and renderer != "auto":
@@ -186,8 +191,11 @@ def build_pipeline(
         choice = _agreed(_for_photos(source, device), agree)
         pipeline = _build(choice.executor, source, recipe, order, device, dtype, workers, renderer)
     pipeline.choice = str(choice)
-    if cache is not None:
+    if decode == "scaled":
         assert isinstance(pipeline, ThreadsPipeline)  # that was chosen
+        pipeline.scaled = True
+    if cache is not None:
+        assert isinstance(pipeline, ThreadsPipeline)
         pipeline.cache, told = open_cache(cache, cache_limit, source, pipeline.fingerprint)
         pipeline.choice += f"; {told}"
     elif cache_limit is not None:
@@ -195,13 +203,25 @@ def build_pipeline(
     return pipeline
 
 
-def _with_cache(executor: str, source: Source, device: torch.device) -> Choice:
-    """The executor that decodes into a cache."""
+def _of_decoding(cache: str | None, decode: str) -> str | None:
+    """The flag, of those about decoding, that only some executors follow."""
+    if decode not in DECODES:
+        raise UserError(f"--decode {decode} is unknown; use one of {', '.join(DECODES)}.")
+    if cache is not None and decode == "scaled":
+        raise UserError(f"--cache {cache} keeps whole images, --decode scaled makes none; leave one of them out.")
+    return "--cache" if cache is not None else "--decode scaled" if decode == "scaled" else None
+
+
+def _by_threads(flag: str, executor: str, source: Source, device: torch.device) -> Choice:
+    """The executor that decodes by threads of ours."""
     wanted = "ffcv" if source.reader.mapped else "threads"
     if executor not in ("auto", wanted, "threads"):
-        raise UserError(f"--cache goes with --pipeline {wanted}, not {executor}; leave one of them out.")
+        raise UserError(f"{flag} goes with --pipeline {wanted}, not {executor}; leave one of them out.")
+    if source.array() is not None or (source.reader.mapped and not source.index.columns["is_jpeg"].any()):
+        raise UserError(f"{flag}: {source.name} holds pixels, which nobody decodes; leave it out.")
     choose_executor(wanted, source, device)  # refuses
-    return Choice(wanted, "decodes into the cache")
+    why = "decodes into the cache" if flag == "--cache" else "decodes large JPEGs at the scale that the crops need"
+    return Choice(wanted, why)
 
 
 def own_share(source: Source, batch_size: int | None, seed: int) -> tuple[Order, torch.device]:

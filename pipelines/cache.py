@@ -198,13 +198,11 @@ def _locked(file: IO) -> Iterator[None]:
 def open_cache(asked: str, gigabytes: float | None, source: Source, images: dict[str, Any]) -> tuple[Cache, str]:
     """The cache that --cache asks for, and what to say of it. images: the fingerprint of the source.
 
-    UserError where it asks for what is not there, or for what needs no cache.
+    UserError where it asks for what is not there.
     """
     kind, _, place = asked.partition(":")
     if kind not in ("ram", "disk") or (kind == "disk") != bool(place.strip()):
         raise UserError(f"--cache {asked}: give ram, or disk:FOLDER.")
-    if source.array() is not None or (source.reader.mapped and not source.index.columns["is_jpeg"].any()):
-        raise UserError(f"--cache {asked}: {source.name} holds pixels, which nobody decodes; leave it out.")
     whole, folder = _decoded_size(source), Path(place).expanduser()
     free = available_memory() / local_processes() if kind == "ram" else _free(folder, asked)
     limit = min(free / 2, 4 * whole + _EXTENT) if gigabytes is None else gigabytes * 1e9

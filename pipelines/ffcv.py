@@ -29,10 +29,10 @@ class FfcvPipeline(ThreadsPipeline):
             raise UserError(f"the ffcv executor reads .beton files, {source.name} is none; saccade convert makes one.")
         super().__init__(source, *args, **kwargs)
 
-    def _decoded(self, index: Tensor) -> Iterator[tuple[Photos, Tensor]]:
+    def _decoded(self, epoch: int, index: Tensor) -> Iterator[tuple[Photos, Tensor]]:
         source, numbers = self.source, index.numpy()
         if source.is_jpeg[numbers].any():
-            yield from super()._decoded(index)
+            yield from super()._decoded(epoch, index)
         else:
             where = (torch.from_numpy(table[numbers]) for table in (source.ptr, source.sizes))
             yield Photos(self._mapped, *where), index

@@ -53,6 +53,7 @@ def render_samples(
     row_stride,
     column_stride,
     channel_stride,
+    scale,
     box,
     flip,
     size,
@@ -71,19 +72,21 @@ def render_samples(
 
     pixels: uint8 (bytes,) and floats: float32 (elements,), one of them holding the sources: sample n begins at
     offset[n], its rows row_stride[n] apart. resized: cut `box` and resize, else sources are size x size already.
+    scale: (N,) int64 pixels of a box that a source's pixel stands for.
     factors: (F, N, 5) float32 brightness, contrast, saturation, hue, sigma; order: (F, N, 4) uint8; grey, solarise:
     (F, N) bool; taps: (F,) int64 blur taps; mean, inverse_std: (3,) float32;
     out: (F, N, size, size, 3) float32, flattened; it is written.
     """
     views, plane = len(taps), size * size
     cut, image = np.empty(3 * plane, np.float32), np.empty(3 * plane, np.float32)
-    widest, longest = 1, 1
+    widest, longest, coarsest = 1, 1, 1
     if resized:
         for n in range(start, stop):
-            widest = max(widest, box[n, 3])
-            longest = max(longest, box[n, 2], box[n, 3])
+            widest = max(widest, _covered(box[n, 1], box[n, 3], scale[n]))
+            longest = max(longest, -(-box[n, 2] // scale[n]), -(-box[n, 3] // scale[n]))
+            coarsest = max(coarsest, scale[n])
     # Filters depend on the crop's length alone: small ones are computed once for all samples, large ones each time.
-    shared = longest <= SHARED_FILTERS
+    shared = longest <= SHARED_FILTERS and coarsest == 1
     slots = longest + 1 if shared else 2
     bound = size * _taps_bound(longest, size, cubic)
     begin, weight = np.empty((slots, size), np.int64), np.empty((slots, bound), np.float32)
@@ -101,17 +104,17 @@ def render_samples(
             row_slot, column_slot = (height, width) if shared else (0, 1)
             for axis in range(2):
                 slot, length = (column_slot, width) if axis else (row_slot, height)
-                if length_of[slot] != length:
-                    _filter(length, size, cubic, begin[slot], weight[slot], count[slot])
-                    length_of[slot] = length
-            first = offset[n] + box[n, 0] * row_stride[n] + box[n, 1] * column_stride
+                if length_of[slot] != length or scale[n] > 1:
+                    _filter(box[n, axis], length, scale[n], size, cubic, begin[slot], weight[slot], count[slot])
+                    length_of[slot] = length if scale[n] == 1 else 0  # of a part of a pixel it depends on the start too
+            first = offset[n] + box[n, 0] // scale[n] * row_stride[n] + box[n, 1] // scale[n] * column_stride
             _resize(
                 pixels,
                 first,
                 row_stride[n],
                 column_stride,
                 channel_stride,
-                width,
+                _covered(box[n, 1], width, scale[n]),
                 size,
                 flip[n],
                 begin[row_slot],
@@ -162,26 +165,36 @@ def _taps_bound(length, size, cubic):
 
 
 @compiled
-def _filter(length, size, cubic, begin, weight, count):
+def _covered(start, length, per):
+    """Source pixels, each of `per` pixels of the crop, that a crop touches."""
+    return -(-(start + length) // per) - start // per
+
+
+@compiled
+def _filter(start, length, per, size, cubic, begin, weight, count):
     """First source position, number of taps and weights for each output position: `resize._filter_matrix` without the
     zeros around them. Weights beyond the number are zero. In float64, so that crops of large photos are placed exactly.
+    start, length: of the crop, in pixels of which a source pixel is `per`; positions count from the first it touches.
     """
-    bound = len(weight) // size
-    scale = length / size
+    bound, pixels = len(weight) // size, _covered(start, length, per)
+    before, span = start % per / per, length / per
+    scale = span / size
     inverse = 1.0 / max(scale, 1.0)
     support = max(scale, 1.0) * (2.0 if cubic else 1.0)
     for o in range(size):
         centre = (o + 0.5) * scale
-        first, last = max(0, int(centre - support + 0.5)), min(length, int(centre + support + 0.5))
+        middle = centre + before
+        first, last = max(0, int(middle - support + 0.5)), min(pixels, int(middle + support + 0.5))
         at, total, number, kept = o * bound, 0.0, 0, 0
         for i in range(first, last):
-            x = abs((i + 0.5 - centre) * inverse)
+            x = abs((i + 0.5 - middle) * inverse)
             if not cubic:
                 value = max(1.0 - x, 0.0)
             elif x < 1.0:
                 value = (1.5 * x - 2.5) * x * x + 1.0
             else:
                 value = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
+            value *= min(i + 1.0, before + span) - max(i * 1.0, before)  # the part of the pixel that is in the crop
             if number == 0:
                 begin[o] = i
             if number > 0 or value != 0.0:

@@ -35,6 +35,13 @@ class Photos:
     buffer: Tensor  # (bytes,) uint8
     offset: Tensor  # (N,) int64: where each photo begins; its (H, W, 3) pixels lie contiguously
     size: Tensor  # (N, 2) int64: height, width
+    scale: Tensor | None = None  # (N,) int64: decoded at one in so many pixels, the last of a side for fewer; None: all
+    whole: Tensor | None = None  # (N, 2) int64: height, width of the images themselves, where they were scaled
+
+    @property
+    def source(self) -> Tensor:
+        """(N, 2) int64: the sizes that boxes are drawn for."""
+        return self.size if self.whole is None else self.whole
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -78,6 +85,8 @@ def _render(
     threads: int | None,
 ) -> dict[str, Tensor]:
     views = {}
+    if chosen == "triton" and isinstance(pixels, Photos) and pixels.scale is not None:
+        raise ValueError("photos decoded at a part of their size are cut on a CPU")
     taken = pixels if isinstance(pixels, Photos) or index is None or chosen != "torch" else pixels[index]
     for family in _families(recipe):
         drawn = [params[view.name] for view in family]
@@ -193,8 +202,9 @@ def geometry(pixels: Tensor | Photos, view: View, params: ViewParams) -> Tensor:
     interpolation = view.crop.interpolation
     if not isinstance(pixels, Photos):
         return crop_resize(pixels, params.box, params.flip, view.size, interpolation)
+    scale = torch.ones_like(pixels.offset) if pixels.scale is None else pixels.scale
     cuts = [
-        crop_resize(photo, params.box[n : n + 1], params.flip[n : n + 1], view.size, interpolation)
+        crop_resize(photo, params.box[n : n + 1], params.flip[n : n + 1], view.size, interpolation, scale[n : n + 1])
         for n, photo in enumerate(pixels)
     ]
     return torch.cat(cuts) if cuts else torch.empty(0, 3, view.size, view.size)
@@ -252,7 +262,7 @@ def _or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.de
 
 def _sources(pixels: Tensor | Photos, index: Tensor | None) -> render_cpu.Sources:
     if isinstance(pixels, Photos):
-        return render_cpu.Sources.of_photos(pixels.buffer, pixels.offset, pixels.size)
+        return render_cpu.Sources.of_photos(pixels.buffer, pixels.offset, pixels.size, pixels.scale)
     return render_cpu.Sources.of_batch(pixels, index)
 
 

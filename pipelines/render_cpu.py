@@ -37,6 +37,7 @@ class Sources:
     column_stride: int
     channel_stride: int
     size: Tensor  # (N, 2) int64 height and width
+    scale: Tensor  # (N,) int64: pixels of a box that a pixel of the source stands for, in both directions
 
     @staticmethod
     def of_batch(pixels: Tensor, index: Tensor | None = None) -> Sources:
@@ -51,16 +52,18 @@ class Sources:
         )
         size = torch.tensor(pixels.shape[2:]).expand(len(index), 2)
         flat = pixels.as_strided((length,), (1,))
-        return Sources(flat, index * sample, torch.full_like(index, row), column, channel, size)
+        one = torch.ones_like(index)
+        return Sources(flat, index * sample, torch.full_like(index, row), column, channel, size, one)
 
     @staticmethod
-    def of_photos(buffer: Tensor, offset: Tensor, size: Tensor) -> Sources:
+    def of_photos(buffer: Tensor, offset: Tensor, size: Tensor, scale: Tensor | None = None) -> Sources:
         """Decoded photos of any sizes, (H, W, 3) uint8 each, photo n at offset[n] of the flat buffer."""
+        scale = torch.ones_like(offset) if scale is None else scale.contiguous()
         if buffer.device.type == "cpu" and len(offset):
             begin, end = int(offset.min()), int((offset + 3 * size.prod(dim=1)).max())
             if begin < 0 or end > len(buffer):
                 raise IndexError(f"photos from byte {begin} to {end} in a buffer of {len(buffer)}")
-        return Sources(buffer.contiguous(), offset.contiguous(), 3 * size[:, 1], 3, 1, size)
+        return Sources(buffer.contiguous(), offset.contiguous(), 3 * size[:, 1], 3, 1, size, scale)
 
 
 def render_family(
@@ -94,7 +97,7 @@ def _arguments(
 ) -> tuple[tuple, Tensor]:
     size, count = view.size, len(params)
     if resized:
-        _check_boxes(params.box, sources.size)
+        _check_boxes(params.box, sources.size * sources.scale[:, None])
     elif count and not bool((sources.size == size).all()):
         raise ValueError(f"view {view.name!r} is {size} px, the image given is {tuple(sources.size[0].tolist())}")
     factors, order, grey, solarise = _stacked(looks, count)
@@ -120,6 +123,7 @@ def _arguments(
         sources.row_stride.numpy(),
         sources.column_stride,
         sources.channel_stride,
+        sources.scale.numpy(),
         *(t.numpy() for t in crop),
         size,
         view.crop.interpolation == "bicubic",

@@ -9,25 +9,35 @@ import torch
 from torch import Tensor
 
 
-def crop_resize(pixels: Tensor, box: Tensor, flip: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
+def crop_resize(
+    pixels: Tensor,
+    box: Tensor,
+    flip: Tensor,
+    size: int,
+    interpolation: str = "bilinear",
+    scale: Tensor | None = None,
+) -> Tensor:
     """Cut `box`, resize to size x size with antialiasing, mirror where `flip`.
 
     pixels: (N, 3, H, W) uint8 or float; box: (N, 4) int64 top, left, height, width; flip: (N,) bool.
+    scale: (N,) how many pixels of the box's image each of these stands for, in both directions; None: one.
     Returns (N, 3, size, size) float in [0, 1]. The two 1-d filters are (size x H) and (size x W) matrices, so the
     work is two batched matrix products: meant for small sources (up to about 128 px).
     """
     image = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    rows = _filter_matrix(box[:, 0], box[:, 2], image.shape[2], size, interpolation).to(image.dtype)
-    columns = _filter_matrix(box[:, 1], box[:, 3], image.shape[3], size, interpolation).to(image.dtype)
+    top, left, height, width = (box if scale is None else box.double() / scale[:, None]).unbind(1)
+    rows = _filter_matrix(top, height, image.shape[2], size, interpolation).to(image.dtype)
+    columns = _filter_matrix(left, width, image.shape[3], size, interpolation).to(image.dtype)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    n, channels, height, width = image.shape
-    image = torch.bmm(image.reshape(n, channels * height, width), columns.transpose(1, 2))  # N x CH x S
-    image = torch.matmul(rows[:, None], image.view(n, channels, height, size))  # N x C x S x S
+    n, channels, lines, across = image.shape
+    image = torch.bmm(image.reshape(n, channels * lines, across), columns.transpose(1, 2))  # N x CH x S
+    image = torch.matmul(rows[:, None], image.view(n, channels, lines, size))  # N x C x S x S
     return image.clamp(0, 1) if interpolation == "bicubic" else image
 
 
 def _filter_matrix(start: Tensor, length: Tensor, source: int, size: int, interpolation: str) -> Tensor:
-    """(N, size, source): row o holds the antialiased filter weights of output pixel o, zero outside the crop.
+    """(N, size, source): row o holds the antialiased filter weights of output pixel o, zero outside the crop; a
+    pixel that lies in it in part counts by that part.
 
     float64: in float32 the filters of a 500-pixel crop would stand 3e-5 pixels off.
     """
@@ -37,7 +47,8 @@ def _filter_matrix(start: Tensor, length: Tensor, source: int, size: int, interp
     centre = (torch.arange(size, device=start.device, dtype=torch.float64)[None, :, None] + 0.5) * scale
     offset = position[None, None, :] - start[:, None, None]
     weight = _KERNELS[interpolation]((offset + 0.5 - centre) / stretch)
-    weight = weight * ((offset >= 0) & (offset < length[:, None, None]))
+    inside = torch.minimum(offset + 1, length[:, None, None]) - offset.clamp(min=0)
+    weight = weight * inside.clamp(min=0)
     return weight / weight.sum(dim=2, keepdim=True)
 
 

@@ -27,6 +27,7 @@ from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.jpeg import decode_into
 from saccade.pipelines.pipeline import Batch, Pipeline, pieces_of
 from saccade.pipelines.render import Photos, appearance, render
+from saccade.pipelines.scale import scale_for, whole_blocks
 from saccade.pipelines.sources import BadImage, Source, image_size
 from saccade.pipelines.views import View, Views
 
@@ -47,14 +48,23 @@ class Image:
     file: np.ndarray | bytes | None  # a JPEG, or what PIL decodes
     pixels: np.ndarray | None = None
     orientation: int | None = None  # EXIF's, of a JPEG for libjpeg-turbo
+    scale: int = 1  # 2, 4 or 8: that JPEG is decoded at one pixel for so many, in both directions
     is_cached: bool = False
+
+    @property
+    def decoded(self) -> tuple[int, int]:
+        """The size it is decoded at."""
+        height, width = self.size
+        return -(-height // self.scale), -(-width // self.scale)
 
 
 class ThreadsPipeline(Pipeline):
     """workers: threads that decode and render. as_bytes: views are cut to uint8 and finished on the device (None: on a
-    GPU, where that is a quarter of the transfer). cache: of decoded images, which may be set before the first epoch."""
+    GPU, where that is a quarter of the transfer). cache, scaled: of decoded images, and whether large JPEGs are decoded
+    at the scale that their crops need; they may be set before the first epoch."""
 
     cache: Cache | None = None
+    scaled = False
 
     def __init__(
         self, source: Source, *args, workers: int = 1, as_bytes: bool | None = None, timeout: float = _TIMEOUT, **kwargs
@@ -105,9 +115,9 @@ class ThreadsPipeline(Pipeline):
     ) -> tuple[dict[str, Tensor], dict[str, ViewParams], Tensor, Tensor | None]:
         """Views (as bytes: only those with a crop of their own), parameters and labels of one batch, on the CPU."""
         pieces, used, start = [], [], 0
-        for photos, shown in self._decoded(index):
+        for photos, shown in self._decoded(epoch, index):
             rows = index[start : start + len(photos)]
-            params = draw(self.recipe, self.order.seed, epoch, rows, photos.size)
+            params = draw(self.recipe, self.order.seed, epoch, rows, photos.source)
             cut = (
                 render(photos, self.recipe, params, self.dtype, None, self._cutter, self.workers)
                 if not self._as_bytes
@@ -129,17 +139,18 @@ class ThreadsPipeline(Pipeline):
 
     # --- reading and decoding ---------------------------------------------------------------------------------------
 
-    def _decoded(self, index: Tensor) -> Iterator[tuple[Photos, Tensor]]:
+    def _decoded(self, epoch: int, index: Tensor) -> Iterator[tuple[Photos, Tensor]]:
         """The images of `index` in consecutive pieces that are bounded in bytes, and the numbers of those shown. A
         piece is valid until the next one is asked for."""
         if self.cache is not None and (photos := self.cache.photos(index.numpy())) is not None:
             yield photos, index
             return
-        numbers = index.tolist()
-        while numbers:
-            some, numbers = numbers[: self._together], numbers[self._together :]
-            images = self._each(2, self._read, some)
-            sizes = np.array([image.size for image in images], np.int64)
+        while len(index):
+            some, index = index[: self._together], index[self._together :]
+            images = self._each(2, self._read, some.tolist())
+            if self.scaled:
+                self._scale(images, epoch, some)
+            sizes = np.array([image.decoded for image in images], np.int64)
             self._together = max(_LEAST, int(_DECODED_BYTES // (3 * sizes.prod(axis=1).mean())))
             for rows in pieces_of(sizes, _DECODED_BYTES):
                 yield self._decode(images[rows], sizes[rows])
@@ -158,6 +169,14 @@ class ThreadsPipeline(Pipeline):
         for taken in [self._pools[pool].submit(take) for _ in range(min(threads, len(items)))]:
             taken.result()
         return [done[n] for n in range(len(items))]
+
+    def _scale(self, images: list[Image], epoch: int, rows: Tensor) -> None:
+        """Say at which scale each is decoded, by the crops that are drawn for it."""
+        sizes = torch.tensor([image.size for image in images])
+        scales = scale_for(self.recipe, draw(self.recipe, self.order.seed, epoch, rows, sizes))
+        for image, scale in zip(images, scales.tolist(), strict=True):
+            if image.orientation is not None:
+                image.scale = scale if image.orientation == 1 else min(scale, whole_blocks(image.size))
 
     def _read(self, number: int) -> Image:
         """Image `number`, or the next one that can be read."""
@@ -178,7 +197,8 @@ class ThreadsPipeline(Pipeline):
         return Image(number, pixels.shape[:2], None, pixels)
 
     def _decode(self, images: list[Image], sizes: np.ndarray) -> tuple[Photos, Tensor]:
-        """Images of these sizes as one buffer, unreadable ones replaced, and the numbers of those that are shown."""
+        """Images, decoded at these sizes, as one buffer, unreadable ones replaced, and the numbers of those shown."""
+        whole, scale = np.array([image.size for image in images]), np.array([image.scale for image in images])
         offset = np.concatenate([[0], (3 * sizes.prod(axis=1)).cumsum()])
         buffer, used = self._buffer(int(offset[-1])), np.array([image.number for image in images])
 
@@ -195,18 +215,21 @@ class ThreadsPipeline(Pipeline):
             with self._repair:  # PIL judges: what it can read is no bad image
                 pixels, used[n] = self.source.read_or_replace(int(used[n]))
             sizes[n], offset[n] = pixels.shape[:2], len(buffer) + sum(map(len, extra))
+            whole[n], scale[n] = sizes[n], 1
             extra.append(pixels.reshape(-1))
         flat = np.concatenate([buffer, *extra]) if extra else buffer
-        return Photos(*(torch.from_numpy(a) for a in (flat, offset, sizes))), torch.from_numpy(used)
+        where = (flat, offset, sizes, scale, whole) if self.scaled else (flat, offset, sizes)
+        return Photos(*(torch.from_numpy(a) for a in where)), torch.from_numpy(used)
 
     def _decode_one(self, image: Image, out: np.ndarray) -> bool:
         """Whether the image is what was expected; else `out` holds anything."""
         pixels = image.pixels
         if image.file is not None and image.orientation is not None:
             if image.orientation == 1:
-                return decode_into(image.file, out)
+                return decode_into(image.file, out, image.scale)
             lying = np.empty((*(out.shape[:2] if image.orientation < 5 else out.shape[1::-1]), 3), np.uint8)
-            pixels = _UPRIGHT[image.orientation](lying) if decode_into(image.file, lying) else None
+            good = decode_into(image.file, lying, image.scale)
+            pixels = _UPRIGHT[image.orientation](lying) if good else None
         elif isinstance(image.file, bytes):
             try:
                 pixels = self.source.decode(image.file)

@@ -60,6 +60,7 @@ class Config:
     workers: int | None
     cache: str | None  # ram or disk:FOLDER, where decoded images are kept
     cache_limit: float | None  # GB
+    decode: str  # exact, or scaled: large JPEGs at the scale that the crops need
     steps: int | None  # optimizer steps in all; None: the recipe's epochs
     seed: int
     out: Path

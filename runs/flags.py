@@ -18,6 +18,7 @@ from saccade.models.backbone import check_backbone, known_backbone
 from saccade.pipelines.build import executors, find_executor
 from saccade.pipelines.data import NAMES
 from saccade.pipelines.render import BACKENDS
+from saccade.pipelines.scale import DECODES
 from saccade.pipelines.sources.mixed import PLUS
 from saccade.pipelines.sources.options import add_flags
 from saccade.runs.checkpoint import checkpoints
@@ -73,7 +74,9 @@ RECIPE_FLAGS = (
 )
 # What else decides what is learned: a run's recipe.toml has them too.
 RUN_FLAGS: dict[str, type] = {
-    **dict.fromkeys((*DATA_FLAGS, "labels", "init", "image_key", "label_key", "value_range", "sampling"), str),
+    **dict.fromkeys(
+        (*DATA_FLAGS, "labels", "init", "image_key", "label_key", "value_range", "sampling", "decode"), str
+    ),
     **dict.fromkeys(("channels", "steps", "seed", "accumulate", "shard_group"), int),
     "joint_views": bool,
     "precision": str,
@@ -220,6 +223,12 @@ def parser(
         type=float,
         metavar="GB",
         help="the most the cache may take, per process in memory (default: half of what is free)",
+    )
+    machine.add_argument(
+        "--decode",
+        default="exact",
+        help="exact, or scaled: JPEGs much larger than the views are decoded at 1/2, 1/4 or 1/8 where all crops allow "
+        "it, which is faster; views differ by less than 1 of 255 on average (default: exact)",
     )
     machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     machine.add_argument(
@@ -391,6 +400,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     for name, allowed in (
         ("precision", ("auto", "recipe", *PRECISIONS)),
         ("renderer", BACKENDS),
+        ("decode", DECODES),
         ("device", ("auto", "cpu", "cuda")),
         ("log", KINDS),
     ):

@@ -274,7 +274,7 @@ def build_train_pipeline(
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
 
-    def build(source: Source, views: Views, sampling: Sampling | None = None, **cache: Any) -> Pipeline:
+    def build(source: Source, views: Views, sampling: Sampling | None = None, **decoding: Any) -> Pipeline:
         order = create_order(
             source,
             config.shard_group,
@@ -286,9 +286,10 @@ def build_train_pipeline(
         )
         device, workers = accelerator.device, config.workers
         given = source, views, order, config.pipeline, device, dtype, workers, config.renderer
-        return build_pipeline(*given, agree=agree, **cache)
+        return build_pipeline(*given, agree=agree, **decoding)
 
-    pipeline = build(source, config.recipe.views, sampling, cache=config.cache, cache_limit=config.cache_limit)
+    decoding = {"cache": config.cache, "cache_limit": config.cache_limit, "decode": config.decode}
+    pipeline = build(source, config.recipe.views, sampling, **decoding)
     if labelled is None or config.recipe.companion is None:
         return pipeline
     return CompanionPipeline(pipeline, build(labelled, config.recipe.companion))

@@ -106,7 +106,7 @@ def test_a_batch_in_pieces_is_the_same_batch(sources, monkeypatch):
         monkeypatch.setattr(threads, "_DECODED_BYTES", 20_000)
         monkeypatch.setattr(threads, "_LEAST", 4)
         pipeline._together = 3
-        assert sum(1 for _ in pipeline._decoded(whole[0].index)) > 3
+        assert sum(1 for _ in pipeline._decoded(0, whole[0].index)) > 3
         for a, b in zip(whole, pipeline.at(0), strict=True):
             assert all(torch.equal(a.views[name], b.views[name]) for name in RECIPE.names)
 

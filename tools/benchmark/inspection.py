@@ -51,9 +51,8 @@ def inspect(argv: list[str]) -> Speeds:
         return Contender(row, start)
 
     order = Order(len(source), recipe.batch_size)
-    plain = build_pipeline(
-        source, without_colour(recipe.views), order, config.pipeline, device, batch_dtype(batch), config.workers
-    )
+    given = config.pipeline, device, batch_dtype(batch), config.workers
+    plain = build_pipeline(source, without_colour(recipe.views), order, *given, decode=config.decode)
     rows = measure(
         [
             contender("loader", lambda: (len(b.index) for b in epochs(trainer.pipeline))),
