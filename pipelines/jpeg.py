@@ -17,7 +17,7 @@ def decode_into(data: np.ndarray | bytes, out: np.ndarray, scale: int = 1) -> bo
     """
     try:
         height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
-        if (-(-height // scale), -(-width // scale)) != out.shape[:2] or kind not in _KINDS:
+        if tuple(-(-int(side) // scale) for side in (height, width)) != out.shape[:2] or kind not in _KINDS:
             return False
         least = {} if scale == 1 else {"min_height": out.shape[0], "min_width": out.shape[1]}
         return simplejpeg.decode_jpeg(data, "RGB", buffer=out, **least).shape == out.shape

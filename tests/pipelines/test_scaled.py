@@ -71,10 +71,9 @@ def batches(source, recipe=RECIPE, **options):
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_scaled_pixels_are_those_of_pils_draft(scale):
-    for kind in ({"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"mode": "L"}):
+    for mode, options in (("RGB", {"subsampling": 0}), ("RGB", {"subsampling": 2, "progressive": True}), ("L", {})):
         for size in ((160, 128), (163, 133)):
-            image = picture(1, side=256).resize(size).convert(kind.get("mode", "RGB"))
-            data = stored(image, "JPEG", **{k: v for k, v in kind.items() if k != "mode"})
+            data = stored(picture(1, side=256).resize(size).convert(mode), "JPEG", **options)
             out = np.empty((-(-size[1] // scale), -(-size[0] // scale), 3), np.uint8)
             assert decode_into(data, out, scale)
             with Image.open(io.BytesIO(data)) as judge:
