@@ -19,20 +19,12 @@ from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage, bad_image, extensions, image_size, looks_like_image, why_not
 from saccade.pipelines.sources.index import Index, Names
 from saccade.pipelines.sources.kept import kept_index
+from saccade.pipelines.sources.listing import SYSTEM_FOLDERS, Listing, looked_into, times_of
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
 from saccade.pipelines.sources.split_names import split_word
 from saccade.pipelines.sources.texts import distinct, next_slash
 
-SYSTEM_FOLDERS = {
-    "@eadir",
-    "__macosx",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-    "#recycle",
-    "@recycle",
-}
 ARCHIVES = {".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 _NO_IMAGES = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".idx", ".npy"}
 
@@ -105,15 +97,9 @@ _MAY_RETURN = ("folders that cannot be read", "that are no files")  # without a 
 _SETTLED = 2 * 10**9  # ns: a younger folder may have changed again within the same tick of its clock
 
 
-def _times(folder: str) -> list[int]:
-    """When its entries changed, and when anything of it did, which no tool sets back; ns."""
-    stat = os.stat(folder)
-    return [stat.st_mtime_ns, stat.st_ctime_ns]
-
-
 def _unchanged(times: dict[str, list[int]]) -> bool:
     try:
-        return all(_times(place) == then for place, then in times.items())
+        return all(times_of(place) == then for place, then in times.items())
     except OSError:
         return False
 
@@ -126,15 +112,16 @@ def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = No
     accounted. times: is given the time (ns) of each folder."""
     root = os.path.realpath(folder)
     known = {each for extension in extensions() for each in (extension, extension.upper())}
+    listing = Listing()
 
     def walk(place: str, prefix: str, above: frozenset[str], real: str) -> Iterator[str]:
-        try:
-            if times is not None:
-                times[real] = _times(place)
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-        except OSError as error:
+        found = listing.take(place)
+        entries = found.entries
+        if times is not None and found.times:
+            times[real] = found.times
+        if isinstance(entries, OSError):
             account.see()
-            account.leave(f"folders that cannot be read ({error.strerror})", prefix or place)
+            account.leave(f"folders that cannot be read ({entries.strerror})", prefix or place)
             return
         if prefix and not entries:
             account.see()
@@ -155,9 +142,10 @@ def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = No
                 yield name
             else:
                 account.leave(why_not(os.path.splitext(entry.name)[1]), name)
+        listing.expect([entry.path for entry in folders if looked_into(entry)])
         for entry in folders:
-            inside = os.path.realpath(entry.path)
-            own = f"{real}{os.sep}{entry.name}" == inside
+            own = not entry.is_symlink()
+            inside = os.path.join(real, entry.name) if own else os.path.realpath(entry.path)
             if entry.name.lower() in SYSTEM_FOLDERS:
                 account.see()
                 account.leave("folders that a system made", prefix + entry.name)
@@ -167,7 +155,8 @@ def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = No
             else:
                 yield from walk(entry.path, f"{prefix}{entry.name}/", above | {inside}, inside)
 
-    yield from walk(str(folder), "", frozenset([root]), root)
+    with listing:
+        yield from walk(str(folder), "", frozenset([root]), root)
 
 
 def holds_image(folder: Path) -> bool:

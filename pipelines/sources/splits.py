@@ -11,7 +11,8 @@ from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.pipelines.manifest import manifest_of
 from saccade.pipelines.sources.account import Account
-from saccade.pipelines.sources.folder import SYSTEM_FOLDERS, holds_image, scan
+from saccade.pipelines.sources.folder import holds_image, scan
+from saccade.pipelines.sources.listing import SYSTEM_FOLDERS
 from saccade.pipelines.sources.split_names import SPLITS, is_train, split_word
 
 
