@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from saccade.pipelines.views import View
+from saccade.pipelines.views import View, Views
 from saccade.tools.benchmark.baseline import ManyCrops
 from saccade.tools.benchmark.peers.materials import Materials, steps_of
 
@@ -31,13 +32,27 @@ def ffcv_raw(materials: Materials) -> Iterator[list[Tensor]]:
 
 
 def _ffcv(materials: Materials, beton: str) -> Iterator[list[Tensor]]:
-    """FFCV's Loader, the file in the page cache; each view is a pipeline of its own: there is no other way to two."""
+    loader = _ffcv_loader(beton, materials.recipe, materials.batch_size, materials.workers)
+    while True:
+        epoch = iter(loader)
+        try:
+            for views in epoch:
+                yield list(views)
+        finally:  # an epoch that is left early aborts the interpreter at its exit
+            epoch.close()
+            epoch.join()
+
+
+@cache
+def _ffcv_loader(beton: str, recipe: Views, batch_size: int, workers: int) -> Any:
+    """FFCV's Loader, the file in the page cache; each view is a pipeline of its own: there is no other way to two.
+    One for all turns of the process: each compiles its code anew, half a minute."""
     import ffcv.transforms as T
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.pipeline import PipelineSpec
 
-    mean, std = (255 * np.array(values) for values in (materials.recipe.mean, materials.recipe.std))
+    mean, std = (255 * np.array(values) for values in (recipe.mean, recipe.std))
 
     def pipeline(view: View) -> Any:
         steps = steps_of(view)
@@ -49,22 +64,14 @@ def _ffcv(materials: Materials, beton: str) -> Iterator[list[Tensor]]:
         made += [T.NormalizeImage(mean, std, np.float32), T.ToTensor(), T.ToTorchImage()]
         return PipelineSpec("image", decoder=decoder, transforms=made)
 
-    loader = Loader(
+    return Loader(
         beton,
-        batch_size=materials.batch_size,
-        num_workers=materials.workers,
+        batch_size=batch_size,
+        num_workers=workers,
         order=OrderOption.RANDOM,
         os_cache=True,
-        pipelines={**{view.name: pipeline(view) for view in materials.recipe}, "image": None, "label": None},
+        pipelines={**{view.name: pipeline(view) for view in recipe}, "image": None, "label": None},
     )
-    while True:
-        epoch = iter(loader)
-        try:
-            for views in epoch:
-                yield list(views)
-        finally:  # an epoch that is left early aborts the interpreter at its exit
-            epoch.close()
-            epoch.join()
 
 
 def dali(materials: Materials) -> Iterator[list[Tensor]]:
