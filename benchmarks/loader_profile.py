@@ -57,7 +57,7 @@ def profile(work: Work, batches: int, turns: int) -> dict[str, list[float]]:
     makers: dict[tuple[str, int], Callable[[], float]] = {}
     pipelines: list[Pipeline] = []
     for entrant in entrants(work, (), CPU):
-        if entrant.executor == "reference":  # in processes, and not meant to be fast
+        if entrant.executor == "reference" or entrant.is_cached:  # in processes; and no decoding
             continue
         for stage in range(len(STAGES)):
             order = Order(len(entrant.source), work.batch_size)

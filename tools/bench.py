@@ -65,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
             if flags.json:  # after each part: a stopped run leaves what it has
                 write_rows(Path(flags.json), rows, machine)
     print(table(rows))
+    ours = [row for row in rows if row.kind == "loader"]
+    if ours and all("error" in row.more for row in ours):
+        raise UserError(f"--executors {flags.executors}: {ours[0].more['error']}")
     hardware = machine["hardware"]
     described = ", ".join([str(hardware.get("cpu")), f"{hardware['cpus']} CPUs", *hardware.get("gpus", ())])
     print("".join(f"\n{note}" for note in notes(rows)))
@@ -76,10 +79,19 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass
 class Plan:
-    """What is measured, and what is to be said before."""
+    """What is measured, and what is to be said before. skipped: by work, the executors that are left out, and why."""
 
     parts: list[Part] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def check(self, asked: tuple[str, ...]) -> None:
+        """Say which of the executors that were asked for cannot do which work; UserError for one that can do none."""
+        for name in asked:
+            reasons = {work: found[name] for work, found in self.skipped.items() if name in found}
+            if reasons and len(reasons) == len(self.skipped):
+                raise UserError(f"--executors {name}: {next(iter(reasons.values()))}")
+            self.said += [f"without {name}, {work}: {reason}" for work, reason in reasons.items()]
 
 
 def _own(flags: argparse.Namespace, seconds: float, device: torch.device) -> Plan:
@@ -97,30 +109,43 @@ def _own(flags: argparse.Namespace, seconds: float, device: torch.device) -> Pla
 
 def _suites(flags: argparse.Namespace, scratch: Path, seconds: float, device: torch.device) -> Plan:
     """Loaders of three kinds of work, and steps of one."""
-    plan = Plan()
+    plan, only = Plan(), _only(flags)
     for suite in flags.suites.split(",") if flags.suites else SUITES[:-1] if flags.quick else SUITES:
         data = flags.cifar if suite == "cifar" else flags.photos
         work = build_suite(suite, scratch, flags.batch_size, flags.image_size, flags.quick, data=data)
-        cost = loader_cost(work.source, work.recipe)
+        cost, skipped = loader_cost(work.source, work.recipe), plan.skipped.setdefault(work.recipe_name, {})
         if flags.peers:
-            plan.parts.append(_beside_peers(work, _only(flags), chosen(flags.peers), cost, scratch))
+            plan.parts.append(_beside_peers(work, only, chosen(flags.peers), cost, scratch, skipped))
             continue
-        plan.parts.append(_loaders(work, _only(flags), cost, device))
+        plan.parts.append(_loaders(work, only, cost, device, skipped))
         if suite == "cifar":
             fitting = FittingBatch(seconds, insists=False)
             plan.parts.append(_steps(work, flags.quick, fitting, device))
             plan.said += [fitting.said] if fitting.said else []
+    plan.check(only)
     return plan
 
 
-def _loaders(work: Work, only: tuple[str, ...], cost: LoaderCost, device: torch.device) -> Part:
-    contenders = len(entrants(work, only, device)) + (len(FLAVOURS) if work.source.channels == 3 else 0)
-    return Part(lambda: loaders(work, only, device), cost.turns(work.batch_size, contenders, loader_workers()))
+def _loaders(
+    work: Work, only: tuple[str, ...], cost: LoaderCost, device: torch.device, skipped: dict[str, str] | None = None
+) -> Part:
+    """skipped: gets the executors that cannot do this work, and why; without it one in `only` is a UserError."""
+    found = entrants(work, only, device, skipped)
+    baselines = len(FLAVOURS) if work.source.channels == 3 else 0
+    turns = cost.turns(work.batch_size, found, baselines, loader_workers())
+    return Part(lambda: loaders(work, only, device, skipped=skipped), turns)
 
 
-def _beside_peers(work: Work, only: tuple[str, ...], wanted: dict[str, Peer], cost: LoaderCost, scratch: Path) -> Part:
+def _beside_peers(
+    work: Work,
+    only: tuple[str, ...],
+    wanted: dict[str, Peer],
+    cost: LoaderCost,
+    scratch: Path,
+    skipped: dict[str, str],
+) -> Part:
     """Our loaders, torchvision's and other libraries', all on the CPU."""
-    ours = _loaders(work, only, cost, torch.device("cpu"))
+    ours = _loaders(work, only, cost, torch.device("cpu"), skipped)
     turns = [
         cost.peer(
             work.batch_size, peer.pace, peer.first * (len(work.recipe.views) if peer.beton else 1), loader_workers()

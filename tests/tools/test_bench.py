@@ -86,7 +86,7 @@ def test_a_contender_that_fails_is_left_out_and_says_why():
     assert rows[0].more == {"error": "RuntimeError: workers were killed"} and rows[0].images_per_second == 0
     assert rows[1].rounds == 3 and rows[1].images_per_second > 0
     with pytest.raises(RuntimeError, match="killed"):
-        measure([Contender(bad.row, broken)], CPU, rounds=1, seconds=0.0)
+        measure([Contender(Row("loader", "b", "r", "d", "cpu", 1, 1, 1), broken)], CPU, rounds=1, seconds=0.0)
 
 
 def test_a_round_that_time_cut_short_counts_for_nobody():

@@ -96,7 +96,7 @@ def test_a_batch_that_memory_does_not_hold_is_refused_with_one_that_it_does(monk
 def test_loaders_that_memory_does_not_hold_are_refused(monkeypatch):
     monkeypatch.setattr(forecast, "available_memory", lambda: 1e9)
     with pytest.raises(UserError, match=r"2\.0 GB of memory, and 1\.0 GB are free"):
-        planned([Part(list, [Turn(0.0, 0.0, 1e9)] * 2)], 1, 1.0, float("inf"))
+        planned([Part(list, [Turn(0.0, 0.0, 1e9, kept=0.5e9)] * 2)], 1, 1.0, float("inf"))
 
 
 def test_it_is_told_before_the_first_turn_and_the_smaller_batch_is_the_rows(monkeypatch, tmp_path, data, capsys):
@@ -117,4 +117,4 @@ def test_it_is_told_before_the_first_turn_and_the_smaller_batch_is_the_rows(monk
 
 def test_a_plain_loop_takes_a_step_for_each_of_its_workers():
     ours, plain = step_turns(Cost(0.01, 10.0, 1.0), 100, (1, 4), CPU)
-    assert (ours.lasts(0.0), plain.lasts(0.0)) == (2.0, 8.0) and ours.bytes + plain.bytes == 120
+    assert (ours.lasts(0.0), plain.lasts(0.0)) == (2.0, 8.0) and Part(list, [ours, plain]).held == 120

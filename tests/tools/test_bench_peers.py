@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +14,14 @@ from PIL import Image
 
 from benchmarks.loader_profile import STAGES, profile, up_to
 from saccade.base.errors import UserError
+from saccade.pipelines.build import EXECUTORS
 from saccade.pipelines.operations import Jitter, Solarise
 from saccade.pipelines.sources import FolderSource
 from saccade.pipelines.views import View, Views
 from saccade.tools import bench
 from saccade.tools.benchmark import contenders
 from saccade.tools.benchmark.baseline import ManyCrops
+from saccade.tools.benchmark.forecast import LoaderCost, Part
 from saccade.tools.benchmark.measure import measure
 from saccade.tools.benchmark.peers.materials import Materials, prepare, steps_of
 from saccade.tools.benchmark.peers.process import PeerProcess
@@ -116,9 +119,11 @@ def test_a_peer_makes_the_views_that_torchvision_makes(materials, name):
     process = PeerProcess(peer, materials)
     try:
         batches = [process.sample() for _ in range(3)]
-        sizes = process.sizes()
-        assert next(sizes) == materials.batch_size
-        sizes.close()
+        for _ in range(2):  # two turns
+            sizes, began = process.sizes(), time.monotonic()
+            assert next(sizes) == materials.batch_size
+            sizes.close()
+        assert time.monotonic() - began < 10  # FFCV compiles half a minute, once
     finally:
         process.close()
     for views in batches:
@@ -207,3 +212,50 @@ def test_an_operation_that_peers_are_not_compared_on_is_refused():
 @pytest.mark.parametrize("name", chosen("all"))
 def test_who_asks_why_not_x_finds_the_row(name):
     assert re.search(rf"^\| `{name}` \|", PAGE.read_text(), re.MULTILINE)
+
+
+def test_a_row_of_what_was_decoded_once_reads_no_file_and_says_so(work, monkeypatch):
+    once = replace(work, batch_size=30, is_decoded_once=True)  # 64 images: four of an epoch lie in no batch
+    made = contenders.loaders(once, ("threads",), CPU, 1)
+    named = {c.row.executor: c for c in made if c.row.kind == "loader"}
+    assert list(named) == ["threads", "threads, cached"]
+
+    def gone(*_):
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(type(work.source.reader), "encoded", gone)
+    rows = measure([named["threads, cached"]], CPU, 2, 0.05, tolerant=True)
+    assert rows[0].images_per_second > 0 and "decoded once" in notes(rows)[0]
+    rows = measure([named["threads"]], CPU, 1, 0.0, tolerant=True)
+    assert "a file was read" in rows[0].more["error"]
+
+
+def test_a_cache_that_does_not_hold_the_set_is_a_row_that_says_why(work, monkeypatch):
+    monkeypatch.setattr("saccade.pipelines.cache.available_memory", lambda: 2 * 40 * 3 * SIZE**2)
+    once = replace(work, is_decoded_once=True)
+    rows = [c.row for c in contenders.loaders(once, ("threads",), CPU, 1, skipped={})]
+    assert "error" not in rows[0].more and rows[1].more["error"] == "memory holds 40 of the 64 images decoded"
+    assert rows[1] in measure([contenders.Contender(rows[1], lambda: iter(()))], CPU, 1, 0.0)  # and is not run
+
+
+WORKS = {"cifar": ("threads", "resident", "reference"), "photos": ("threads", "resident", "dali", "ffcv", "reference")}
+
+
+@pytest.mark.parametrize("suites", ["cifar", "photos", "cifar,photos"])
+@pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "auto"])
+def test_an_executor_is_left_out_of_the_work_it_cannot_do_and_an_error_where_it_can_do_none(
+    work, monkeypatch, tmp_path, name, suites
+):
+    works = {"cifar": Work("cifar", photo_recipe(16), "d", noise(40, 16), 8), "photos": work}
+    monkeypatch.setattr(bench, "build_suite", lambda suite, *_, **__: works[suite])
+    monkeypatch.setattr(bench, "_steps", lambda *_: Part(list, []))
+    monkeypatch.setattr(bench, "loader_cost", lambda *_: LoaderCost(0.0, 0.0, 0.0))
+    flags = bench.parser().parse_args(["--executors", name, "--suites", suites])
+    able = [suite for suite in suites.split(",") if name in WORKS[suite]]
+    if not able:
+        with pytest.raises(UserError, match=f"--executors {name}: it "):
+            bench._suites(flags, tmp_path, 1.0, CPU)
+        return
+    said = bench._suites(flags, tmp_path, 1.0, CPU).said
+    unable = [suite for suite in suites.split(",") if suite not in able]
+    assert [line.partition(": ")[0] for line in said] == [f"without {name}, {suite}" for suite in unable]

@@ -12,9 +12,12 @@ from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.pipelines.build import build_pipeline, choose_executor
 from saccade.pipelines.build import executors as all_executors
+from saccade.pipelines.cache import Cache
 from saccade.pipelines.order import Order
 from saccade.pipelines.pipeline import Batch, Pipeline
 from saccade.pipelines.sources import Source
+from saccade.pipelines.threads import ThreadsPipeline
+from saccade.pipelines.views import View, Views
 from saccade.tools.benchmark.baseline import FLAVOURS, baseline_loader
 from saccade.tools.benchmark.measure import Contender
 from saccade.tools.benchmark.peers.materials import prepare
@@ -23,6 +26,8 @@ from saccade.tools.benchmark.peers.registry import Peer
 from saccade.tools.benchmark.rows import Row, device_name
 from saccade.tools.benchmark.suites import Work
 from saccade.tools.benchmark.trainer import Trainer
+
+CACHED = "threads, cached"
 
 
 def loaders(
@@ -34,18 +39,21 @@ def loaders(
 ) -> list[Contender]:
     """A contender for each executor that can read the work (all where `executors` is empty), and the baselines.
 
-    skipped: gets the executors that are left out, and why.
+    skipped: gets the executors that cannot read it, and why; without it one that was asked for by name is a UserError.
+    One that fails when it is built is a row that says so.
     """
     workers, made = workers or loader_workers(), []
     for entrant in entrants(work, executors, device, skipped):
-        try:
-            order = Order(len(entrant.source), work.batch_size)
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-            pipeline = build_pipeline(entrant.source, work.recipe, order, entrant.name, device, dtype, workers)
-        except UserError as error:
-            _leave_out(entrant.label, entrant.name in executors, error, skipped)
-            continue
         row = _row("loader", entrant.label, work, device, workers)
+        try:
+            pipeline = _built(entrant, work, device, workers)
+        except UserError as error:
+            if skipped is None and entrant.name in executors:
+                raise
+            row.more = {"error": _reason(error, entrant.name)}
+            made.append(Contender(row, lambda: iter(())))
+            continue
+        row.more = _leaves_out(entrant)
         bunch = workers if entrant.executor == "reference" else 1  # DataLoader workers deliver in bunches
         start = lambda p=pipeline, done=entrant.executor == "reference": _sizes(p, done)  # noqa: E731
         made.append(Contender(row, start, warm_up=max(2, bunch), stride=bunch, close=pipeline.close))
@@ -53,6 +61,36 @@ def loaders(
         row = _row("baseline", flavour, work, device, workers)
         made.append(Contender(row, lambda f=flavour: _plain(work, f, workers, device), warm_up=workers, stride=workers))
     return made
+
+
+def _built(entrant: Entrant, work: Work, device: torch.device, workers: int) -> Pipeline:
+    """Its pipeline; with a cache, whole before anything is timed."""
+    source, order = entrant.source, Order(len(entrant.source), work.batch_size)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    cache = "ram" if entrant.is_cached else None
+    pipeline = build_pipeline(source, work.recipe, order, entrant.name, device, dtype, workers, cache=cache)
+    if isinstance(pipeline, ThreadsPipeline) and pipeline.cache is not None:
+        _fill(pipeline.cache, source, workers)
+    return pipeline
+
+
+def _fill(cache: Cache, source: Source, workers: int) -> None:
+    """Decode all images into it; UserError where it does not hold them."""
+    whole = Order(len(source), max(n for n in range(1, 65) if len(source) % n == 0))
+    first = ThreadsPipeline(source, Views((View("small", 32),)), whole, workers=workers)
+    first.cache = cache
+    with first:
+        for _ in first:
+            pass
+    if (held := len(cache)) + len(source.known_bad) < len(source):
+        raise UserError(f"memory holds {held:,} of the {len(source):,} images decoded")
+
+
+def _leaves_out(entrant: Entrant) -> dict[str, str]:
+    if not entrant.is_decoded or entrant.source.array() is not None:
+        return {}
+    where = "RAM (--cache ram, from the second epoch on)" if entrant.is_cached else "one array"
+    return {"leaves_out": f"decoding: each image was decoded once, before the first turn, into {where}"}
 
 
 def peers(work: Work, wanted: Mapping[str, Peer], scratch: Path) -> list[Contender]:
@@ -75,12 +113,19 @@ def loader_workers() -> int:
 
 @dataclass(frozen=True)
 class Entrant:
-    """An executor of the bench, not built yet. name: as it is asked for; label: as its row calls it."""
+    """An executor of the bench, not built yet. name: as it is asked for; label: as its row calls it; is_cached: what
+    it reads was decoded before it is timed."""
 
     name: str
     label: str
     executor: str
     source: Source
+    is_cached: bool = False
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether it holds the whole set as pixels."""
+        return self.is_cached or self.executor == "resident"
 
 
 def entrants(
@@ -94,9 +139,14 @@ def entrants(
             try:
                 executor = choose_executor(name, source, device).executor
             except UserError as error:
-                _leave_out(label or name, name in executors, error, skipped)
+                if skipped is None and name in executors:
+                    raise
+                if skipped is not None:
+                    skipped[label or name] = _reason(error, name)
                 continue
             found.append(Entrant(name, label or executor, executor, source))
+            if work.is_decoded_once and executor == "threads":
+                found.append(Entrant(name, CACHED, executor, source, is_cached=True))
     return found
 
 
@@ -105,11 +155,8 @@ def registered(work: Work) -> list[str]:
     return [name for name in all_executors() if name != "auto" and (name != "reference" or work.betons)]
 
 
-def _leave_out(label: str, asked: bool, error: UserError, skipped: dict[str, str] | None) -> None:
-    if asked:  # for by name: say why it cannot
-        raise error
-    if skipped is not None:
-        skipped[label] = str(error)
+def _reason(error: UserError, executor: str) -> str:
+    return str(error).removeprefix(f"--pipeline {executor}").lstrip(": ")
 
 
 def _sizes(pipeline: Pipeline, close: bool) -> Iterator[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from saccade.pipelines.views import Views
 from saccade.runs.forecast import Cost, free_memory, step_cost
 from saccade.runs.session import Session
 from saccade.tools.benchmark.baseline import FLAVOURS, ManyCrops, ViewsDataset
+from saccade.tools.benchmark.contenders import Entrant
 from saccade.tools.benchmark.measure import Contender, memory_mib
 
 SAMPLED = 64
@@ -27,18 +28,20 @@ PROBED = 4  # images that are made to tell how long one takes
 SMALLEST = 16  # images of a batch that was made smaller
 START = 0.4  # seconds in which a loader's processes or threads start
 PROCESS = 5e8  # bytes of a peer's process
+DECODED = 0.2  # of the seconds of an image's views is its decoding
 AHEAD = 2  # batches that each worker of a DataLoader, or each batch in work of ours, has waiting
 
 
 @dataclass(frozen=True)
 class Turn:
     """What a contender will need: seconds before it is timed, of the least that can be timed, and before the first turn
-    of all; bytes."""
+    of all; bytes in its turn, and from the first to the last of all."""
 
     warm_up: float
     least: float
     bytes: float = 0.0
     first: float = 0.0
+    kept: float = 0.0
 
     def lasts(self, seconds: float) -> float:
         return self.warm_up + max(seconds, self.least)
@@ -53,6 +56,11 @@ class Part:
     turns: Sequence[Turn]
     rounds: int = 0
     budget: float = float("inf")
+
+    @property
+    def held(self) -> float:
+        """Bytes at most: all of them wait for their turns, one has it."""
+        return sum(turn.kept for turn in self.turns) + max((turn.bytes for turn in self.turns), default=0.0)
 
     def lasts(self, seconds: float) -> float:
         first = sum(turn.first + turn.lasts(0.0) for turn in self.turns)
@@ -70,7 +78,7 @@ def planned(parts: Sequence[Part], rounds: int, seconds: float, budget: float) -
 
     UserError where the memory is not there.
     """
-    held = max(sum(turn.bytes for turn in part.turns) for part in parts)
+    held = max(part.held for part in parts)
     if held > available_memory():
         raise UserError(
             f"this bench takes about {megabytes(held)} of memory, and {megabytes(available_memory())} are free; give "
@@ -98,16 +106,22 @@ class LoaderCost:
     bytes: float
     decoded: float
 
-    def turns(self, batch: int, contenders: int, workers: int) -> list[Turn]:
+    def turns(self, batch: int, entrants: Sequence[Entrant], baselines: int, workers: int) -> list[Turn]:
         """All loaders at the pace of the slowest: the others' turns last as long as was asked for."""
         bunch = batch * self.seconds  # as many batches as workers, by so many workers
-        held = [self.held(batch, workers)] * contenders
-        return [Turn(START + bunch, bunch, bytes + (0 if i else self.decoded)) for i, bytes in enumerate(held)]
+        turn = Turn(START + bunch, bunch, self.held(batch, workers))
+        return [self._of_ours(turn, entrant, batch) for entrant in entrants] + [turn] * baselines
+
+    def _of_ours(self, turn: Turn, entrant: Entrant, batch: int) -> Turn:
+        """One that holds the whole set decodes it before the first turn, the others the images of a few batches."""
+        if entrant.is_decoded:
+            return replace(turn, first=DECODED * len(entrant.source) * self.seconds, kept=self.decoded)
+        return replace(turn, kept=AHEAD * batch * self.decoded / max(1, len(entrant.source)))
 
     def peer(self, batch: int, pace: float, first: float, workers: int) -> Turn:
         """Of another library in a process of its own, which takes `pace` times as long as torchvision at most."""
         bunch = pace * batch * self.seconds
-        return Turn(START + bunch, bunch, self.held(batch, workers) + PROCESS, first)
+        return Turn(START + bunch, bunch, self.held(batch, workers), first, PROCESS)
 
     def held(self, batch: int, workers: int) -> float:
         return batch * self.bytes * AHEAD * (workers + 1)
@@ -154,8 +168,7 @@ def step_turns(cost: Cost, batch: int, workers: Sequence[int], device: torch.dev
     if device.type != "cpu":
         return [Turn(START, 0.0)] * len(workers)
     step = batch * cost.seconds
-    held = [cost.fixed + (0.0 if i else batch * cost.image) for i in range(len(workers))]  # one takes its step
-    return [Turn(bunch * step, bunch * step, bytes) for bunch, bytes in zip(workers, held, strict=True)]
+    return [Turn(bunch * step, bunch * step, batch * cost.image, kept=cost.fixed) for bunch in workers]
 
 
 class FittingBatch:

@@ -48,9 +48,10 @@ def measure(
 
     No turn is begun after `budget` seconds but those of the first, uncounted round; where that took so long, it is what
     counts, and a round that was not finished counts for nobody. tolerant: a contender that fails is left out from there
-    on, and its row says why under more["error"], instead of ending the measurement of the others.
+    on, and its row says why under more["error"], instead of ending the measurement of the others; one whose row says so
+    from the beginning never runs.
     """
-    start, running = time.monotonic(), list(contenders)
+    start, running = time.monotonic(), [c for c in contenders if "error" not in c.row.more]
     bar = tqdm(total=(rounds + 1) * len(contenders), file=sys.stderr, leave=False, unit="turn")
     try:
         for i in range(rounds + 1):

@@ -23,7 +23,8 @@ SUITES = ("cifar", "photos", "multicrop")
 
 @dataclass(frozen=True)
 class Work:
-    """A recipe over a source. data: what the rows call the images."""
+    """A recipe over a source. data: what the rows call the images; is_decoded_once: a row of its own is for images that
+    were decoded before it is timed."""
 
     recipe_name: str
     recipe: Views
@@ -31,6 +32,7 @@ class Work:
     source: Source
     batch_size: int
     betons: dict[str, Source] = field(default_factory=dict)  # the same images as .beton by format, for ffcv
+    is_decoded_once: bool = False
 
     @property
     def image_size(self) -> int:
@@ -64,6 +66,7 @@ def build_suite(
         source,
         batch_size or (16 if quick else 64),
         as_betons(source, scratch),
+        is_decoded_once=True,
     )
 
 
