@@ -40,6 +40,7 @@ from saccade.evaluation.options import (
     add_crop_flags,
     add_machine_flags,
     add_model_flags,
+    add_overwrite_flag,
     check_numbers,
     check_out,
     check_shared,
@@ -182,6 +183,7 @@ def parser() -> argparse.ArgumentParser:
     out = p.add_argument_group("also write")
     out.add_argument("--features-out", metavar="FILE.npz", help="the features and labels of both sets")
     out.add_argument("--plot", metavar="FILE.png", help="the test features in two dimensions, coloured by class")
+    add_overwrite_flag(out)
     out.add_argument(
         "--plot-by", default="pca", choices=("pca", "tsne", "umap"), help="how they are laid out (default: pca)"
     )

@@ -92,8 +92,17 @@ def check_numbers(flags: argparse.Namespace, names: tuple[str, ...], least: int)
             raise UserError(f"--{name.replace('_', '-')} {value} {wrong}; give {least} or more.")
 
 
+class Usual(str):
+    """The name of a file that the user did not give."""
+
+
+def add_overwrite_flag(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--overwrite", action="store_true", help="replace a file of that name (default: refuse)")
+
+
 def check_out(flags: argparse.Namespace, **endings: tuple[str, ...]) -> None:
-    """UserError where a file that a flag names cannot be written, or does not end as it must."""
+    """UserError where a file that a flag names cannot be written, is there, or does not end as it must; a `Usual` name
+    that is taken gets a number."""
     for name, allowed in endings.items():
         value = getattr(flags, name)
         if not value:
@@ -105,6 +114,19 @@ def check_out(flags: argparse.Namespace, **endings: tuple[str, ...]) -> None:
             raise UserError(f"{flag} is a folder; give the name of a file.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{flag}: the folder {folder} cannot be written.")
+        if isinstance(value, Usual) and not flags.overwrite:
+            setattr(flags, name, free_name(value))
+        elif not flags.overwrite and os.path.lexists(value):
+            raise UserError(f"{flag} exists already; give another name, or --overwrite.")
+
+
+def free_name(name: str) -> str:
+    """The name, or where a file has it name-2, name-3 and so on."""
+    path, number = Path(name), 1
+    while os.path.lexists(name):
+        number += 1
+        name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+    return name
 
 
 def shown_to(subject: Subject, flags: argparse.Namespace) -> Options:

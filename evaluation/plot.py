@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from saccade.base.errors import UserError
 from saccade.base.files import write_atomically
+from saccade.base.letters import drawable
 from saccade.evaluation.features import Features
 
 MAX_POINTS, MAX_NAMES = 3000, 20
@@ -65,9 +67,11 @@ def plot_features(
     numbers = labels.unique().tolist()
     figure = Figure(figsize=(8, 6.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
+    fonts: dict[str, FontProperties] = {}
     for i, number in enumerate(map(int, numbers)):
         mine = points[labels == number]
-        name = classes[number] if classes and number < len(classes) else str(number)
+        name, font = _lettered(classes[number] if classes and number < len(classes) else str(number), 8)
+        fonts[name] = font
         axes.scatter(
             mine[:, 0],
             mine[:, 1],
@@ -80,12 +84,21 @@ def plot_features(
         if len(numbers) <= MAX_NAMES:
             near = torch.cdist(mine.double(), mine.double()).sort(1).values[:, : len(mine) // 3 + 1]
             x, y = mine[near.mean(1).argmin()].tolist()
-            axes.text(x, y, name, fontsize=8, ha="center", va="center", path_effects=[HALO])
+            axes.text(x, y, name, font=font, ha="center", va="center", path_effects=[HALO])
     axes.set_xlabel(axis_names[0])
     axes.set_ylabel(axis_names[1])
-    axes.set_title(title, fontsize=10)
+    title, font = _lettered(title, 10)
+    axes.set_title(title, font=font)
     if len(numbers) <= MAX_NAMES:
-        figure.legend(loc="outside right upper", fontsize=8, markerscale=2, frameon=False)
+        legend = figure.legend(loc="outside right upper", fontsize=8, markerscale=2, frameon=False)
+        for text in legend.get_texts():
+            text.set_fontproperties(fonts[text.get_text()])
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def _lettered(text: str, size: int) -> tuple[str, FontProperties]:
+    """The text as it can be drawn, as it stands (a $ begins no formula), and its font."""
+    text, file = drawable(text)
+    return text.replace("$", r"\$"), FontProperties(fname=file, size=size)

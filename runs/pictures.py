@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from saccade.base.files import write_atomically
+from saccade.base.letters import drawable
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.order import Order
 from saccade.pipelines.reference import render_one
@@ -55,7 +56,7 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
     pen = ImageDraw.Draw(grid)
     plain = Views(recipe.views, (0.0,) * source.channels, (1.0,) * source.channels)  # shown without normalisation
     for column, name in enumerate(("image", *recipe.names)):
-        pen.text((_LEFT + column * (_CELL + _GAP), 4), name, fill="black", font=letters(name, 11))
+        write(pen, (_LEFT + column * (_CELL + _GAP), 4), name, 11)
     for row, (number, image) in enumerate(zip(numbers, pixels, strict=True)):
         y = 22 + row * row_height
         cells = [(_to_image(image), [source.name_of(number)[-26:], f"{image.shape[2]}x{image.shape[1]}"])]
@@ -69,7 +70,7 @@ def view_grid(source: Source, recipe: Views, seed: int = 0, epoch: int = 0, rows
             cell = cell.resize((max(1, round(cell.width * scale)), max(1, round(cell.height * scale))), filter_)
             grid.paste(cell, (x, y))
             for i, line in enumerate(lines):
-                pen.text((x, y + _CELL + 2 + i * _LINE), line, fill="black", font=letters(line, 11))
+                write(pen, (x, y + _CELL + 2 + i * _LINE), line, 11)
     return grid
 
 
@@ -86,16 +87,22 @@ def shown(pixels: np.ndarray) -> np.ndarray:
     )
 
 
+def write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, fill: Any = "black") -> None:
+    """The text in Pillow's own font, or where that lacks its letters in another, a little smaller."""
+    if text.isascii():
+        return pen.text(place, text, fill=fill, font=_plain(size))
+    text, file = drawable(text)
+    pen.text(place, text, fill=fill, font=_font(file, size - 1))
+
+
 @cache
-def _dejavu(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+def _plain(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
 
 
-def letters(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, or matplotlib's, a little smaller, where the text has letters that the first lacks."""
-    return ImageFont.load_default(size=size) if text.isascii() else _dejavu(size - 1)
+@cache
+def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(file), size)
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> Image.Image:

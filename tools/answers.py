@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw
 from saccade.base.errors import UserError
 from saccade.base.text import printable
 from saccade.evaluation.embeddings import Embeddings
+from saccade.evaluation.options import Usual, add_overwrite_flag
 from saccade.pipelines.sources import BadImage
 from saccade.pipelines.sources.open import open_dataset
 from saccade.pipelines.sources.options import Options
-from saccade.runs.pictures import letters, save_png, thumbnail
+from saccade.runs.pictures import save_png, thumbnail, write
 from saccade.runs.record import check_local
 
 PLAIN, SAME, OTHER = (120, 120, 120), (0, 114, 178), (213, 94, 0)  # frames; told apart by colour-blind eyes too
@@ -37,7 +38,8 @@ def add_table_flags(command: argparse.ArgumentParser, sheet: str) -> None:
     command.add_argument("--in", dest="table", required=True, metavar="FILE", help="what saccade embed has written")
     command.add_argument("--data", help="where the pictures are, for the sheet (default: as a .parquet says)")
     command.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 lie (default: data)")
-    command.add_argument("--sheet", default=sheet, help=f"the sheet of pictures (default: {sheet})")
+    command.add_argument("--sheet", default=Usual(sheet), help=f"the sheet of pictures (default: {sheet})")
+    add_overwrite_flag(command)
 
 
 def write_sheet(found: Embeddings, strips: Sequence[tuple[str, Sequence[Cell]]], flags: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def drawn(strips: Sequence[tuple[str, Sequence[Cell]]], pictures: Mapping[int, I
     pen = ImageDraw.Draw(sheet)
     for k, (title, cells) in enumerate(strips):
         y = k * height + _GAP // 2
-        pen.text((_GAP, y + 4), title, fill="black", font=letters(title, 14))
+        write(pen, (_GAP, y + 4), title, 14)
         for column, cell in enumerate(cells):
             x, top = _GAP + column * step, y + _TITLE
             pen.rectangle((x, top, x + SIDE + 2 * _FRAME - 1, top + SIDE + 2 * _FRAME - 1), fill=cell.frame)
@@ -95,7 +97,7 @@ def drawn(strips: Sequence[tuple[str, Sequence[Cell]]], pictures: Mapping[int, I
                 sheet.paste(picture, (x + _FRAME + free[0], top + _FRAME + free[1]))
             for number, line in enumerate(cell.caption):
                 under = top + SIDE + 2 * _FRAME + number * _LINE + 2
-                pen.text((x, under), short(line), fill=(60, 60, 60), font=letters(line, 11))
+                write(pen, (x, under), short(line), 11, fill=(60, 60, 60))
     return sheet
 
 

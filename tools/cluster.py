@@ -14,7 +14,7 @@ from saccade.base.files import write_csv
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.embeddings import Embeddings, read_embeddings
-from saccade.evaluation.options import check_numbers, check_out
+from saccade.evaluation.options import Usual, check_numbers, check_out
 from saccade.tools.answers import OTHER, PLAIN, SAME, Cell, add_table_flags, short, sklearn, write_sheet
 
 EXAMPLES = {
@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     add_table_flags(command, "cluster.png")
     command.add_argument("--k", type=int, help=f"clusters (default: as many as classes, or {USUAL})")
     command.add_argument("--seed", type=int, default=0, help="of the first centres (default: 0)")
-    command.add_argument("--out", default="cluster.csv", help="name and cluster of each image (default: cluster.csv)")
+    command.add_argument(
+        "--out", default=Usual("cluster.csv"), help="name and cluster of each image (default: cluster.csv)"
+    )
     return command
 
 

@@ -14,7 +14,7 @@ from saccade.base.files import write_csv
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.embeddings import read_embeddings
-from saccade.evaluation.options import check_out
+from saccade.evaluation.options import Usual, check_out
 from saccade.tools.answers import Cell, add_table_flags, sklearn, write_sheet
 
 EXAMPLES = {
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     command = command_parser("python -m tools.duplicates", main.__doc__ or "", EXAMPLES)
     add_table_flags(command, "duplicates.png")
     command.add_argument("--threshold", type=float, default=0.98, help="least similarity, up to 1 (default: 0.98)")
-    command.add_argument("--out", default="duplicates.csv", help="the groups (default: duplicates.csv)")
+    command.add_argument("--out", default=Usual("duplicates.csv"), help="the groups (default: duplicates.csv)")
     return command
 
 

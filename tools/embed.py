@@ -18,7 +18,7 @@ from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
 from saccade.base.text import printable
-from saccade.evaluation.embeddings import ENDINGS, Block, arrow, write_embeddings
+from saccade.evaluation.embeddings import ENDINGS, Block, arrow, names_file, write_embeddings
 from saccade.evaluation.evaluate import Settings
 from saccade.evaluation.feature_file import FeatureFile
 from saccade.evaluation.features import extract
@@ -27,6 +27,7 @@ from saccade.evaluation.options import (
     add_crop_flags,
     add_machine_flags,
     add_model_flags,
+    add_overwrite_flag,
     check_out,
     check_shared,
     chosen_settings,
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         help="a run, a checkpoint, a file of weights or a timm name",
     )
     command.add_argument("--out", required=True, help=f"the table, ending in {', '.join(ENDINGS)}")
+    add_overwrite_flag(command)
     command.add_argument(
         "--dense",
         action="store_true",
@@ -83,6 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     check_shared(flags)
     check_out(flags, out=ENDINGS)
+    if flags.out.endswith(".npy") and not flags.overwrite and (names := names_file(Path(flags.out))).exists():
+        raise UserError(
+            f"--out {flags.out}: {names}, which goes with it, exists already; give another, or --overwrite."
+        )
     if flags.dense and flags.out.endswith(".csv"):
         raise UserError(f"--dense --out {flags.out}: patches are no rows of numbers; give a .parquet or a .npy.")
     if flags.out.endswith(".parquet"):

@@ -20,7 +20,7 @@ from saccade.base.errors import UserError
 from saccade.base.machine import available_cpus
 from saccade.base.program import command_parser
 from saccade.base.text import printable
-from saccade.evaluation.options import check_out
+from saccade.evaluation.options import Usual, add_overwrite_flag, check_out
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.sources.decode import formats
 from saccade.pipelines.sources.open import open_dataset
@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 lie (default: data)")
     command.add_argument("--split", help="look at this split only")
     command.add_argument("--images", type=int, default=10_000, help="images opened, evenly spread (default: 10000)")
-    command.add_argument("--out", default="inspect.png", help="the sheet of thumbnails (default: inspect.png)")
+    command.add_argument("--out", default=Usual("inspect.png"), help="the sheet of thumbnails (default: inspect.png)")
+    add_overwrite_flag(command)
     command.add_argument("--json", action="store_true", help="print one JSON object instead")
     return command
 

@@ -17,8 +17,10 @@ from saccade.base.text import printable
 from saccade.evaluation.classifier import Classifier, read_classifier
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.options import (
+    Usual,
     add_machine_flags,
     add_model_flags,
+    add_overwrite_flag,
     check_out,
     check_shared,
     chosen_settings,
@@ -44,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--from", dest="start", required=True, metavar="FOLDER", help="what saccade finetune has written"
     )
-    command.add_argument("--out", default="predictions.csv", help="the table (default: predictions.csv)")
+    command.add_argument("--out", default=Usual("predictions.csv"), help="the table (default: predictions.csv)")
+    add_overwrite_flag(command)
     command.add_argument("--split", help="only this split (default: all)")
     command.add_argument("--data-dir", default="data", help="where cifar10, cifar100 and stl10 lie (default: data)")
     add_flags(command)

@@ -9,6 +9,7 @@ from saccade.base.command import run_command
 from saccade.base.errors import UserError
 from saccade.base.program import command_parser
 from saccade.base.text import printable
+from saccade.evaluation.options import Usual, add_overwrite_flag, check_out
 from saccade.pipelines.data import open_data
 from saccade.pipelines.sources.options import add_flags, options_of
 from saccade.runs import flags as train_flags
@@ -39,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--rows", type=int, default=4, help="images shown (default: 4)")
     command.add_argument("--epoch", type=int, default=0, help="the epoch whose draws are shown (default: 0)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", default="views.png")
+    command.add_argument("--out", default=Usual("views.png"), help="the picture (default: views.png)")
+    add_overwrite_flag(command)
     return command
 
 
@@ -50,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--rows {wanted.rows} shows nothing; give 1 or more.")
     if wanted.epoch < 0:
         raise UserError(f"--epoch {wanted.epoch} is negative; give 0 or more.")
-    if Path(wanted.out).suffix != ".png":
-        raise UserError(f"--out {wanted.out}: give a file ending in .png.")
+    check_out(wanted, out=(".png",))
     flags = train_flags.parser().parse_args([])
     vars(flags).update({k: v for k, v in vars(wanted).items() if k in vars(flags)})
     check_flags(flags)

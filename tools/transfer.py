@@ -20,7 +20,14 @@ from saccade.base.machine import git_commit, hardware, versions
 from saccade.base.program import command_parser
 from saccade.base.text import printable
 from saccade.evaluation.evaluate import Evaluation
-from saccade.evaluation.options import add_machine_flags, check_machine, check_numbers, check_out, chosen_settings
+from saccade.evaluation.options import (
+    add_machine_flags,
+    add_overwrite_flag,
+    check_machine,
+    check_numbers,
+    check_out,
+    chosen_settings,
+)
 from saccade.evaluation.processes import on_processes
 from saccade.evaluation.protocol import Protocol
 from saccade.evaluation.registry import find_protocol
@@ -45,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, help="of a probe or of fine-tuning, instead of the protocol's")
     p.add_argument("--seed", type=int, default=0, help="of a probe's start and order (default: 0)")
     p.add_argument("--json", metavar="FILE.json", help="also write the rows there")
+    add_overwrite_flag(p)
     add_machine_flags(p.add_argument_group("machine"))
     return p
 

@@ -73,6 +73,15 @@ class FolderSource(Source):
         return [self.folder / self.index.names[i] for i in range(len(self))]
 
 
+class ImageFile(Source):
+    """A single image, without a label."""
+
+    def __init__(self, file: Path) -> None:
+        index = Index.of([file.name], None, None, Account(seen=1, taken=1))
+        super().__init__(str(file), index, FileReader(file.parent), "folder")
+        self.folder = file.parent
+
+
 def _read(folder: Path, options: Options, classes: Sequence[str] | None) -> tuple[Index, dict[str, list[int]] | None]:
     """The index, and the time of every folder that was looked into; None where those may not tell a change."""
     account, started = Account(), time.time_ns()

@@ -15,7 +15,8 @@ from saccade.base.text import did_you_mean, printable
 from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.arrays import load_npz, npz_splits
 from saccade.pipelines.sources.beton import BetonSource
-from saccade.pipelines.sources.folder import ARCHIVES, FolderSource, scan
+from saccade.pipelines.sources.decode import extensions, looks_like_image
+from saccade.pipelines.sources.folder import ARCHIVES, FolderSource, ImageFile, scan
 from saccade.pipelines.sources.labels import share_classes
 from saccade.pipelines.sources.mixed import mixed, parts_of
 from saccade.pipelines.sources.named import FOLDERS, NAMES, named_splits
@@ -178,11 +179,12 @@ def _file(path: Path, options: Options) -> Found:
         raise UserError(f"--data {printable(str(path))}: an archive; unpack it, and give the folder or the .tar in it.")
     if suffix == ".npy":
         raise UserError(f"--data {printable(str(path))}: a single array; save it with np.savez(FILE, images=array).")
+    if suffix not in _ONE and (suffix in extensions() or looks_like_image(path)):
+        return Found("folder", {"train": partial(ImageFile, path)})
     if suffix not in _ONE:
         raise UserError(
-            f"--data {printable(str(path))}: a folder of images, a file ending in {', '.join([*_ONE, *_MANY])} "
-            f"is needed, "
-            f"not a {suffix or 'plain'} file."
+            f"--data {printable(str(path))}: an image, a folder of images, a file ending in "
+            f"{', '.join([*_ONE, *_MANY])} is needed, not a {suffix or 'plain'} file."
         )
     if suffix == ".npz" and not options.image_key and (splits := npz_splits(path)):
         return Found("npz", {split: partial(load_npz, path, options, split) for split in splits})
@@ -200,6 +202,8 @@ def _beside(path: Path, options: Options) -> dict[str, Opener]:
 def _files(files: list[Path], name: str, options: Options) -> Found:
     """Several files of one kind, by the splits that their names tell."""
     suffixes = {file.suffix.lower() for file in files}
+    if suffixes <= extensions():
+        raise UserError(f"--data {name}: {len(files)} images; put them into a folder of their own, and give that.")
     if len(suffixes) > 1 or not suffixes <= set(_MANY):
         raise UserError(f"--data {name}: several files must all be {' or '.join(_MANY)}, not {', '.join(suffixes)}.")
     kind, opener = _MANY[suffixes.pop()]

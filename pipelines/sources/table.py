@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ FILE_COLUMNS = (
     "image_path",
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "breed")
+LOOKED_AT = 100  # rows, to tell which column holds the files
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def read_table(path: Path, need_labels: bool = True, label_key: str | None = Non
         first = next((row for row in rows if not row[0].lstrip().startswith("#")), None)  # lines on the table
         if first is None:
             raise UserError(f"--labels {path}: is empty; it needs a row FILE,LABEL for each image.")
-        file, label, headed = _columns(path, first, need_labels, label_key, flag)
-        names, texts, met = _cells(rows if headed else chain([first], rows), file, label)
+        front = [first, *islice(rows, LOOKED_AT)]
+        file, label, headed = _columns(path, front, need_labels, label_key, flag)
+        names, texts, met = _cells(chain(front[headed:], rows), file, label)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"--labels {path}: cannot be read as CSV ({error}).") from error
     if not headed:
@@ -165,10 +167,10 @@ def _delimiter(head: str) -> str:
 
 
 def _columns(
-    path: Path, first: list[str], need_labels: bool, label_key: str | None, flag: str
+    path: Path, front: list[list[str]], need_labels: bool, label_key: str | None, flag: str
 ) -> tuple[int, int | None, bool]:
-    """The columns of files and labels, and whether the first row names them."""
-    head = [name.strip().lower() for name in first]
+    """The columns of files and labels by the first rows, and whether the first of all names them."""
+    head = [name.strip().lower() for name in front[0]]
     file = next((head.index(name) for name in FILE_COLUMNS if name in head), None)
     wanted = LABEL_COLUMNS if label_key is None else (label_key.lower(),)
     label = next((k for name in wanted for k, n in enumerate(head) if n == name and k != file), None)
@@ -176,7 +178,19 @@ def _columns(
         raise UserError(f"{flag} {label_key}: {path} has the columns {', '.join(head)}.")
     if file is not None and (label is not None or not need_labels):
         return file, label, True
-    return 0, 1 if len(first) > 1 else None, False
+    images = file if file is not None else _image_column(front, label)
+    if images is None and label_key is not None and len(head) == 2:
+        images = 1 - (label or 0)
+    if images is not None and (label is not None or len(head) == 1):
+        return images, label, True
+    if images is not None or label_key is not None:
+        other = next((name for k, name in enumerate(head) if k != images), "")
+        what = "is the label" if images is not None else "names the files"
+        way = f"give {flag} {other}, or another" if images is not None else "call it 'file'"
+        raise UserError(
+            f"--labels {path}: which of its columns {what}? It has {printable(', '.join(head))}; {printable(way)}."
+        )
+    return 0, 1 if len(head) > 1 else None, False
 
 
 def _check_widths(path: Path, first: list[str], met: dict[int, int], need_labels: bool) -> None:
@@ -189,6 +203,15 @@ def _check_widths(path: Path, first: list[str], met: dict[int, int], need_labels
         )
     if need_labels and len(first) < 2:
         raise UserError(f"--labels {path}: has one column; it needs FILE,LABEL.")
+
+
+def _image_column(front: list[list[str]], label: int | None) -> int | None:
+    """The column that holds names of image files below a head that is none; None where there is no such."""
+    for k, name in enumerate(front[0]):
+        held = front[1:] and all(len(row) > k and is_image_name(row[k].strip()) for row in front[1:])
+        if held and k != label and not is_image_name(name.strip()):
+            return k
+    return None
 
 
 def _normal(name: str) -> str:
