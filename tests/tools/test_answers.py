@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 
 
 def run(command, place, tmp_path, *flags, table="x.parquet"):
-    out = ["--sheet", str(tmp_path / "sheet.png")]
+    out = ["--overwrite", "--sheet", str(tmp_path / "sheet.png")]
     out += ["--out", str(tmp_path / "out.csv")] if command is not neighbours else []
     return command.main([*map(str, flags), "--in", str(place / table), *out])
 

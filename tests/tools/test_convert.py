@@ -246,7 +246,7 @@ def test_a_flat_folder_gets_its_labels_from_a_table(tmp_path, table):
         ("z.jpg,dog\n", "not one of its 1 rows names an image"),
         ("a.jpg,dog\na.jpg,cat\n", "data row 2 gives a.jpg the label 'cat', an earlier one 'dog'"),
         ("", "is empty"),
-        ("what,ever,else\na.jpg,dog,1\n", "name its columns"),
+        ("what,ever,else\na.jpg,dog,1\n", "It has what, ever, else; give --label-key ever"),
         ("file,label\na.jpg\n", "data row 1 has 1 columns"),
     ],
 )
