@@ -34,8 +34,8 @@ def hold_out(source: Source, share: float = SHARE, seed: int = 0, alone: bool = 
         )
         return labelled, labelled, told
     rng, kept = np.random.default_rng(seed), []
-    for label in np.unique(labelled.labels):
-        rows = rng.permutation(np.flatnonzero(labelled.labels == label))
+    for rows in by_class(labelled.labels):
+        rows = rng.permutation(rows)
         kept.append(rows[: max(1, round(share * len(rows)))] if len(rows) > 1 else rows[:0])
     test = np.sort(np.concatenate(kept))
     if not len(test):
@@ -51,6 +51,13 @@ def hold_out(source: Source, share: float = SHARE, seed: int = 0, alone: bool = 
     return train, labelled.subset(test, f"{source.name}, held out"), told
 
 
+def by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """The images of each class that has some, in their order; classes by their numbers, -1 first. One sort, however
+    many classes there are."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
 def may_hold_out(source: Source) -> bool:
     """Whether enough images of two classes or more have labels for an accuracy to say something."""
     if source.labels is None:
@@ -64,5 +71,6 @@ def once(source: Source) -> Source:
     part, row = (source.index.columns.get(name) for name in ("part", "row"))
     if part is None or row is None:
         return source
-    first = np.sort(np.unique(np.stack([part, row], axis=1), axis=0, return_index=True)[1])
+    place = part.astype(np.int64) * (int(row.max()) + 1) + row
+    first = np.sort(np.unique(place, return_index=True)[1])
     return source if len(first) == len(source) else source.subset(first)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from saccade.base.errors import UserError
+from saccade.pipelines.sources.holdout import by_class
 from saccade.pipelines.sources.source import Source
 
 IMBALANCES = ("none", "linear", "exponential")
@@ -30,8 +31,8 @@ def imbalanced(source: Source, kind: str, seed: int = SEED) -> Source:
         )
     labels = np.asarray(source.labels)
     classes, kept = int(labels.max()) + 1, []
-    for c in range(classes):
-        rows = np.flatnonzero(labels == c)
+    for rows in by_class(labels):
+        c = int(labels[rows[0]])
         np.random.RandomState(seed).shuffle(rows)
         step = 10 * c // classes + 1
         share = step / 10 if kind == "linear" else math.exp(step - 10)
