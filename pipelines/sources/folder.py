@@ -19,11 +19,12 @@ from saccade.pipelines.sources.account import Account
 from saccade.pipelines.sources.decode import BadImage, bad_image, extensions, image_size, looks_like_image, why_not
 from saccade.pipelines.sources.index import Index, Names
 from saccade.pipelines.sources.kept import kept_index
-from saccade.pipelines.sources.listing import SYSTEM_FOLDERS, Listing, looked_into, times_of
+from saccade.pipelines.sources.listing import SETTLED, SYSTEM_FOLDERS, Listing, looked_into, times_of
 from saccade.pipelines.sources.options import FOLDER_LABELS, NO_LABELS, PLAIN, Options
 from saccade.pipelines.sources.source import Reader, Source
 from saccade.pipelines.sources.split_names import split_word
 from saccade.pipelines.sources.texts import distinct, next_slash
+from saccade.pipelines.sources.unfinished import Entry, Unfinished
 
 ARCHIVES = {".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 _NO_IMAGES = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".idx", ".npy"}
@@ -86,7 +87,10 @@ def _read(folder: Path, options: Options, classes: Sequence[str] | None) -> tupl
     """The index, and the time of every folder that was looked into; None where those may not tell a change."""
     account, started = Account(), time.time_ns()
     times: dict[str, list[int]] = {}
-    files = Names.of(scan(folder, account, times))
+    kept = None if options.recheck else Unfinished(str(folder))
+    files = Names.of(scan(folder, account, times, kept))
+    if kept is not None:
+        kept.end()
     if not len(files):
         held = "is empty" if not any(folder.iterdir()) else "holds no image file"
         left = f" ({account.line()})" if account.left_out else ""
@@ -97,13 +101,12 @@ def _read(folder: Path, options: Options, classes: Sequence[str] | None) -> tupl
         )
     files, labels, names = _labelled(folder, files, options, account, classes)
     told = not any(reason.startswith(_MAY_RETURN) for reason in account.left_out)
-    settled = max(changed for changed, _ in times.values()) < started - _SETTLED
+    settled = max(changed for changed, _ in times.values()) < started - SETTLED
     account.taken = len(files)
     return Index(len(files), labels, names, files, account=account), times if told and settled else None
 
 
 _MAY_RETURN = ("folders that cannot be read", "that are no files")  # without a change of the folder they lie in
-_SETTLED = 2 * 10**9  # ns: a younger folder may have changed again within the same tick of its clock
 
 
 def _unchanged(times: dict[str, list[int]]) -> bool:
@@ -116,12 +119,15 @@ def _unchanged(times: dict[str, list[int]]) -> bool:
 _USUAL = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2"}
 
 
-def scan(folder: Path, account: Account, times: dict[str, list[int]] | None = None) -> Iterator[str]:
+def scan(
+    folder: Path, account: Account, times: dict[str, list[int]] | None = None, kept: Unfinished | None = None
+) -> Iterator[str]:
     """Names of all image files below `folder`: a folder's own sorted, then those of its sub-folders. The rest is
-    accounted. times: is given the time (ns) of each folder."""
+    accounted. times: is given the time (ns) of each folder; kept: what a scan that was
+    killed had listed."""
     root = os.path.realpath(folder)
     known = {each for extension in extensions() for each in (extension, extension.upper())}
-    listing = Listing()
+    listing = Listing(kept)
 
     def walk(place: str, prefix: str, above: frozenset[str], real: str) -> Iterator[str]:
         found = listing.take(place)
@@ -179,7 +185,7 @@ def _below(root: str, place: str) -> bool:
     return place == root or place.startswith(root.rstrip(os.sep) + os.sep)
 
 
-def _is_image(entry: os.DirEntry) -> bool:
+def _is_image(entry: os.DirEntry | Entry) -> bool:
     extension = os.path.splitext(entry.name)[1].lower()
     return extension in extensions() or (extension not in _NO_IMAGES and looks_like_image(entry.path))
 

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from saccade.pipelines.sources.unfinished import Entry, Unfinished
+
 THREADS = 16
+SETTLED = 2 * 10**9  # ns: a younger folder may have changed again within the same tick of its clock
 _LOOKED_AT = 8  # folders of which it is known whether they are waited for
 _WAIT, _SHARE = 0.001, 4.0  # seconds a folder, and times its CPU time, from which on they are
 _ENTRIES = 200_000  # that wait to be taken
@@ -27,15 +30,20 @@ SYSTEM_FOLDERS = {
 
 @dataclass
 class Listed:
-    """A folder. times: as `times_of` has them, [] where they cannot be told; entries: by their names, or why they
-    cannot be read; folders: those in it that are looked into next, where they were looked for."""
+    """A folder.
+
+    times: as `times_of` has them, [] where they cannot be told; entries: by their names, or why they cannot be read;
+    settled: whether a change from now on shows in the times; folders: those that are looked into next, where they were
+    looked for.
+    """
 
     times: list[int]
-    entries: list[os.DirEntry] | OSError
+    entries: list[os.DirEntry] | list[Entry] | OSError
+    settled: bool = False
     folders: list[str] = field(default_factory=list)
 
 
-def looked_into(folder: os.DirEntry) -> bool:
+def looked_into(folder: os.DirEntry | Entry) -> bool:
     """Whether a folder is looked into whatever it is: no link, and not a system's."""
     return not folder.is_symlink() and folder.name.lower() not in SYSTEM_FOLDERS
 
@@ -46,20 +54,13 @@ def times_of(place: str) -> list[int]:
     return [stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def listed(place: str) -> Listed:
-    times = list[int]()
-    try:
-        times = times_of(place)
-        return Listed(times, sorted(os.scandir(place), key=lambda entry: entry.name))
-    except OSError as error:
-        return Listed(times, error)
-
-
 class Listing:
     """Lists folders in the order in which they are expected, all by itself where that takes CPU time alone: threads
     would only hold each other up there. A context manager, which ends the threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Unfinished | None = None) -> None:
+        """kept: what a scan that was killed had listed, and what this one has."""
+        self._kept = kept
         self._next: list[str] = []  # the last comes first
         self._found: dict[str, Listed] = {}
         self._coming: dict[str, Future[Listed]] = {}
@@ -84,11 +85,14 @@ class Listing:
         if self._next and self._next[-1] == place:
             self._next.pop()
         if self._pool is not None and place not in self._found and place not in self._coming:
-            self._coming[place] = self._pool.submit(_with_folders, place)
+            self._coming[place] = self._pool.submit(self._with_folders, place)
         coming = self._coming.pop(place, None)
         found = coming.result() if coming else self._found.pop(place, None) or self._timed(place)
         self._folders += 1
-        self._entries += 0 if isinstance(found.entries, OSError) else len(found.entries)
+        if not isinstance(found.entries, OSError):
+            self._entries += len(found.entries)
+            if self._kept is not None and found.settled:
+                self._kept.keep(place, found.times, found.entries)
         return found
 
     def _look_ahead(self, pool: ThreadPoolExecutor) -> None:
@@ -98,7 +102,7 @@ class Listing:
         while ahead and left:
             place, left = ahead.pop(), left - 1
             if place not in self._found and place not in self._coming:
-                self._coming[place] = pool.submit(_with_folders, place)
+                self._coming[place] = pool.submit(self._with_folders, place)
             elif place in self._coming and self._coming[place].done():
                 self._found[place] = self._coming.pop(place).result()
             if place in self._found:
@@ -106,7 +110,7 @@ class Listing:
 
     def _timed(self, place: str) -> Listed:
         started, used = time.perf_counter(), time.thread_time()
-        found = listed(place)
+        found = self._listed(place)
         used = time.thread_time() - used
         self._used += used
         self._waited += time.perf_counter() - started - used
@@ -114,9 +118,19 @@ class Listing:
             self._pool = self._pool or ThreadPoolExecutor(THREADS, "listing")
         return found
 
+    def _with_folders(self, place: str) -> Listed:
+        found = self._listed(place)
+        if not isinstance(found.entries, OSError):
+            found.folders = [e.path for e in found.entries if e.name[0] != "." and e.is_dir() and looked_into(e)]
+        return found
 
-def _with_folders(place: str) -> Listed:
-    found = listed(place)
-    if not isinstance(found.entries, OSError):
-        found.folders = [e.path for e in found.entries if e.name[0] != "." and e.is_dir() and looked_into(e)]
-    return found
+    def _listed(self, place: str) -> Listed:
+        times, now = list[int](), time.time_ns()
+        try:
+            times = times_of(place)
+            if self._kept is not None and (known := self._kept.find(place, times)) is not None:
+                return Listed(times, known)
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            return Listed(times, entries, times[0] < now - SETTLED)
+        except OSError as error:
+            return Listed(times, error)

@@ -1,12 +1,14 @@
 """Folders are listed ahead where listing them is waited for, and nothing else about them changes."""
 
 import os
+import signal
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from saccade.pipelines.sources import Account, listing
+from saccade.pipelines.sources import Account, FolderSource, Options, listing, unfinished
 from saccade.pipelines.sources.folder import scan
 
 
@@ -86,3 +88,67 @@ def test_the_threads_end_with_a_scan_that_is_left(tree, monkeypatch):
     assert next(scanned) == "0/000/images/1.jpg"
     scanned.close()
     assert ended == [{"wait": False, "cancel_futures": True}]
+
+
+# --- a scan that was killed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed(tree, tmp_path, monkeypatch) -> Path:
+    """The listings that a process left which was killed in the middle of its scan."""
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(unfinished, "AFTER", 0.0)
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    for place, _, _ in os.walk(tree):
+        os.utime(place, (10**9, 10**9))
+    process = get_context("fork").Process(target=die_after, args=(150, tree))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return next((tmp_path / "cache" / "index").glob("*.listing"))
+
+
+def die_after(folders: int, tree: Path) -> None:
+    scandir, left = os.scandir, [folders]
+
+    def counted(place):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return scandir(place)
+
+    os.scandir = counted
+    FolderSource(tree)
+
+
+def counted(tree: Path, options: Options | None = None) -> tuple[list[str], int]:
+    """The names, and how many folders were listed for them."""
+    scandir, places = os.scandir, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", lambda place: (places.append(place), scandir(place))[1])
+        source = FolderSource(tree, options or Options())
+    return [source.name_of(i) for i in range(len(source))], len(places)
+
+
+def test_a_killed_scan_goes_on_where_it_was(tree, killed):
+    (tree / "0" / "007" / "images" / "0.jpg").write_bytes(b"")
+    names = list(scan(tree, Account()))
+    assert counted(tree) == (names, 202 - 149 + 1)  # of 202 folders 149 were listed, and one has changed since
+    assert not killed.exists() and counted(tree) == (names, 202)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-200], lambda b: b"{" + b, lambda b: b.replace(b"jpg", b"gif"), lambda b: b""]
+)
+def test_what_a_killed_scan_left_is_taken_only_where_it_is_whole(tree, killed, damage):
+    names = list(scan(tree, Account()))
+    killed.write_bytes(damage(killed.read_bytes()))
+    assert counted(tree)[0] == names
+
+
+def test_all_folders_are_listed_where_that_is_asked_for_or_another_process_is_at_it(tree, killed):
+    names = list(scan(tree, Account()))
+    with open(killed, "ab") as other:
+        unfinished.lock(other)
+        assert counted(tree) == (names, 202)
+    assert counted(tree, Options(recheck=True)) == (names, 202)
