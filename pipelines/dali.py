@@ -7,6 +7,7 @@ by PIL in the reading threads and pass DALI as raw pixels, so every file means w
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,9 +83,10 @@ class DaliPipeline(Pipeline):
                     yield self._batch(parts)
                     parts = []
         finally:
-            chunks.close()
-            self._until_read.wait()
-            self._abandon(len(in_flight))
+            if not sys.is_finalizing():  # the script has ended in the middle of an epoch, and DALI before us
+                chunks.close()
+                self._until_read.wait()
+                self._abandon(len(in_flight))
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -194,7 +195,9 @@ def _in_threads(kernel, count: int, threads: int, arguments: tuple) -> None:
         for start, stop in pieces:  # a list's iterator hands each piece to one thread: `next` holds the GIL
             kernel(start, stop, *arguments)
 
-    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)] if threads > 1 else []
+    others = []
+    with suppress(RuntimeError):  # the interpreter ends, or there is no thread to be had: this one does it all
+        others.extend(_pool(threads - 1).submit(work) for _ in range(threads - 1))
     work()
     for other in others:
         other.result()
