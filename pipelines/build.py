@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from inspect import isabstract, isclass
@@ -23,12 +23,13 @@ from saccade.pipelines.order import Order, ShardedOrder
 from saccade.pipelines.pipeline import Pipeline
 from saccade.pipelines.reference import ReferencePipeline
 from saccade.pipelines.render import choose_backend
-from saccade.pipelines.resident import ResidentPipeline, UnequalSizes
+from saccade.pipelines.resident import ResidentPipeline
 from saccade.pipelines.sampling import Sampling, WeightedOrder
 from saccade.pipelines.scale import DECODES
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.threads import ThreadsPipeline
 from saccade.pipelines.views import Views, check_channels
+from saccade.pipelines.whole import UnequalSizes
 
 EXECUTORS = ("auto", "resident", "threads", "dali", "ffcv", "reference")
 ENTRY_POINTS = "saccade.executors"  # NAME = "package.module:Class"
@@ -49,8 +50,10 @@ class Choice:
         return f"{self.executor} ({self.why}{'; ' + self.gain if self.gain else ''})"
 
 
-def choose_executor(executor: str, source: Source, device: torch.device | str = "cpu") -> Choice:
-    """Resolve "auto"; check that the wanted executor can read the source."""
+def choose_executor(
+    executor: str, source: Source, device: torch.device | str = "cpu", images: float = float("inf")
+) -> Choice:
+    """Resolve "auto"; check that the wanted executor can read the source. images: how many this process will show."""
     if executor != "auto":
         if reason := _refusal(executor, source, torch.device(device)):
             raise UserError(f"--pipeline {executor}: {reason}")
@@ -58,6 +61,9 @@ def choose_executor(executor: str, source: Source, device: torch.device | str = 
     for name in ("resident", "ffcv"):
         why = _suits(name, source, torch.device(device))
         if why and _refusal(name, source, torch.device(device)) is None:
+            if name == "resident" and images < len(source) and source.array() is None:
+                few = f"small images, of which {images:,} are shown: fewer than decoding all {len(source):,} first"
+                return replace(_for_photos(source, torch.device(device)), why=few)
             return Choice(name, why)
     return _for_photos(source, torch.device(device))
 
@@ -115,7 +121,7 @@ def _suits(executor: str, source: Source, device: torch.device) -> str | None:
     """Why `auto` prefers this executor for such a source; None where it does not."""
     if executor == "resident":
         array = source.array()
-        size = array.shape[1:3] if array is not None else _common_size(source)
+        size = array.shape[1:3] if array is not None else common_size(source)
         if not size or (array is None and (max(size) > _SMALL or not _fits(source, size, device))):
             return None
         return f"{len(source)} images of {size[1]}x{size[0]} fit in memory"
@@ -148,6 +154,7 @@ def build_pipeline(
     cache: str | None = None,
     cache_limit: float | None = None,
     decode: str = "exact",
+    steps: int | None = None,
 ) -> Pipeline:
     """The pipeline of `recipe` over `source` in `order`; workers: processes or threads that decode, None for one a CPU.
 
@@ -156,6 +163,7 @@ def build_pipeline(
     why. agree: from the executor that `auto` chose here to that of all processes.
     cache: "ram" or "disk:FOLDER", where decoded images are kept (pipelines.cache), in cache_limit GB at most.
     decode: "scaled" decodes large JPEGs at 1/2, 1/4 or 1/8 where every crop allows it (pipelines.scale).
+    steps: batches that will be taken, if that is known: for a few nothing is decoded that they do not show.
 
     Examples:
         >>> from saccade import View, Views, open_data
@@ -174,10 +182,11 @@ def build_pipeline(
         device = torch.device(device or "cpu")
     except RuntimeError as error:
         raise UserError(f"the device {device!r} is unknown; use cpu or cuda.") from error
+    share = float("inf") if steps is None else -(-steps * order.batch_size // order.world_size)
     if flag := _of_decoding(cache, decode):
         choice = _by_threads(flag, executor, source, device)
     else:
-        choice = choose_executor(executor, source, device)
+        choice = choose_executor(executor, source, device, share)
         choice = _agreed(choice, agree) if executor == "auto" else choice
     choose_backend(renderer, torch.device(device), source.channels)  # refuses one that does not run there
     check_channels(recipe, source.channels)
@@ -254,7 +263,7 @@ def _build(
     if kind := find_executor(executor):
         return kind(source, recipe, order, device, dtype, renderer, workers)
     if executor == "resident":
-        return ResidentPipeline(source, recipe, order, device, dtype, renderer)
+        return ResidentPipeline(source, recipe, order, device, dtype, renderer, workers=workers)
     if executor == "dali":
         from saccade.pipelines.dali import (
             DaliPipeline,  # here: importing DALI takes a second, and it may not be installed
@@ -301,7 +310,7 @@ def _refusal(executor: str, source: Source, device: torch.device) -> str | None:
             "--pipeline auto."
         )
     if executor == "resident" and source.array() is None:
-        size = _common_size(source)
+        size = common_size(source)
         if size and not _fits(source, size, device):
             return (
                 f"{len(source)} images of {size[1]}x{size[0]} do not fit into the memory of {device}; use "
@@ -310,7 +319,7 @@ def _refusal(executor: str, source: Source, device: torch.device) -> str | None:
     return None
 
 
-def _common_size(source: Source) -> tuple[int, int] | None:
+def common_size(source: Source) -> tuple[int, int] | None:
     """(height, width) if a sample of the images, evenly spread, is of one size; else None."""
     sizes = set()
     for i in np.unique(np.linspace(0, len(source) - 1, _PROBED).astype(int)):

@@ -23,3 +23,24 @@ def decode_into(data: np.ndarray | bytes, out: np.ndarray, scale: int = 1) -> bo
         return simplejpeg.decode_jpeg(data, "RGB", buffer=out, **least).shape == out.shape
     except ValueError:  # what libjpeg calls a warning too: PIL judges
         return False
+
+
+def decode_upright(data: np.ndarray | bytes, orientation: int, out: np.ndarray, scale: int = 1) -> bool:
+    """The same, turned upright from EXIF's orientation, 1 to 8."""
+    if orientation == 1:
+        return decode_into(data, out, scale)
+    lying = np.empty((*(out.shape[:2] if orientation < 5 else out.shape[1::-1]), 3), np.uint8)
+    whole = decode_into(data, lying, scale)
+    out[:] = _UPRIGHT[orientation](lying)
+    return whole
+
+
+_UPRIGHT = {  # EXIF's orientation -> (H, W, 3) as it lies to (H, W, 3) upright
+    2: lambda lying: lying[:, ::-1],
+    3: lambda lying: lying[::-1, ::-1],
+    4: lambda lying: lying[::-1],
+    5: lambda lying: lying.swapaxes(0, 1),
+    6: lambda lying: lying[::-1].swapaxes(0, 1),
+    7: lambda lying: lying[::-1, ::-1].swapaxes(0, 1),
+    8: lambda lying: lying[:, ::-1].swapaxes(0, 1),
+}

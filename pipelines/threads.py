@@ -24,7 +24,7 @@ from saccade.base.errors import UserError
 from saccade.pipelines.cache import Cache
 from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.header import jpeg_header
-from saccade.pipelines.jpeg import decode_into
+from saccade.pipelines.jpeg import decode_upright
 from saccade.pipelines.pipeline import Batch, Pipeline, pieces_of
 from saccade.pipelines.render import Photos, appearance, render
 from saccade.pipelines.scale import scale_for, whole_blocks
@@ -225,12 +225,8 @@ class ThreadsPipeline(Pipeline):
         """Whether the image is what was expected; else `out` holds anything."""
         pixels = image.pixels
         if image.file is not None and image.orientation is not None:
-            if image.orientation == 1:
-                return decode_into(image.file, out, image.scale)
-            lying = np.empty((*(out.shape[:2] if image.orientation < 5 else out.shape[1::-1]), 3), np.uint8)
-            good = decode_into(image.file, lying, image.scale)
-            pixels = _UPRIGHT[image.orientation](lying) if good else None
-        elif isinstance(image.file, bytes):
+            return decode_upright(image.file, image.orientation, out, image.scale)
+        if isinstance(image.file, bytes):
             try:
                 pixels = self.source.decode(image.file)
             except BadImage:
@@ -265,17 +261,6 @@ class ThreadsPipeline(Pipeline):
                 for view in self.recipe
             }
         return Batch(views, params, index, None if label is None else label.to(**on))
-
-
-_UPRIGHT = {  # EXIF's orientation -> (H, W, 3) as it lies to (H, W, 3) upright
-    2: lambda lying: lying[:, ::-1],
-    3: lambda lying: lying[::-1, ::-1],
-    4: lambda lying: lying[::-1],
-    5: lambda lying: lying.swapaxes(0, 1),
-    6: lambda lying: lying[::-1].swapaxes(0, 1),
-    7: lambda lying: lying[::-1, ::-1].swapaxes(0, 1),
-    8: lambda lying: lying[:, ::-1].swapaxes(0, 1),
-}
 
 
 def _as_bytes(

@@ -286,7 +286,7 @@ def build_train_pipeline(
         )
         device, workers = accelerator.device, config.workers
         given = source, views, order, config.pipeline, device, dtype, workers, config.renderer
-        return build_pipeline(*given, agree=agree, **decoding)
+        return build_pipeline(*given, agree=agree, steps=config.steps, **decoding)
 
     decoding = {"cache": config.cache, "cache_limit": config.cache_limit, "decode": config.decode}
     pipeline = build(source, config.recipe.views, sampling, **decoding)

@@ -54,7 +54,7 @@ def forbid(monkeypatch):
     def decoded_again(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(threads, "decode_into", decoded_again)
+    monkeypatch.setattr(threads, "decode_upright", decoded_again)
     monkeypatch.setattr("saccade.pipelines.sources.source.Source.decode", decoded_again)
 
 

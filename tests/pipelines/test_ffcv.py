@@ -185,29 +185,12 @@ def test_leaving_an_epoch_early_50_times_leaks_nothing_and_keeps_torchs_threads(
     assert torch.get_num_threads() == torch_threads
 
 
-@pytest.mark.slow
-def test_an_abandoned_epoch_lets_the_interpreter_end(tmp_path):
-    path = write_beton(tmp_path / "x.beton", "keep")
-    code = (
-        "from pathlib import Path\nfrom saccade.pipelines.sources.beton import BetonSource\n"
-        "from saccade.pipelines.ffcv import FfcvPipeline\n"
-        "from saccade.pipelines.order import Order\nfrom saccade.pipelines.views import Views, View\n"
-        f"source = BetonSource(Path({str(path)!r}))\n"
-        "steps = iter(FfcvPipeline(source, Views((View('a', 16),)), Order(len(source), 4), workers=2))\n"
-        "print(next(steps).index.shape)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
-    )
-    assert done.returncode == 0 and "[4]" in done.stdout, done.stderr
-
-
 def test_an_error_in_a_thread_arrives_and_the_pipeline_can_be_used_again(tmp_path, monkeypatch):
     source = BetonSource(write_beton(tmp_path / "x.beton", "keep"))
     _, ours = pair(source, PLAIN)
     with ours:
         with monkeypatch.context() as patch:
-            patch.setattr(threads, "decode_into", lambda *_: 1 / 0)
+            patch.setattr(threads, "decode_upright", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 next(iter(ours))
         assert len(list(ours)) == len(ours)
@@ -217,7 +200,7 @@ def test_a_decoder_that_does_not_come_back_is_an_error_not_a_hang(tmp_path, monk
     source = BetonSource(write_beton(tmp_path / "x.beton", "keep"))
     _, ours = pair(source, PLAIN, timeout=0.2)
     release = threading.Event()
-    monkeypatch.setattr(threads, "decode_into", lambda *_: release.wait(20))
+    monkeypatch.setattr(threads, "decode_upright", lambda *_: release.wait(20))
     started = time.monotonic()
     with pytest.raises(UserError, match="no batch for"), ours:
         next(iter(ours))

@@ -185,7 +185,7 @@ def steps(work: Work, trainer: Trainer, plain: Trainer | None, workers: int | No
     """The model ceiling, our training end to end, and with `plain` the loop a user would write around a DataLoader."""
     workers = workers or loader_workers()
     device, batch = trainer.device, next(iter(trainer.pipeline))
-    executor = choose_executor(trainer.config.pipeline, work.source, device).executor
+    executor = trainer.pipeline.choice.partition(" (")[0]
 
     def row(kind: str, of: Trainer, executor: str) -> Row:
         made = _row(kind, executor, work, device, workers)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from saccade.base.machine import available_cpus, available_memory
-from saccade.pipelines.build import build_pipeline, choose_executor
+from saccade.pipelines.build import build_pipeline
 from saccade.pipelines.order import Order
 from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.views import Views
@@ -34,7 +34,7 @@ def inspect(argv: list[str]) -> Speeds:
     if fitting.said:
         print(f"{fitting.said}\n", flush=True)
     config, source, device = trainer.config, trainer.source, trainer.device
-    recipe, executor = config.recipe, choose_executor(config.pipeline, source, device).executor
+    recipe, executor = config.recipe, trainer.pipeline.choice.partition(" (")[0]
     batch = next(iter(trainer.pipeline))
 
     def contender(kind: str, start: Callable) -> Contender:
@@ -51,7 +51,7 @@ def inspect(argv: list[str]) -> Speeds:
         return Contender(row, start)
 
     order = Order(len(source), recipe.batch_size)
-    given = config.pipeline, device, batch_dtype(batch), config.workers
+    given = executor, device, batch_dtype(batch), config.workers
     plain = build_pipeline(source, without_colour(recipe.views), order, *given, decode=config.decode)
     rows = measure(
         [
