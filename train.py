@@ -76,9 +76,10 @@ def open_and_train(flags: argparse.Namespace, kept: Kept | None, interrupt: Inte
             Session(config, accelerator, train_data, labelled, agree=agree) as session,
             RunFolder(config.out) as folder,
         ):
-            ranks.on_main("making the run folder", lambda: begin(session, folder))
+            judge = OnlineKNN(session, val_data)
+            ranks.on_main("making the run folder", lambda: begin(session, folder, judge))
             ranks.words(config.out)
-            return train(session, folder, val_data, interrupt, ranks, kept.checkpoint if kept else None)
+            return train(session, folder, judge, interrupt, ranks, kept.checkpoint if kept else None)
 
 
 def open_all(flags: argparse.Namespace, kept: Kept | None) -> tuple[Source, Source | None, Source | None]:
@@ -99,8 +100,8 @@ def new_folder(flags: argparse.Namespace) -> Path:
     return default_folder(method_of(flags).name, flags.data)
 
 
-def begin(session: Session, folder: RunFolder) -> None:
-    ahead = told_forecast(session)
+def begin(session: Session, folder: RunFolder, judge: OnlineKNN) -> None:
+    ahead = told_forecast(session, judge.memory())
     check_space(folder.path, session.checkpoint_size(), session.config.keep)
     folder.create(session.config.resume)
     announce(session, folder)
@@ -111,7 +112,7 @@ def begin(session: Session, folder: RunFolder) -> None:
 def train(
     session: Session,
     folder: RunFolder,
-    val_data: Source | None,
+    judge: OnlineKNN,
     interrupt: Interrupt,
     ranks: Ranks,
     checkpoint: Found | None = None,
@@ -131,7 +132,7 @@ def train(
     session.prepare()
     start_trackers(accelerator, config, session.steps)
     with Monitor(folder, session, state.get("totals")) as monitor:
-        judge = OnlineKNN(session, val_data, monitor)
+        judge.monitor = monitor
         baselines = state.get("baselines") or ranks.on_main("measuring the baselines", judge.baselines) or {}
         interrupt.saves()
         evaluations = evaluation_steps(config.eval_every, session.steps_per_epoch, session.total_steps, judge.times)

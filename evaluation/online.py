@@ -3,21 +3,24 @@ the end whether it learned. Without labels: whether an image's other view is fou
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from saccade.evaluation.features import Features, at_most, extract, mode, raw_pixels
-from saccade.evaluation.held import Held, held
+from saccade.evaluation.held import Held, held, kept_as
 from saccade.evaluation.intervals import wilson
 from saccade.evaluation.knn import NEIGHBOURS, TEMPERATURE, fitting_k, knn_ranks
 from saccade.evaluation.own_view import MAX_IMAGES as MAX_OWN
 from saccade.evaluation.own_view import RAW, own_view_found
 from saccade.evaluation.verdict import Tried, read_tried, told_spread, tried, verdict
-from saccade.pipelines.sources import Source
+from saccade.pipelines.sources import BadImage, Source
+from saccade.pipelines.sources.fingerprint import spread
 from saccade.pipelines.sources.holdout import LEAST, hold_out, may_hold_out, once
 from saccade.runs.flags import as_typed
 from saccade.runs.monitor import BASELINES, Monitor
@@ -27,6 +30,7 @@ MAX_IMAGES = 10_000
 SHARE = 0.2  # of a run's passes through its network that measuring may take, where --eval-every is left out
 LEAST_IMAGES = 25, 1_000  # of a set, however short the run: as many as FREE pays for
 FREE = 4e11  # FLOP of all measuring together: seconds on a CPU of two cores
+READ = 1e9  # pixels read for it, once: seconds too, at 7 ns for one of a JPEG and 15 for one of a PNG
 _PASSES = 2  # forward passes that a view of a training image costs: three where it is trained on, one of a teacher's
 BOUND = f"at most {SHARE:.0%} of the run's passes through its network, or some seconds; --eval-every N: as asked"
 OTHERS = ("raw_pixels", "untrained")  # in the order of BASELINES
@@ -42,12 +46,14 @@ class OnlineKNN:
     how often its length pays for (None: as asked).
 
     Without evaluation data the labelled training images are tested: each against all others where they are few, else a
-    fifth of each class. Runs on the main process; without labels it measures nothing and says so once. `monitor` is
-    given the result and keeps the time out of the training rate.
+    fifth of each class. Runs on the main process; without labels it measures nothing and says so once. `monitor`, set
+    before anything is measured, is given the result and keeps the time out of the training rate.
     """
 
-    def __init__(self, session: Session, val_data: Source | None, monitor: Monitor) -> None:
-        self._session, self._accelerator, self._monitor = session, session.accelerator, monitor
+    monitor: Monitor
+
+    def __init__(self, session: Session, val_data: Source | None) -> None:
+        self._session, self._accelerator = session, session.accelerator
         train_data, self._tested = session.known_data, ""
         if val_data is None and may_hold_out(train_data):
             train_data, val_data, self._tested = hold_out(train_data, alone=True)
@@ -80,57 +86,63 @@ class OnlineKNN:
             return most
         fewest, enough = LEAST_IMAGES
         if self._accelerator.device.type == "cpu":
-            enough = min(enough, max(fewest, int(FREE / _flop(self._session) / passes / 2)))
+            free = min(FREE / _flop(self._session) / 2, READ / _pixels(self._session.known_data))
+            enough = min(enough, max(fewest, int(free / passes)))
         return min(most, max(enough, int(self._budget / passes / 2)))
+
+    def memory(self) -> float:
+        """Bytes of the images that it will keep, about."""
+        size = self._session.config.recipe.image_size
+        return 0.0 if self._why_not else sum(kept_as(source, size)[1] for source in self._sets)
 
     def baselines(self) -> dict[str, float]:
         """Top-1 (%) of raw pixels and of the backbone as it stands, logged as step 0; {} without labels."""
         if not self._accelerator.is_main_process:
             return {}
         if self._why_not:
-            self._monitor.message(f"kNN is not measured: {self._why_not}")
+            self.monitor.message(f"kNN is not measured: {self._why_not}")
             if self._judged_by_views:
-                with self._monitor.paused():
+                with self.monitor.paused():
                     self._keep(dict(zip(OTHERS, self._own_views(RAW, self._backbone), strict=True)))
             return {}
         if self._tested:
-            self._monitor.message(
+            self.monitor.message(
                 f"kNN: {self._tested}; they are trained on all the same, but no label reaches the backbone"
             )
         elif len(self._sets[0]) < NEIGHBOURS:
-            self._monitor.message(
+            self.monitor.message(
                 f"kNN takes all {len(self._sets[0])} training images as neighbours, fewer than {NEIGHBOURS}"
             )
         if self._fewer:
-            self._monitor.message(self._fewer)
-        with self._monitor.paused():
+            self.monitor.message(self._fewer)
+        with self.monitor.paused():
             pixels = [each.pixels or raw_pixels(each.images) for each in self._held]
             self._keep(dict(zip(OTHERS, (self._tried(*pixels), self._backbone_tried()), strict=True)))
             found: dict[str, float] = dict(zip(BASELINES, map(_top1, self._others.values()), strict=True))
         how: dict[str, Any] = {"knn_test": self._tested} if self._tested else {}
         how |= _interval(self._others["untrained"])
-        self._monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
+        self.monitor.log({"step": 0, "epoch": 0.0, "knn_top1": found["untrained_knn_top1"], **found, **how})
         return found
 
     def make_up(self) -> None:
         """Measure what a stop left out, if it did."""
-        if not self._monitor.scored(self._session.steps):
+        if not self.monitor.scored(self._session.steps):
             self.score()
 
     def score(self) -> None:
         """Measure the backbone now and log it."""
         if self._why_not or not self._accelerator.is_main_process:
             return
-        with self._monitor.paused():
+        with self.monitor.paused():
             self._trained = self._backbone_tried()
-        self._monitor.knn = _top1(self._trained)
+        self.monitor.knn = _top1(self._trained)
         step, epoch = self._session.steps, round(self._session.epoch, 4)
-        self._monitor.log({"step": step, "epoch": epoch, "knn_top1": self._monitor.knn, **_interval(self._trained)})
+        self.monitor.log({"step": step, "epoch": epoch, "knn_top1": self.monitor.knn, **_interval(self._trained)})
 
     def conclude(self) -> None:
         """After the last step: say whether the backbone learned, and keep it as verdict.json."""
         if why_not := self._no_verdict():
-            self._monitor.message(f"verdict: none, {why_not}")
+            self.monitor.message(f"verdict: none, {why_not}")
             return
         if self._why_not:
             (trained,) = self._own_views(self._backbone)
@@ -142,14 +154,14 @@ class OnlineKNN:
         start = "the starting backbone" if self._session.config.init else "the untrained backbone"
         others = dict(zip(("raw pixels", start), self._others.values(), strict=True))
         if (before := len(self._others["untrained"].right)) != len(trained.right):
-            self._monitor.message(f"verdict: none, {before:,} images were tested at the start and now {tested}")
+            self.monitor.message(f"verdict: none, {before:,} images were tested at the start and now {tested}")
             return
         found = verdict(measure, tested, trained, dict(reversed(others.items())))
-        self._monitor.folder.write_json(
+        self.monitor.folder.write_json(
             VERDICT, {**found, "test": self._tested, "command": as_typed(self._session.config.flags)}
         )
-        self._monitor.message(f"verdict: {found['sentence']}")
-        self._monitor.message(f"features: {told_spread(found['spread'])}")
+        self.monitor.message(f"verdict: {found['sentence']}")
+        self.monitor.message(f"features: {told_spread(found['spread'])}")
 
     def _no_verdict(self) -> str | None:
         """Why there can be none."""
@@ -158,7 +170,7 @@ class OnlineKNN:
         if self._why_not and len(self._session.source) < LEAST:
             return f"{len(self._session.source)} images without labels are too few to tell"
         self._others = self._others or self._kept()
-        return None if self._others else f"{self._monitor.folder.path / KEPT} of the start is missing or damaged"
+        return None if self._others else f"{self.monitor.folder.path / KEPT} of the start is missing or damaged"
 
     @property
     def _judged_by_views(self) -> bool:
@@ -177,11 +189,11 @@ class OnlineKNN:
     def _keep(self, others: dict[str, Tried]) -> None:
         """For the verdict, in this process or one that resumes."""
         self._others = others
-        self._monitor.folder.write_json(KEPT, {name: other.to_json() for name, other in others.items()})
+        self.monitor.folder.write_json(KEPT, {name: other.to_json() for name, other in others.items()})
 
     def _kept(self) -> dict[str, Tried]:
         try:
-            record = self._monitor.folder.read_json(KEPT)
+            record = self.monitor.folder.read_json(KEPT)
             return {name: read_tried(record[name]) for name in OTHERS}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -234,6 +246,15 @@ def _passes(session: Session) -> float:
     recipe = session.config.recipe
     views = sum((view.size / recipe.image_size) ** 2 for view in recipe.views)
     return _PASSES * views * session.total_steps * recipe.batch_size
+
+
+def _pixels(source: Source) -> float:
+    """Of an image, on average, by a few headers."""
+    sizes = []
+    for i in spread(len(source), 16):
+        with suppress(BadImage):
+            sizes.append(np.prod(source.size(i)))
+    return float(np.mean(sizes)) if sizes else 1.0
 
 
 def _flop(session: Session) -> int:

@@ -43,7 +43,10 @@ _MOST_SIDE = 1 << 24
 
 
 class Cache:
-    """Images by number, (H, W, 3) uint8 of any sizes, in one buffer; read and written by many threads."""
+    """Images by number, (H, W, 3) uint8 of any sizes, in one buffer; read and written by many threads. fills: bytes of
+    memory that it will take, about."""
+
+    fills = 0.0
 
     def __init__(self, count: int, limit: int, where: str) -> None:
         self.limit, self.where = limit, where
@@ -210,7 +213,9 @@ def open_cache(asked: str, gigabytes: float | None, source: Source, images: dict
         raise UserError(f"--cache-limit {gigabytes:g}: give gigabytes, at most the {free / 1e9:.1f} that are free.")
     told = f"at most {megabytes(limit)}, all {len(source):,} would take about {megabytes(whole)}"
     if kind == "ram":
-        return Cache(len(source), int(limit), "in memory"), f"cached in memory: {told}"
+        cache = Cache(len(source), int(limit), "in memory")
+        cache.fills = float(min(whole, limit))
+        return cache, f"cached in memory: {told}"
     cache = DiskCache(folder, _key(source, images), len(source), int(limit))
     return cache, f"cached in {folder}, where {len(cache):,} are: {told}"
 

@@ -14,8 +14,10 @@ from saccade.base.files import megabytes
 from saccade.base.machine import available_cpus
 from saccade.base.text import duration
 from saccade.models.norm import batch_norm_splits
+from saccade.pipelines.companion import CompanionPipeline
 from saccade.pipelines.draw import draw
 from saccade.pipelines.sources import BadImage
+from saccade.pipelines.threads import ThreadsPipeline
 from saccade.runs.memory import KEPT_AGAIN, SMALLER, allowed_parts, free_memory, in_parts
 from saccade.runs.session import Session
 
@@ -23,14 +25,19 @@ PROBED, READ = 16, 8  # images of the pass at the least, and of those read
 PIXELS = 1 << 18  # of one view of the pass, if they are more: small batches run slower an image
 WORTH = 2e7  # pixels of one view over the whole run: below, it is over before it could be forecast
 WEIGHTS = 3  # their gradients and momentum beside them
+KNN, CACHE = "for images that kNN is measured on", "for --cache ram"
+WITHOUT = {KNN: "--eval-every 0", CACHE: "--cache disk:FOLDER"}
+TOLD = 0.05  # of all bytes: smaller parts are not named
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """seconds: of training, None on a GPU, where a small pass says nothing; bytes: at the peak, of the device."""
+    """seconds: of training, None on a GPU, where a small pass says nothing; bytes: at the peak, of the device; kept:
+    those of them that come beside the step, by what they are."""
 
     seconds: float | None
     bytes: float
+    kept: dict[str, float]
     parts: int | None  # in how many parts of the batch it would fit into `free`, if in any
     free: float
 
@@ -59,40 +66,52 @@ def step_cost(session: Session) -> Cost:
     return Cost(seconds / images, fixed, KEPT_AGAIN * kept / images)
 
 
-def forecast(session: Session) -> Forecast | None:
-    """What the run will need; None for one of a few seconds, and for several processes, which would have to agree."""
+def forecast(session: Session, measured: float = 0.0) -> Forecast | None:
+    """What the run will need; None for one of a few seconds, and for several processes, which would have to agree.
+    measured: bytes of the machine's memory that the images take which the run is measured on."""
     config, recipe, device = session.config, session.config.recipe, session.accelerator.device
     steps, pixels = session.total_steps - session.steps, recipe.batch_size * recipe.image_size**2
     if session.accelerator.num_processes > 1 or (steps * pixels < WORTH and pixels < WORTH / 40):
         return None
     free = free_memory(device)  # before: what is freed may stay with the process
     cost, batch, micro = step_cost(session), recipe.batch_size, recipe.batch_size // config.accumulate
-    room = max(free - cost.fixed, 1.0)
+    kept = {KNN: measured, CACHE: _cached(session)} if device.type == "cpu" else {}
+    room = max(free - cost.fixed - sum(kept.values()), 1.0)
     fitting = (n for n in allowed_parts(config, batch) if cost.image * batch / n <= room)
     parts = config.accumulate if cost.image * micro <= room else next(fitting, None)
     whole = None
     if device.type == "cpu":
         whole = steps * batch * (cost.seconds + reading(session) / available_cpus())
-    return Forecast(whole, cost.fixed + cost.image * micro, parts, free)
+    return Forecast(whole, cost.fixed + cost.image * micro + sum(kept.values()), kept, parts, free)
 
 
-def told_forecast(session: Session) -> str | None:
+def told_forecast(session: Session, measured: float = 0.0) -> str | None:
     """The line before step 1; UserError where the batch will not fit into memory, with the ways to make it."""
-    found = forecast(session)
+    found = forecast(session, measured)
     if found is None:
         return None
     recipe = session.config.recipe
+    large = [name for name, size in found.kept.items() if size >= TOLD * found.bytes]
+    kept = ", of it " + " and ".join(f"{megabytes(found.kept[name])} {name}" for name in large) if large else ""
     if not found.fits and not session.config.resume:
-        way = "" if found.parts is None else f"--accumulate {found.parts} ({in_parts(session, found.parts)}), "
+        way = "".join(f"{WITHOUT[name]}, " for name in large)
+        way += "" if found.parts is None else f"--accumulate {found.parts} ({in_parts(session, found.parts)}), "
         raise UserError(
             f"a step of {recipe.batch_size} images of {recipe.image_size} pixels through {recipe.backbone.name} takes "
-            f"about {megabytes(found.bytes)} of memory, and {megabytes(found.free)} are free; give "
+            f"about {megabytes(found.bytes)} of memory{kept}, and {megabytes(found.free)} are free; give "
             f"{way}{SMALLER}, or --recipe small."
         )
     epochs = session.total_steps / session.steps_per_epoch
     trains = f"trains {epochs:.3g} epochs of {len(session.source):,} images"
     took = "" if found.seconds is None else f"about {duration(found.seconds)}, "
-    return f"{took}{megabytes(found.bytes)}; {trains}"
+    return f"{took}{megabytes(found.bytes)}{kept}; {trains}"
+
+
+def _cached(session: Session) -> float:
+    """Bytes that `--cache ram` will fill."""
+    main = session.pipeline.main if isinstance(session.pipeline, CompanionPipeline) else session.pipeline
+    cache = main.cache if isinstance(main, ThreadsPipeline) else None
+    return 0.0 if cache is None else float(cache.fills)
 
 
 def _probed(session: Session, least: int, images: int) -> tuple[int, float, float]:
@@ -164,7 +183,7 @@ def _fitting(micro: int, batch_norm: str, wanted: int) -> int:
 def reading(session: Session) -> float:
     """Seconds that reading and decoding one image takes; 0 where the images lie in memory."""
     source = session.source
-    if source.array() is not None:
+    if source.array() is not None or session.pipeline.choice.startswith("resident"):
         return 0.0
     numbers = torch.linspace(0, len(source) - 1, min(READ, len(source))).long().tolist()
     start = time.perf_counter()

@@ -10,8 +10,9 @@ from torch import nn
 
 from saccade.evaluation import held as module
 from saccade.evaluation.features import extract, raw_pixels
-from saccade.evaluation.held import held
+from saccade.evaluation.held import held, kept_as
 from saccade.pipelines.data import open_data
+from saccade.pipelines.threads import ThreadsPipeline
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -34,7 +35,10 @@ def test_photos_are_read_once(tmp_path, size):
     source = photos(tmp_path / "photos", size)
     direct = extract(nn.Flatten(), source, 32, MEAN, STD, 1.0, workers=1).features
     pixels = raw_pixels(source, workers=1).features
+    told, bytes_told = kept_as(source, 32)
     kept = held(source, source, 32, "cpu", 1)
+    assert told == ("shown" if kept.pixels else "decoded")
+    assert bytes_told == kept.images.array().nbytes + (kept.pixels.features.nbytes if kept.pixels else 0)
     shutil.rmtree(tmp_path / "photos")
     for _ in range(2):
         assert (shown(kept, 32) - direct).abs().max() <= 0.51 / 255 / min(STD)
@@ -46,4 +50,16 @@ def test_photos_are_read_once(tmp_path, size):
 def test_more_than_memory_holds_is_left_where_it_is(tmp_path, monkeypatch):
     source = photos(tmp_path / "photos", (200, 150))
     monkeypatch.setattr(module, "available_memory", lambda: 8 * 12 * 32 * 32 * 3 - 1)
-    assert held(source, source, 32, "cpu", 1).images is source
+    assert kept_as(source, 32) == ("", 0.0) and held(source, source, 32, "cpu", 1).images is source
+
+
+def test_photos_are_read_by_threads_on_a_cpu(tmp_path, monkeypatch):
+    source, chosen, build = photos(tmp_path / "photos", (200, 150)), [], module.build_pipeline
+
+    def noted(*args, **kwargs):
+        chosen.append(pipeline := build(*args, **kwargs))
+        return pipeline
+
+    monkeypatch.setattr(module, "build_pipeline", noted)
+    held(source, source, 32, "cpu", 1)
+    assert [type(pipeline) for pipeline in chosen] == [ThreadsPipeline]

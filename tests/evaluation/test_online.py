@@ -31,7 +31,7 @@ def judge(data: str, *flags: str) -> tuple[OnlineKNN, Session]:
     arguments = parse_flags(["--data", data, *SMALL, *flags])
     source = open_data(data)[0]
     session = Session(resolve(arguments, source, Path("run")), Accelerator(cpu=True), source)
-    return OnlineKNN(session, None, None), session  # pyright: ignore[reportArgumentType] - nothing is told yet
+    return OnlineKNN(session, None), session
 
 
 def measured(judge: OnlineKNN) -> int:
@@ -81,3 +81,13 @@ def test_turned_off_it_measures_nothing(data, monkeypatch, tmp_path, labels):
         monkeypatch.setattr(online, name, lambda *_, **__: pytest.fail("measured"))
     flags = ["--backbone", "test_resnet", "--batch-size", "16", "--steps", "1", "--eval-every", "0", "--no-report"]
     assert train.main(["--data", data[labels], *SMALL, *flags, "--out", str(tmp_path / "run")]) == 0
+
+
+def test_large_photos_are_measured_on_as_many_as_are_read_in_seconds(data, monkeypatch):
+    sides = np.array([6000, 8000])
+    monkeypatch.setattr("saccade.pipelines.sources.arrays.ArrayReader.size", lambda *_: tuple(sides.tolist()))
+    found, session = judge(data["labelled"], "--backbone", "test_resnet", "--steps", "2", "--batch-size", "16")
+    assert [len(source) for source in found._sets] == [25, 25]
+    sides //= 5
+    assert len(OnlineKNN(session, None)._sets[0]) == int(1e9 / sides.prod() / 2)
+    session.pipeline.close()

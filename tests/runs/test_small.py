@@ -9,12 +9,15 @@ from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
 from saccade import train
+from saccade.base.errors import UserError
 from saccade.losses.registry import methods
 from saccade.pipelines.data import open_data
 from saccade.runs import forecast
 from saccade.runs.config import Config, resolve
 from saccade.runs.flags import parse_flags
+from saccade.runs.forecast import told_forecast
 from saccade.runs.session import Session
+from tests.images import PHOTOS
 
 
 def resolved(path: Path, *arguments: str, images: int = 200, size: int = 32) -> Config:
@@ -71,6 +74,23 @@ def test_a_batch_that_memory_does_not_hold_is_refused_before_anything_is_made(tm
     assert train.main([*command, "--accumulate", str(parts)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "forecast" in line)
     assert "about" in line and "MB; trains 75 epochs of 600 images" in line
+
+
+def test_memory_that_is_kept_beside_the_step_is_counted_and_named(tmp_path, monkeypatch):
+    flags = ["--data", str(PHOTOS), "--steps", "3000", "--device", "cpu", "--cache", "ram"]
+    source = open_data(str(PHOTOS))[0]
+    config = resolve(parse_flags([*flags, "--batch-size", "4"]), source, tmp_path / "run")
+    decoded = sum(source.read(i).nbytes for i in range(len(source)))
+    with Session(config, Accelerator(cpu=True), source) as session:
+        plain, more = forecast.forecast(session), forecast.forecast(session, 3e9)
+        assert plain is not None and more is not None
+        assert plain.kept[forecast.CACHE] == pytest.approx(decoded, rel=0.01)
+        assert more.bytes - plain.bytes == 3e9
+        monkeypatch.setattr(forecast, "free_memory", lambda device: 4e9)
+        assert ", of it 3.0 GB for images that kNN is measured on; trains" in str(told_forecast(session, 3e9))
+        monkeypatch.setattr(forecast, "free_memory", lambda device: 3e9)
+        with pytest.raises(UserError, match=r"of it 3.0 GB for images .* are free; give --eval-every 0, "):
+            told_forecast(session, 3e9)
 
 
 @pytest.mark.slow
