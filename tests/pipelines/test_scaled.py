@@ -1,12 +1,15 @@
 """--decode scaled: where a large JPEG is decoded at a part of its size, and what its views then show."""
 
 import io
+import json
+import tomllib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from saccade import train
 from saccade.base.errors import UserError
 from saccade.pipelines import threads
 from saccade.pipelines.build import build_pipeline
@@ -138,7 +141,7 @@ def test_crops_in_parts_of_pixels_are_those_of_a_plain_loop(interpolation):
     pixels = [rng.integers(0, 256, (int(h), int(w), 3), dtype=np.uint8) for h, w in size]
     ends = torch.tensor([p.size for p in pixels]).cumsum(0)
     flat = torch.from_numpy(np.concatenate([p.reshape(-1) for p in pixels]))
-    photos = Photos(flat, ends - 3 * size.prod(1), size, scale, whole)
+    photos = Photos(flat, ends - 3 * size.prod(1), size, scale)
     out = {b: render(photos, Views((view,)), params, backend=b)["a"] for b in ("torch", "numba")}
     for n, image in enumerate(pixels):
         top, left, height, width = (params["a"].box[n].double() / scale[n]).tolist()
@@ -208,19 +211,18 @@ def test_small_images_are_shown_to_the_bit(tmp_path):
         assert all(torch.equal(a.views[name], b.views[name]) for name in RECIPE.names)
 
 
-def test_pieces_of_a_batch_are_bounded_by_what_is_decoded(photos, monkeypatch):
-    source = FolderSource(photos)
+def test_a_batch_in_pieces_is_the_same_batch(photos, monkeypatch):
+    source, taken = FolderSource(photos), []
     with ThreadsPipeline(source, RECIPE, Order(COUNT, 12, seed=1), workers=2) as pipeline:
+        buffer = pipeline._buffer
+        monkeypatch.setattr(pipeline, "_buffer", lambda size: taken.append(size) or buffer(size))
         pipeline.scaled = True
         [whole] = list(pipeline)
-        scaled = sum(len(photos.buffer) for photos, _ in pipeline._decoded(0, whole.index))
-        pipeline.scaled = False
-        assert scaled < 0.7 * sum(len(photos.buffer) for photos, _ in pipeline._decoded(0, whole.index))
-        pipeline.scaled, pipeline._together = True, 5
+        pipeline._together = 5
         monkeypatch.setattr(threads, "_DECODED_BYTES", 200_000)
         monkeypatch.setattr(threads, "_LEAST", 5)
-        assert sum(1 for _ in pipeline._decoded(0, whole.index)) > 3
         [pieces] = list(pipeline.at(0))
+        assert len(taken) > 4
     assert all(torch.equal(whole.views[name], pieces.views[name]) for name in RECIPE.names)
 
 
@@ -271,3 +273,31 @@ def test_pixels_in_memory_are_not_decoded():
     source = ArraySource("x", np.zeros((6, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="--decode scaled: x holds pixels, which nobody decodes; leave it out"):
         batches(source, decode="scaled")
+
+
+@pytest.mark.slow
+def test_a_run_records_it_goes_on_with_it_and_refuses_the_other(photos, tmp_path, capsys):
+    out, machine = tmp_path / "run", ["--device", "cpu", "--workers", "1", "--no-report", "--eval-every", "0"]
+    small = [
+        "--backbone",
+        "test_resnet",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "6",
+        "--steps",
+        "2",
+        "--checkpoint-every",
+        "1",
+    ]
+    assert train.main([*small, *machine, "--data", str(photos), "--decode", "scaled", "--out", str(out)]) == 0
+    assert "decodes large JPEGs at the scale that the crops need" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["decode"] == "scaled"
+    assert tomllib.loads((out / "recipe.toml").read_text())["run"]["decode"] == "scaled"
+    next((out / "checkpoints").glob("step-00000002*")).unlink()
+    assert train.main(["--resume", str(out), "--decode", "exact"]) == 2
+    assert "drop --decode exact: it was scaled" in capsys.readouterr().err
+    assert train.main(["--resume", str(out)]) == 0
+    assert "decodes large JPEGs" in capsys.readouterr().out
+    assert train.main(["--data", str(photos), "--decode", "half", "--out", str(tmp_path / "no")]) == 2
+    assert "--decode half is unknown; use one of exact, scaled" in capsys.readouterr().err
