@@ -7,7 +7,6 @@ renderer reads the crops from the mapped file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -29,13 +28,11 @@ class FfcvPipeline(ThreadsPipeline):
             raise UserError(f"the ffcv executor reads .beton files, {source.name} is none; saccade convert makes one.")
         super().__init__(source, *args, **kwargs)
 
-    def _decoded(self, epoch: int, index: Tensor) -> Iterator[tuple[Photos, Tensor]]:
+    def _lying(self, index: Tensor) -> Photos | None:
         source, numbers = self.source, index.numpy()
         if source.is_jpeg[numbers].any():
-            yield from super()._decoded(epoch, index)
-        else:
-            where = (torch.from_numpy(table[numbers]) for table in (source.ptr, source.sizes))
-            yield Photos(self._mapped, *where), index
+            return super()._lying(index)
+        return Photos(self._mapped, *(torch.from_numpy(table[numbers]) for table in (source.ptr, source.sizes)))
 
     def _load(self, number: int) -> Image:
         size = self.source.reader.size(self.source.index, number)

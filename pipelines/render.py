@@ -36,15 +36,14 @@ class Photos:
     offset: Tensor  # (N,) int64: where each photo begins; its (H, W, 3) pixels lie contiguously
     size: Tensor  # (N, 2) int64: height, width
     scale: Tensor | None = None  # (N,) int64: decoded at one in so many pixels, the last of a side for fewer; None: all
-    whole: Tensor | None = None  # (N, 2) int64: height, width of the images themselves, where they were scaled
-
-    @property
-    def source(self) -> Tensor:
-        """(N, 2) int64: the sizes that boxes are drawn for."""
-        return self.size if self.whole is None else self.whole
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    @property
+    def sources(self) -> render_cpu.Sources:
+        """As the kernels take them; offsets may still change."""
+        return render_cpu.Sources.of_photos(self.buffer, self.offset, self.size, self.scale)
 
     def __iter__(self) -> Iterator[Tensor]:
         """(1, 3, H, W) views into the buffer."""
@@ -72,7 +71,7 @@ def render(
     device = (pixels.buffer if isinstance(pixels, Photos) else pixels).device
     if not isinstance(pixels, Photos) and pixels.shape[1] != 3 and backend == "auto":
         backend = "torch"
-    return _or_by_torch(lambda chosen: _render(pixels, recipe, params, dtype, index, chosen, threads), backend, device)
+    return or_by_torch(lambda chosen: _render(pixels, recipe, params, dtype, index, chosen, threads), backend, device)
 
 
 def _render(
@@ -84,41 +83,64 @@ def _render(
     chosen: str,
     threads: int | None,
 ) -> dict[str, Tensor]:
+    if chosen == "numba":
+        some, made = prepare(_sources(pixels, index), recipe, params, dtype)
+        count = len(next(iter(params.values())))
+        render_cpu.in_threads(some, count, threads or torch.get_num_threads())
+        return made()
     views = {}
     if chosen == "triton" and isinstance(pixels, Photos) and pixels.scale is not None:
         raise ValueError("photos decoded at a part of their size are cut on a CPU")
     taken = pixels if isinstance(pixels, Photos) or index is None or chosen != "torch" else pixels[index]
     for family in _families(recipe):
         drawn = [params[view.name] for view in family]
-        if chosen == "numba":
-            views.update(_by_numba(_sources(pixels, index), family, drawn, recipe, dtype, threads))
-        else:
-            image = (
-                _triton().cut(_sources(pixels, index), family[0], drawn[0])
-                if chosen == "triton"
-                else geometry(taken, family[0], drawn[0])
-            )
-            for view, p in zip(family, drawn, strict=True):
-                views[view.name] = _appearance(image, view, p, recipe, dtype, chosen)
+        image = (
+            _triton().cut(_sources(pixels, index), family[0], drawn[0])
+            if chosen == "triton"
+            else geometry(taken, family[0], drawn[0])
+        )
+        for view, p in zip(family, drawn, strict=True):
+            views[view.name] = _appearance(image, view, p, recipe, dtype, chosen)
     return {view.name: views[view.name] for view in recipe}
 
 
-def _by_numba(
-    sources: render_cpu.Sources,
-    family: list[View],
-    drawn: list[ViewParams],
-    recipe: Views,
-    dtype: torch.dtype,
-    threads: int | None,
-) -> dict[str, Tensor]:
-    """One pass of the kernel for the whole family, and what it does not know after that."""
+def prepare(
+    sources: render_cpu.Sources, recipe: Views, params: dict[str, ViewParams], dtype: torch.dtype
+) -> tuple[Callable[[int, int], None], Callable[[], dict[str, Tensor]]]:
+    """`render` by numba of pixels that come a few samples at a time: what renders samples start..stop, in any order and
+    thread, from where `sources` says at that moment that they lie; and what gives the views when all are done."""
+    families = [(family, [params[view.name] for view in family]) for family in _families(recipe)]
+    cuts = [_prepared(sources, family, drawn, recipe) for family, drawn in families]
+
+    def some(start: int, stop: int) -> None:
+        for cut, _ in cuts:
+            cut(start, stop)
+
+    def views() -> dict[str, Tensor]:
+        finished: dict[str, Tensor] = {}
+        for (family, drawn), (_, out) in zip(families, cuts, strict=True):
+            finished |= _finished(out, family, drawn, recipe, dtype)
+        return {view.name: finished[view.name] for view in recipe}
+
+    return some, views
+
+
+def _prepared(
+    sources: render_cpu.Sources, family: list[View], drawn: list[ViewParams], recipe: Views
+) -> tuple[Callable[[int, int], None], Tensor]:
+    """One pass of the kernel for the whole family, without what it does not know."""
     runs = [runs_of(view) for view in family]
-    whole = all(len(r) == 1 for r in runs)
     looks = [look_of(r[0], p) for r, p in zip(runs, drawn, strict=True)]
-    out = render_cpu.render_family(
-        sources, family[0], looks, drawn[0], recipe.normalisation if whole else PLAIN, threads=threads
-    )
-    if whole:
+    whole = all(len(r) == 1 for r in runs)
+    return render_cpu.prepare_family(sources, family[0], looks, drawn[0], recipe.normalisation if whole else PLAIN)
+
+
+def _finished(
+    out: Tensor, family: list[View], drawn: list[ViewParams], recipe: Views, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The family's views, with what the kernel does not know."""
+    runs = [runs_of(view) for view in family]
+    if all(len(r) == 1 for r in runs):
         return {view.name: _finish(image, dtype) for view, image in zip(family, out, strict=True)}
     images = (image.permute(0, 3, 1, 2) for image in out)
     rest = (r[1:] or (Run(True),) for r in runs)
@@ -145,7 +167,7 @@ def appearance(
         image = image.permute(0, 3, 1, 2)
     if image.dtype == torch.float64:
         backend = "torch"
-    return _or_by_torch(lambda chosen: _appearance(image, view, params, recipe, dtype, chosen), backend, image.device)
+    return or_by_torch(lambda chosen: _appearance(image, view, params, recipe, dtype, chosen), backend, image.device)
 
 
 def _appearance(
@@ -231,7 +253,7 @@ def choose_backend(backend: str, device: torch.device, channels: int = 3) -> str
     return "torch" if backend == "auto" else backend
 
 
-def _or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.device) -> Rendered:
+def or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.device) -> Rendered:
     """work(backend chosen); where "auto" chose kernels that do not compile or start here, work("torch"), said once.
 
     A backend asked for by name is not replaced: that it does not work is an error.
@@ -262,7 +284,7 @@ def _or_by_torch(work: Callable[[str], Rendered], backend: str, device: torch.de
 
 def _sources(pixels: Tensor | Photos, index: Tensor | None) -> render_cpu.Sources:
     if isinstance(pixels, Photos):
-        return render_cpu.Sources.of_photos(pixels.buffer, pixels.offset, pixels.size, pixels.scale)
+        return pixels.sources
     return render_cpu.Sources.of_batch(pixels, index)
 
 

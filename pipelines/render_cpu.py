@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,11 +81,23 @@ def render_family(
     resized: False where the sources are S x S views already, which get colour and blur only.
     threads: None for as many as torch uses.
     """
-    arguments, out = _arguments(sources, view, looks, params, normalisation, resized)
-    count = len(params)
-    if count:
-        _in_threads(_kernel(arguments), count, threads or torch.get_num_threads(), arguments)
+    some, out = prepare_family(sources, view, looks, params, normalisation, resized)
+    in_threads(some, len(params), threads or torch.get_num_threads())
     return out
+
+
+def prepare_family(
+    sources: Sources,
+    view: View,
+    looks: Sequence[Look],
+    params: ViewParams,
+    normalisation: Normalisation,
+    resized: bool = True,
+) -> tuple[Callable[[int, int], None], Tensor]:
+    """The same before the pixels are there: what renders samples start..stop, from where `sources` says at that moment
+    that they lie, and the (F, N, S, S, 3) that it writes to."""
+    arguments, out = _arguments(sources, view, looks, params, normalisation, resized)
+    return lambda start, stop: _kernel(arguments)(start, stop, *arguments), out
 
 
 def _arguments(
@@ -185,15 +197,17 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked worker has the pool, but not its threads
 
 
-def _in_threads(kernel, count: int, threads: int, arguments: tuple) -> None:
+def in_threads(some: Callable[[int, int], None], count: int, threads: int) -> None:
     """Samples 0..count in pieces, on `threads` threads, this one among them."""
+    if not count:
+        return
     threads = max(1, min(threads, count))
     edges = np.linspace(0, count, 1 + (threads * min(_SHARES, -(-count // threads)) if threads > 1 else 1)).astype(int)
     pieces = iter(list(pairwise(edges.tolist())))
 
     def work() -> None:
         for start, stop in pieces:  # a list's iterator hands each piece to one thread: `next` holds the GIL
-            kernel(start, stop, *arguments)
+            some(start, stop)
 
     others = []
     with suppress(RuntimeError):  # the interpreter ends, or there is no thread to be had: this one does it all

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from saccade.pipelines.draw import ViewParams, draw
 from saccade.pipelines.header import jpeg_header
 from saccade.pipelines.jpeg import decode_upright
 from saccade.pipelines.pipeline import Batch, Pipeline, pieces_of
-from saccade.pipelines.render import Photos, appearance, render
+from saccade.pipelines.render import Photos, appearance, or_by_torch, prepare, render
 from saccade.pipelines.scale import scale_for, whole_blocks
 from saccade.pipelines.sources import BadImage, Source, image_size
 from saccade.pipelines.views import View, Views
@@ -35,7 +35,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _AHEAD = 2  # batches made at the same time, so that one's last samples do not leave cores idle; as many again may wait
 _DECODED_BYTES = 1 << 28  # at most so much is decoded at once: a batch of large photos goes through in pieces
+_IN_CACHE, _FEW = 1 << 21, 8  # bytes, and images, that a thread decodes before it renders them
 _FIRST, _LEAST = 64, 16  # images whose files are read together: at first, and at least
+_CPU = torch.device("cpu")
 _TIMEOUT = 600.0  # seconds without a batch that are taken for a hang (a dead network mount)
 
 
@@ -58,6 +60,14 @@ class Image:
         return -(-height // self.scale), -(-width // self.scale)
 
 
+class Piece(NamedTuple):
+    """Some of a batch."""
+
+    views: dict[str, Tensor]
+    params: dict[str, ViewParams]
+    used: Tensor  # (N,) int64: the images shown
+
+
 class ThreadsPipeline(Pipeline):
     """workers: threads that decode and render. as_bytes: views are cut to uint8 and finished on the device (None: on a
     GPU, where that is a quarter of the transfer). cache, scaled: of decoded images, and whether large JPEGs are decoded
@@ -73,6 +83,8 @@ class ThreadsPipeline(Pipeline):
         self._timeout = timeout
         self._as_bytes = self.device.type != "cpu" if as_bytes is None else as_bytes
         self._cutter = "auto" if self.renderer == "triton" else self.renderer  # cuts on the CPU
+        self._shown = _as_bytes(self.recipe) if self._as_bytes else self.recipe
+        self._shown_dtype = torch.float32 if self._as_bytes else self.dtype
         self._pools: tuple[ThreadPoolExecutor, ...] = ()
         self._stuck = False  # a thread does not come back: do not wait for it
         self._scratch, self._repair, self._together = threading.local(), threading.Lock(), _FIRST
@@ -114,50 +126,65 @@ class ThreadsPipeline(Pipeline):
         self, epoch: int, index: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, ViewParams], Tensor, Tensor | None]:
         """Views (as bytes: only those with a crop of their own), parameters and labels of one batch, on the CPU."""
-        pieces, used, start = [], [], 0
-        for photos, shown in self._decoded(epoch, index):
-            rows = index[start : start + len(photos)]
-            params = draw(self.recipe, self.order.seed, epoch, rows, photos.source)
-            cut = (
-                render(photos, self.recipe, params, self.dtype, None, self._cutter, self.workers)
-                if not self._as_bytes
-                else _as_bytes(photos, self.recipe, params, self._cutter, self.workers)
-            )
-            pieces.append((cut, params))
-            used.append(shown)
-            start += len(photos)
-        whole = len(pieces) == 1
-        views = {
-            name: pieces[0][0][name] if whole else torch.cat([cut[name] for cut, _ in pieces]) for name in pieces[0][0]
-        }
-        params = {
-            name: p if whole else ViewParams.cat(drawn[name] for _, drawn in pieces) for name, p in pieces[0][1].items()
-        }
-        if self.device.type == "cuda":
-            views = {name: view.pin_memory() for name, view in views.items()}
-        return views, params, index, self._labels(torch.cat(used))
+        photos = self._lying(index)
+        if photos is not None:
+            drawn = draw(self.recipe, self.order.seed, epoch, index, photos.size)
+            pieces = [Piece(self._rendered(photos, drawn, self._cutter), drawn, index)]
+        else:
+            pieces = [self._piece(epoch, rows, images) for rows, images in self._read_ahead(index)]
+        views, params, used = pieces[0] if len(pieces) == 1 else _joined(pieces)
+        return {name: self._packed(view) for name, view in views.items()}, params, index, self._labels(used)
+
+    def _piece(self, epoch: int, index: Tensor, images: list[Image]) -> Piece:
+        params = draw(self.recipe, self.order.seed, epoch, index, torch.tensor([image.size for image in images]))
+        if self.scaled:
+            self._scale(images, params)
+        views, good = or_by_torch(lambda chosen: self._decoded(images, params, chosen), self._cutter, _CPU)
+        used = torch.tensor([image.number for image in images])
+        bad = [n for n, whole in enumerate(good) if not whole]
+        if bad:
+            with self._repair:  # PIL judges: what it can read is no bad image
+                found = [self.source.read_or_replace(images[n].number) for n in bad]
+            photos = _side_by_side([pixels for pixels, _ in found])
+            drawn = draw(self.recipe, self.order.seed, epoch, index[bad], photos.size)
+            for name, view in self._rendered(photos, drawn, self._cutter).items():
+                views[name][bad] = view
+            rows = torch.arange(len(images))
+            rows[bad] = torch.arange(len(bad)) + len(images)
+            params = {name: ViewParams.cat([p, drawn[name]])[rows] for name, p in params.items()}
+            used[bad] = torch.tensor([number for _, number in found])
+        return Piece(views, params, used)
+
+    def _rendered(self, photos: Photos, params: dict[str, ViewParams], chosen: str) -> dict[str, Tensor]:
+        return render(photos, self._shown, params, self._shown_dtype, None, chosen, self.workers)
+
+    def _packed(self, view: Tensor) -> Tensor:
+        """For the device: as bytes, in memory it can copy from while it computes."""
+        if self._as_bytes:  # numpy's cast: a quarter of the time of torch's
+            view = torch.from_numpy(view.permute(0, 2, 3, 1).numpy().astype(np.uint8)).permute(0, 3, 1, 2)
+        return view.pin_memory() if self.device.type == "cuda" else view
 
     # --- reading and decoding ---------------------------------------------------------------------------------------
 
-    def _decoded(self, epoch: int, index: Tensor) -> Iterator[tuple[Photos, Tensor]]:
-        """The images of `index` in consecutive pieces that are bounded in bytes, and the numbers of those shown. A
-        piece is valid until the next one is asked for."""
-        if self.cache is not None and (photos := self.cache.photos(index.numpy())) is not None:
-            yield photos, index
-            return
+    def _lying(self, index: Tensor) -> Photos | None:
+        """The images where they lie decoded already; None unless all do."""
+        return None if self.cache is None else self.cache.photos(index.numpy())
+
+    def _read_ahead(self, index: Tensor) -> Iterator[tuple[Tensor, list[Image]]]:
+        """The images of `index` as files, in consecutive pieces that are bounded in bytes: their numbers and they."""
         while len(index):
             some, index = index[: self._together], index[self._together :]
             images = self._each(2, self._read, some.tolist())
-            if self.scaled:
-                self._scale(images, epoch, some)
-            sizes = np.array([image.decoded for image in images], np.int64)
+            sizes = np.array([image.size for image in images], np.int64)
             self._together = max(_LEAST, int(_DECODED_BYTES // (3 * sizes.prod(axis=1).mean())))
             for rows in pieces_of(sizes, _DECODED_BYTES):
-                yield self._decode(images[rows], sizes[rows])
+                yield some[rows], images[rows]
 
-    def _each(self, pool: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`work` on each item by all threads of a pool, which take the next one as they come: a future for each image
-        costs a twentieth of its decoding."""
+    def _each(
+        self, pool: int, work: Callable[[Item], Result], items: Sequence[Item], most: int | None = None
+    ) -> list[Result]:
+        """`work` on each item by the threads of a pool, at most so many, which take the next one as they come: a future
+        for each image costs a twentieth of its decoding."""
         done: dict[int, Result] = {}
         left = iter(range(len(items)))
 
@@ -165,18 +192,10 @@ class ThreadsPipeline(Pipeline):
             for n in left:  # `next` holds the GIL: each goes to one thread
                 done[n] = work(items[n])
 
-        threads = self._pools[pool]._max_workers
-        for taken in [self._pools[pool].submit(take) for _ in range(min(threads, len(items)))]:
+        threads = min(most or self._pools[pool]._max_workers, len(items))
+        for taken in [self._pools[pool].submit(take) for _ in range(threads)]:
             taken.result()
         return [done[n] for n in range(len(items))]
-
-    def _scale(self, images: list[Image], epoch: int, rows: Tensor) -> None:
-        """Say at which scale each is decoded, by the crops that are drawn for it."""
-        sizes = torch.tensor([image.size for image in images])
-        scales = scale_for(self.recipe, draw(self.recipe, self.order.seed, epoch, rows, sizes))
-        for image, scale in zip(images, scales.tolist(), strict=True):
-            if image.orientation is not None:
-                image.scale = scale if image.orientation == 1 else min(scale, whole_blocks(image.size))
 
     def _read(self, number: int) -> Image:
         """Image `number`, or the next one that can be read."""
@@ -196,30 +215,55 @@ class ThreadsPipeline(Pipeline):
         pixels = self.source.read(number) if data is None else self.source.decode(data)
         return Image(number, pixels.shape[:2], None, pixels)
 
-    def _decode(self, images: list[Image], sizes: np.ndarray) -> tuple[Photos, Tensor]:
-        """Images, decoded at these sizes, as one buffer, unreadable ones replaced, and the numbers of those shown."""
-        whole, scale = np.array([image.size for image in images]), np.array([image.scale for image in images])
-        offset = np.concatenate([[0], (3 * sizes.prod(axis=1)).cumsum()])
-        buffer, used = self._buffer(int(offset[-1])), np.array([image.number for image in images])
+    def _scale(self, images: list[Image], params: dict[str, ViewParams]) -> None:
+        """Say at which scale each is decoded, by the crops that are drawn for it."""
+        for image, scale in zip(images, scale_for(self.recipe, params).tolist(), strict=True):
+            if image.orientation is not None:
+                image.scale = scale if image.orientation == 1 else min(scale, whole_blocks(image.size))
 
-        def decode(n: int) -> bool:
-            out = buffer[offset[n] : offset[n + 1]].reshape(*sizes[n], 3)
-            good = self._decode_one(images[n], out)
-            if good and self.cache is not None and not images[n].is_cached:
-                self.cache.put(images[n].number, out)
-            return good
+    def _decoded(
+        self, images: list[Image], params: dict[str, ViewParams], chosen: str
+    ) -> tuple[dict[str, Tensor], list[bool]]:
+        """Views of the images, and which of them were decoded: what the others show is anything.
 
-        good = self._each(1, decode, range(len(images)))
-        offset, extra = offset[:-1], []
-        for n in (n for n, whole in enumerate(good) if not whole):
-            with self._repair:  # PIL judges: what it can read is no bad image
-                pixels, used[n] = self.source.read_or_replace(int(used[n]))
-            sizes[n], offset[n] = pixels.shape[:2], len(buffer) + sum(map(len, extra))
-            whole[n], scale[n] = sizes[n], 1
-            extra.append(pixels.reshape(-1))
-        flat = np.concatenate([buffer, *extra]) if extra else buffer
-        where = (flat, offset, sizes, scale, whole) if self.scaled else (flat, offset, sizes)
-        return Photos(*(torch.from_numpy(a) for a in where)), torch.from_numpy(used)
+        numba: a thread decodes a few images and renders them while they lie in its cache.
+        """
+        sizes, count, fused = np.array([image.decoded for image in images], np.int64), len(images), chosen == "numba"
+        cost = 3 * sizes.prod(axis=1)
+        few = min(max(int(_IN_CACHE // cost.max()), 1), _FEW, count)
+        room = few * int(cost.max())
+        places = list(range(max(1, min(self.workers, int(_DECODED_BYTES // room), -(-count // few)))))
+        offset = np.zeros(count, np.int64) if fused else cost.cumsum() - cost
+        buffer, good = self._buffer(len(places) * room if fused else int(cost.sum())), [False] * count
+        scale = torch.tensor([image.scale for image in images]) if self.scaled else None
+        photos = Photos(torch.from_numpy(buffer), torch.from_numpy(offset), torch.from_numpy(sizes), scale)
+        some, views = (
+            prepare(photos.sources, self._shown, params, self._shown_dtype)
+            if fused
+            else (None, lambda: self._rendered(photos, params, chosen))
+        )
+
+        def work(first: int) -> None:
+            last = min(first + few, count)
+            place = places.pop()  # there are as many as threads
+            try:
+                if fused:
+                    offset[first:last] = place * room + cost[first:last].cumsum() - cost[first:last]
+                for n in range(first, last):
+                    good[n] = self._decode(images[n], buffer[offset[n] : offset[n] + cost[n]].reshape(*sizes[n], 3))
+                if some:
+                    some(first, last)
+            finally:
+                places.append(place)
+
+        self._each(1, work, range(0, count, few), len(places))
+        return views(), good
+
+    def _decode(self, image: Image, out: np.ndarray) -> bool:
+        good = self._decode_one(image, out)
+        if good and self.cache is not None and not image.is_cached:
+            self.cache.put(image.number, out)
+        return good
 
     def _decode_one(self, image: Image, out: np.ndarray) -> bool:
         """Whether the image is what was expected; else `out` holds anything."""
@@ -263,15 +307,23 @@ class ThreadsPipeline(Pipeline):
         return Batch(views, params, index, None if label is None else label.to(**on))
 
 
-def _as_bytes(
-    photos: Photos, recipe: Views, params: dict[str, ViewParams], backend: str, threads: int
-) -> dict[str, Tensor]:
-    """Views with a crop of their own, cut and mirrored only: name -> (N, 3, S, S) uint8, channels-last."""
-    plain = tuple(View(v.name, v.size, v.crop) for v in recipe if v.parent is None)
+def _as_bytes(recipe: Views) -> Views:
+    """What is cut for bytes: the views with a crop of their own, cut and mirrored only, as 255 x + 0.5, which casting
+    rounds to nearest."""
     low, one = -0.5 / 255, 1 / 255
-    to_bytes = Views(plain, mean=(low, low, low), std=(one, one, one))  # 255 x + 0.5, which casting rounds to nearest
-    views = render(photos, to_bytes, params, backend=backend, threads=threads)
-    return {
-        name: torch.from_numpy(view.permute(0, 2, 3, 1).numpy().astype(np.uint8)).permute(0, 3, 1, 2)
-        for name, view in views.items()
-    }  # numpy's cast: a quarter of the time of torch's
+    plain = tuple(View(v.name, v.size, v.crop) for v in recipe if v.parent is None)
+    return Views(plain, mean=(low, low, low), std=(one, one, one))
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    views = {name: torch.cat([piece.views[name] for piece in pieces]) for name in pieces[0].views}
+    params = {name: ViewParams.cat([piece.params[name] for piece in pieces]) for name in pieces[0].params}
+    return Piece(views, params, torch.cat([piece.used for piece in pieces]))
+
+
+def _side_by_side(images: list[np.ndarray]) -> Photos:
+    """(H, W, 3) uint8 each, in one buffer."""
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    cost = 3 * sizes.prod(dim=1)
+    buffer = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images]))
+    return Photos(buffer, cost.cumsum(0) - cost, sizes)

@@ -137,7 +137,7 @@ def test_a_batch_is_the_same_when_memory_lets_it_through_in_pieces(tmp_path, mon
     with ours:
         whole = list(ours)
         monkeypatch.setattr(threads, "_DECODED_BYTES", 50_000)
-        assert sum(1 for _ in ours._decoded(0, whole[0].index)) > 2
+        assert sum(1 for _ in ours._read_ahead(whole[0].index)) > 2
         ours.load_state_dict({"epoch": 0, "seen": 0, "samples": len(source)})
         for a, b in zip(whole, ours, strict=True):
             assert all(torch.equal(a.views[name], b.views[name]) for name in FULL.names)

@@ -226,6 +226,18 @@ def test_a_batch_in_pieces_is_the_same_batch(photos, monkeypatch):
     assert all(torch.equal(whole.views[name], pieces.views[name]) for name in RECIPE.names)
 
 
+def test_scaled_images_take_less_memory_while_they_are_decoded(photos, monkeypatch):
+    source, asked = FolderSource(photos), {}
+    for scaled in (False, True):
+        with ThreadsPipeline(source, RECIPE, Order(COUNT, 12, seed=1), workers=1) as pipeline:
+            sizes, buffer = asked.setdefault(scaled, []), pipeline._buffer
+            monkeypatch.setattr(pipeline, "_buffer", lambda size, to=sizes, real=buffer: to.append(size) or real(size))
+            monkeypatch.setattr(threads, "_DECODED_BYTES", 1)  # one after another
+            pipeline.scaled = scaled
+            assert sum(len(batch.index) for batch in pipeline) == COUNT
+    assert sum(asked[True]) < 0.7 * sum(asked[False])
+
+
 def test_what_is_damaged_is_shown_as_pil_reads_it_or_replaced_as_without(photos, tmp_path):
     for k in range(COUNT):
         data = next(photos.glob(f"{k:02}.*")).read_bytes()

@@ -106,9 +106,24 @@ def test_a_batch_in_pieces_is_the_same_batch(sources, monkeypatch):
         monkeypatch.setattr(threads, "_DECODED_BYTES", 20_000)
         monkeypatch.setattr(threads, "_LEAST", 4)
         pipeline._together = 3
-        assert sum(1 for _ in pipeline._decoded(0, whole[0].index)) > 3
+        assert sum(1 for _ in pipeline._read_ahead(whole[0].index)) > 3
         for a, b in zip(whole, pipeline.at(0), strict=True):
             assert all(torch.equal(a.views[name], b.views[name]) for name in RECIPE.names)
+
+
+def test_what_is_decoded_at_once_is_bounded(sources, monkeypatch):
+    """By bytes, of as many threads as there may be; an image larger than that is alone."""
+    source, asked = opened(sources, "folder"), []
+    largest = max(3 * height * width for height, width in map(source.size, range(COUNT)))
+    for most in (5 * largest // 2, largest // 2):
+        monkeypatch.setattr(threads, "_DECODED_BYTES", most)
+        monkeypatch.setattr(threads, "_FEW", 1)
+        with ThreadsPipeline(source, RECIPE, Order(COUNT, 11), workers=4) as pipeline:
+            real = pipeline._buffer
+            monkeypatch.setattr(pipeline, "_buffer", lambda size, real=real: asked.append(size) or real(size))
+            assert sum(len(batch.index) for batch in pipeline) == COUNT
+        assert 0 < max(asked) <= max(most, largest)
+        asked.clear()
 
 
 def test_a_file_that_is_another_size_than_its_header_says_is_shown_as_pil_reads_it(sources, monkeypatch):
