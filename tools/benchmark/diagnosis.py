@@ -83,6 +83,8 @@ def advise(s: Speeds, part: str) -> list[str]:
             f"store smaller images: python -m tools.convert DATA DST --max-side 256 decodes a quarter of the pixels, "
             f"{gain(_without(s.loader, s.decode, 0.7))}"
         )
+        if s.executor in ("threads", "ffcv"):
+            advice.append("--decode scaled: photos many times as large as the views are decoded at a part of it")
     if s.workers is not None and s.workers < s.cpus:
         advice.append(
             f"--workers {s.cpus}: only {s.workers} of {s.cpus} CPUs decode, {gain(s.loader * s.cpus / s.workers)}"
