@@ -201,11 +201,10 @@ def _labelled(
     if prefix and (slash < 0).all():  # all in one folder: that one is the class
         prefix = prefix[: prefix[:-1].rfind("/") + 1]
         slash = _slash_after(files, len(os.fsencode(prefix)))
-    rows = np.flatnonzero(slash >= 0)
-    if not len(rows):
+    on_top = int(np.count_nonzero(slash < 0))
+    if on_top == len(files):
         return files, None, None
-    on_top = len(files) - len(rows)
-    if on_top > len(rows) and options.labels != FOLDER_LABELS:
+    if on_top > len(files) - on_top and options.labels != FOLDER_LABELS:
         account.guess(
             f"{on_top:,} of {len(files):,} images of {folder} lie beside its folders, so the folders are no "
             f"classes and "
@@ -215,7 +214,11 @@ def _labelled(
     first = files[int(np.argmin(slash))] if on_top else ""
     way = f"--labels none takes all {len(files):,} without labels"
     account.leave("on top of a class tree", first, on_top, way, guessed=options.labels != FOLDER_LABELS)
-    of, found = _pieces(files, files.starts[rows] + len(os.fsencode(prefix)), slash[rows])
+    rows = np.flatnonzero(slash >= 0) if on_top else slice(None)
+    starts, ends, slash = files.starts[rows], files.ends[rows], slash[rows]
+    starts += len(os.fsencode(prefix))
+    of, found = _pieces(files, starts, slash)
+    del starts
     if prefix:
         account.guess(
             f"all images of {folder} lie in {printable(prefix)}: its {len(found)} folders are the classes (--data "
@@ -225,9 +228,10 @@ def _labelled(
         account.guess(
             f"all images of {folder} are of one class, {printable(found[0])}; accuracy means nothing with one"
         )
-    below = next_slash(files.text, slash[rows] + 1, files.ends[rows])
+    below = next_slash(files.text, slash + 1, ends)
     deeper = below >= 0
-    _, inside = _pieces(files, slash[rows][deeper] + 1, below[deeper])
+    _, inside = _pieces(files, slash[deeper] + 1, below[deeper])
+    del slash, below
     inside = {part.lower() for part in inside}
     if len(inside) > 1 and all(split_word(part) for part in inside):
         account.guess(
@@ -238,7 +242,11 @@ def _labelled(
     if known and set(classes) <= set(known):
         classes = tuple(known)
     number = {name: k for k, name in enumerate(classes)}
-    return files.take(rows) if on_top else files, np.array([number[name] for name in found])[of], classes
+    return (
+        files if isinstance(rows, slice) else files.take(rows),
+        np.array([number[name] for name in found])[of],
+        classes,
+    )
 
 
 def _common_folder(files: Names) -> str:

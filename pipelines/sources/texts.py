@@ -66,20 +66,20 @@ def _plain(pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As one type of arrays, so that one function is compiled."""
     data = pieces.data.view()
     data.flags.writeable = False
-    return data, pieces.starts.astype(np.int64), pieces.stops.astype(np.int64)
+    return data, pieces.starts.astype(np.int64, copy=False), pieces.stops.astype(np.int64, copy=False)
 
 
 def distinct(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) int64, which of the different pieces data[starts[k]:stops[k]] is, numbered as they are met; (K,) int64,
     where each of them was met first."""
-    return _distinct(data, starts.astype(np.int64), stops.astype(np.int64))
+    return _distinct(data, starts.astype(np.int64, copy=False), stops.astype(np.int64, copy=False))
 
 
 def gathered(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pieces behind each other, (bytes,) uint8, and where each ends, (N,) int64."""
     ends = np.cumsum(stops - starts, dtype=np.int64)
     out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
-    _copy(data, starts.astype(np.int64), ends, out)
+    _copy(data, starts.astype(np.int64, copy=False), ends, out)
     return out, ends
 
 
