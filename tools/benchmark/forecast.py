@@ -27,7 +27,7 @@ SAMPLED = 64
 PROBED = 4  # images that are made to tell how long one takes
 SMALLEST = 16  # images of a batch that was made smaller
 START = 0.4  # seconds in which a loader's processes or threads start
-PROCESS = 5e8  # bytes of a peer's process
+PROCESS, WORKER = 5e8, 1e8  # bytes of a peer's process, which stays, and of a loader's worker process, in its turn
 DECODED = 0.2  # of the seconds of an image's views is its decoding
 AHEAD = 2  # batches that each worker of a DataLoader, or each batch in work of ours, has waiting
 
@@ -109,7 +109,7 @@ class LoaderCost:
     def turns(self, batch: int, entrants: Sequence[Entrant], baselines: int, workers: int) -> list[Turn]:
         """All loaders at the pace of the slowest: the others' turns last as long as was asked for."""
         bunch = batch * self.seconds  # as many batches as workers, by so many workers
-        turn = Turn(START + bunch, bunch, self.held(batch, workers))
+        turn = Turn(START + bunch, bunch, self.held(batch, workers) + workers * WORKER)
         return [self._of_ours(turn, entrant, batch) for entrant in entrants] + [turn] * baselines
 
     def _of_ours(self, turn: Turn, entrant: Entrant, batch: int) -> Turn:
@@ -121,7 +121,7 @@ class LoaderCost:
     def peer(self, batch: int, pace: float, first: float, workers: int) -> Turn:
         """Of another library in a process of its own, which takes `pace` times as long as torchvision at most."""
         bunch = pace * batch * self.seconds
-        return Turn(START + bunch, bunch, self.held(batch, workers), first, PROCESS)
+        return Turn(START + bunch, bunch, self.held(batch, workers) + workers * WORKER, first, PROCESS)
 
     def held(self, batch: int, workers: int) -> float:
         return batch * self.bytes * AHEAD * (workers + 1)
