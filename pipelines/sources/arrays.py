@@ -143,7 +143,9 @@ def _as_labels(
         account.guess(f"{path}: its labels {shape} have a single 1 a row: its place is taken for the class")
         labels, kind = labels.argmax(1), "i"
     if labels.shape == (count,) and kind in "US":
-        return numbered(list(_names(labels) or ()), str(path))
+        texts, which = np.unique(labels, return_inverse=True)
+        numbers, classes = numbered(_names(texts) or (), str(path))
+        return None if numbers is None else numbers[which], classes
     whole = kind in "bui" or (kind == "f" and bool((np.isnan(labels) | (labels == np.round(labels))).all()))
     if labels.shape != (count,) or not whole:
         raise UserError(f"{path}: {_EXPECTED}; its labels are {labels.dtype} {shape} for {count} images.")
