@@ -33,7 +33,7 @@ FORK = get_context("fork")  # the libraries are in memory already: what grows is
 
 SIZES = 30_000, 100_000, 300_000
 PROJECTED = 1_281_167, 14_000_000, 1_000_000_000
-TRAINED = {  # by an executor that reads images when they are due: auto would decode such small ones before step 1
+TRAINED = {  # by executors that read images when they are due; auto takes threads for so few steps
     "300,000 files": ("reference", partial(write_folder, size=300_000)),
     "tars of 1,000,000 samples": ("reference", partial(write_tars, size=1_000_000)),
     "a sparse .beton of 60 GB": ("ffcv", partial(write_beton, size=20_000, length=60 * 10**9)),
