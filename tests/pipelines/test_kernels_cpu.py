@@ -128,9 +128,10 @@ def test_two_processes_compiling_into_one_cache_agree_and_the_third_only_loads(t
 def test_read_only_package_compiles_into_the_users_cache(tmp_path):
     package, home = tmp_path / "install", tmp_path / "home"
     ignore = shutil.ignore_patterns("__pycache__", "*.nb*")
-    for folder in ("pipelines", "tests"):
-        shutil.copytree(ROOT / folder, package / folder, ignore=ignore)
-    (package / "pipelines" / "__pycache__").write_text("a file: nothing can be kept here, not even by root")
+    for folder, place in {"pipelines": "saccade/pipelines", "base": "saccade/base", "tests": "tests"}.items():
+        shutil.copytree(ROOT / folder, package / place, ignore=ignore)
+    shutil.copy(ROOT / "__init__.py", package / "saccade")
+    (package / "saccade" / "pipelines" / "__pycache__").write_text("a file: nothing can be kept here, not even by root")
     home.mkdir()
     code = textwrap.dedent(DIGEST) + "print(digest())"
     done = run_python(code, package, HOME=str(home), XDG_CACHE_HOME=str(home / ".cache"))
