@@ -34,7 +34,7 @@ from saccade.pipelines.views import View, Views
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _AHEAD = 2  # batches made at the same time, so that one's last samples do not leave cores idle; as many again may wait
-_DECODED_BYTES = 1 << 28  # at most so much is decoded at once: a batch of large photos goes through in pieces
+_READ_BYTES = _DECODED_BYTES = 1 << 28  # at most so much is read, and decoded, at once, of a batch
 _IN_CACHE, _FEW = 1 << 21, 8  # bytes, and images, that a thread decodes before it renders them
 _FIRST, _LEAST = 64, 16  # images whose files are read together: at first, and at least
 _CPU = torch.device("cpu")
@@ -52,6 +52,15 @@ class Image:
     orientation: int | None = None  # EXIF's, of a JPEG for libjpeg-turbo
     scale: int = 1  # 2, 4 or 8: that JPEG is decoded at one pixel for so many, in both directions
     is_cached: bool = False
+
+    @property
+    def held(self) -> int:
+        """Bytes."""
+        return sum(
+            len(data) if isinstance(data, bytes) else data.nbytes
+            for data in (self.file, self.pixels)
+            if data is not None
+        )
 
     @property
     def decoded(self) -> tuple[int, int]:
@@ -175,10 +184,8 @@ class ThreadsPipeline(Pipeline):
         while len(index):
             some, index = index[: self._together], index[self._together :]
             images = self._each(2, self._read, some.tolist())
-            sizes = np.array([image.size for image in images], np.int64)
-            self._together = max(_LEAST, int(_DECODED_BYTES // (3 * sizes.prod(axis=1).mean())))
-            for rows in pieces_of(sizes, _DECODED_BYTES):
-                yield some[rows], images[rows]
+            self._together = max(_LEAST, len(images) * _READ_BYTES // (1 + sum(image.held for image in images)))
+            yield some, images
 
     def _each(
         self, pool: int, work: Callable[[Item], Result], items: Sequence[Item], most: int | None = None
@@ -224,49 +231,58 @@ class ThreadsPipeline(Pipeline):
     def _decoded(
         self, images: list[Image], params: dict[str, ViewParams], chosen: str
     ) -> tuple[dict[str, Tensor], list[bool]]:
-        """Views of the images, and which of them were decoded: what the others show is anything.
+        """Views of the images, and which of them were decoded: what the others show is anything."""
+        if chosen == "numba":
+            return self._few_by_few(images, params)
+        sizes, views, good = np.array([image.decoded for image in images]), [], []
+        for rows in pieces_of(sizes, _DECODED_BYTES):
+            cost = 3 * sizes[rows].prod(axis=1)
+            photos, ends = self._photos(images[rows], int(cost.sum())), cost.cumsum()
+            photos.offset[:] = torch.from_numpy(ends - cost)
+            places = list(zip(images[rows], np.split(photos.buffer.numpy(), ends[:-1]), strict=True))
+            good += self._each(1, lambda place: self._decode(*place), places)
+            views.append(self._rendered(photos, {name: p[rows] for name, p in params.items()}, chosen))
+        return {name: torch.cat([some[name] for some in views]) for name in views[0]}, good
 
-        numba: a thread decodes a few images and renders them while they lie in its cache.
-        """
-        sizes, count, fused = np.array([image.decoded for image in images], np.int64), len(images), chosen == "numba"
-        cost = 3 * sizes.prod(axis=1)
-        few = min(max(int(_IN_CACHE // cost.max()), 1), _FEW, count)
-        room = few * int(cost.max())
-        places = list(range(max(1, min(self.workers, int(_DECODED_BYTES // room), -(-count // few)))))
-        offset = np.zeros(count, np.int64) if fused else cost.cumsum() - cost
-        buffer, good = self._buffer(len(places) * room if fused else int(cost.sum())), [False] * count
-        scale = torch.tensor([image.scale for image in images]) if self.scaled else None
-        photos = Photos(torch.from_numpy(buffer), torch.from_numpy(offset), torch.from_numpy(sizes), scale)
-        some, views = (
-            prepare(photos.sources, self._shown, params, self._shown_dtype)
-            if fused
-            else (None, lambda: self._rendered(photos, params, chosen))
-        )
+    def _few_by_few(self, images: list[Image], params: dict[str, ViewParams]) -> tuple[dict[str, Tensor], list[bool]]:
+        """The same by numba: a thread decodes a few images and renders them while they lie in its cache."""
+        count, cost = len(images), [3 * image.decoded[0] * image.decoded[1] for image in images]
+        few = min(max(_IN_CACHE // max(cost), 1), _FEW, count)
+        room = few * max(cost)
+        places = list(range(max(1, min(self.workers, _DECODED_BYTES // room, -(-count // few)))))
+        photos, good = self._photos(images, len(places) * room), [False] * count
+        buffer, offset = photos.buffer.numpy(), photos.offset.numpy()
+        some, views = prepare(photos.sources, self._shown, params, self._shown_dtype)
 
         def work(first: int) -> None:
-            last = min(first + few, count)
             place = places.pop()  # there are as many as threads
             try:
-                if fused:
-                    offset[first:last] = place * room + cost[first:last].cumsum() - cost[first:last]
+                at, last = place * room, min(first + few, count)
                 for n in range(first, last):
-                    good[n] = self._decode(images[n], buffer[offset[n] : offset[n] + cost[n]].reshape(*sizes[n], 3))
-                if some:
-                    some(first, last)
+                    offset[n], at = at, at + cost[n]
+                    good[n] = self._decode(images[n], buffer[at - cost[n] : at])
+                some(first, last)
             finally:
                 places.append(place)
 
         self._each(1, work, range(0, count, few), len(places))
         return views(), good
 
+    def _photos(self, images: list[Image], size: int) -> Photos:
+        """Room of so many bytes for the images, whose places are yet to be said."""
+        scale = torch.tensor([image.scale for image in images]) if self.scaled else None
+        sizes = torch.tensor([image.decoded for image in images])
+        return Photos(torch.from_numpy(self._buffer(size)), torch.zeros(len(images), dtype=torch.int64), sizes, scale)
+
     def _decode(self, image: Image, out: np.ndarray) -> bool:
+        """Whether the image is what was expected; else `out`, flat, holds anything."""
+        out = out.reshape(*image.decoded, 3)
         good = self._decode_one(image, out)
         if good and self.cache is not None and not image.is_cached:
             self.cache.put(image.number, out)
         return good
 
     def _decode_one(self, image: Image, out: np.ndarray) -> bool:
-        """Whether the image is what was expected; else `out` holds anything."""
         pixels = image.pixels
         if image.file is not None and image.orientation is not None:
             return decode_upright(image.file, image.orientation, out, image.scale)

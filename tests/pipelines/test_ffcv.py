@@ -136,7 +136,9 @@ def test_a_batch_is_the_same_when_memory_lets_it_through_in_pieces(tmp_path, mon
     _, ours = pair(source, FULL)
     with ours:
         whole = list(ours)
-        monkeypatch.setattr(threads, "_DECODED_BYTES", 50_000)
+        monkeypatch.setattr(threads, "_READ_BYTES", 1)
+        monkeypatch.setattr(threads, "_LEAST", 1)
+        ours._together = 1
         assert sum(1 for _ in ours._read_ahead(whole[0].index)) > 2
         ours.load_state_dict({"epoch": 0, "seen": 0, "samples": len(source)})
         for a, b in zip(whole, ours, strict=True):
