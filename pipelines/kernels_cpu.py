@@ -194,7 +194,8 @@ def _filter(start, length, per, size, cubic, begin, weight, count):
                 value = (1.5 * x - 2.5) * x * x + 1.0
             else:
                 value = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
-            value *= min(i + 1.0, before + span) - max(i * 1.0, before)  # the part of the pixel that is in the crop
+            if per > 1:
+                value *= min(i + 1.0, before + span) - max(i * 1.0, before)  # the part of the pixel that is in the crop
             if number == 0:
                 begin[o] = i
             if number > 0 or value != 0.0:
