@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
+KEPT = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483647"  # as runs keep what they free
 BATCHES = {"cifar": 48, "photos": 10, "multicrop": 6}
 
 
@@ -75,6 +76,7 @@ def serve(flags: argparse.Namespace, checkout: Path) -> subprocess.Popen[str]:
     """A process that times the loaders of one checkout, whatever is installed."""
     arguments = [sys.executable, __file__, "--serve", flags.suite, str(flags.scratch)]
     path = {"PYTHONPATH": str(checkout.resolve().parent), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    path["GLIBC_TUNABLES"] = KEPT
     env = {**os.environ, **path}
     return subprocess.Popen(arguments, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
