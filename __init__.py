@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from saccade.base.allocator import keep_freed_memory as keep_freed_memory
     from saccade.base.errors import UserError as UserError
     from saccade.models.backbone import load_backbone as load_backbone
     from saccade.pipelines.build import build_pipeline as build_pipeline
@@ -26,6 +27,7 @@ _HOMES = {  # public name: the module it lives in
     "View": "saccade.pipelines.views",
     "Views": "saccade.pipelines.views",
     "build_pipeline": "saccade.pipelines.build",
+    "keep_freed_memory": "saccade.base.allocator",
     "load_backbone": "saccade.models.backbone",
     "open_data": "saccade.pipelines.data",
     "pretrain": "saccade.tools.pretrain",
@@ -37,6 +39,7 @@ __all__ = [
     "Views",
     "__version__",
     "build_pipeline",
+    "keep_freed_memory",
     "load_backbone",
     "open_data",
     "pretrain",
