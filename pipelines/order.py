@@ -48,7 +48,7 @@ class Order:
         if drop_last and batch_size > samples:
             raise UserError(
                 f"the batch size {batch_size} is larger than the data set of {samples} images; "
-                f"give --batch-size {samples} or less."
+                + (f"give --batch-size {samples} or less." if samples > 1 else "give more images.")
             )
         if batch_size < 1 or (even and batch_size % world_size):
             raise UserError(

@@ -102,18 +102,20 @@ class ThreadsPipeline(Pipeline):
         if not self._pools:
             sizes = {"batch": _AHEAD, "decode": self.workers, "read": min(32, 2 * self.workers)}
             self._pools = tuple(ThreadPoolExecutor(count, f"threads-{name}") for name, count in sizes.items())
-        makers, left, made = self._pools[0], iter(shards), deque()
+        pools, left, made = self._pools, iter(shards), deque()
+        makers = pools[0]
         try:
             made.extend(makers.submit(self._make, epoch, index) for index in islice(left, 2 * _AHEAD))
             while made:
+                if self._pools is not pools:
+                    raise UserError(f"{self.source.name}: the pipeline was closed in this epoch; iterate it anew.")
                 views, params, index, label = self._wait(made.popleft())
                 made.extend(makers.submit(self._make, epoch, index) for index in islice(left, 1))
                 yield self._on_device(views, params, index, label)
         finally:  # the epoch may be left early, or by an error
-            for future in made:
-                future.cancel()
+            running = [future for future in made if not future.cancel()]  # nobody tells `wait` of the others
             if not self._stuck:
-                wait(made, self._timeout)
+                wait(running, self._timeout)
 
     def close(self) -> None:
         for pool in self._pools:

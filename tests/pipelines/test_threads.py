@@ -1,10 +1,13 @@
 """The threads executor on every kind of source: the samples, parameters and pixels of reference; what is broken."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from saccade.base.errors import UserError
 from saccade.pipelines import threads
 from saccade.pipelines.build import build_pipeline, choose_executor
 from saccade.pipelines.data import open_data
@@ -165,3 +168,18 @@ def test_pixels_of_a_source_of_ones_own_are_read_once(monkeypatch):
     with ThreadsPipeline(source, RECIPE, Order(12, 4), workers=2) as pipeline:
         list(pipeline)
     assert sorted(seen) == list(range(12))
+
+
+def test_a_pipeline_is_left_at_once_while_somebody_still_iterates_it(sources):
+    """Batches that were to be made are given up, and who goes on is told."""
+    source = opened(sources, "folder")
+    with ThreadsPipeline(source, RECIPE, Order(COUNT, 2), workers=2, timeout=20) as pipeline:
+        held = iter(pipeline)
+        next(held)
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    with pytest.raises(UserError, match="was closed in this epoch; iterate it anew"):
+        list(held)
+    assert time.monotonic() - started < 10
+    assert len(list(pipeline.at(0))) == len(pipeline)
+    pipeline.close()
