@@ -47,6 +47,20 @@ def test_photos_are_read_once(tmp_path, size):
     assert kept.images.labels is not None and kept.images.labels.tolist() == [0] * 6 + [1] * 6
 
 
+@pytest.mark.parametrize("size", [(200, 150), (40, 40)])
+def test_what_cannot_be_read_is_not_measured_on(tmp_path, size):
+    """A stand-in would find its own likeness among the others."""
+    photos(tmp_path / "photos", size)
+    (tmp_path / "photos" / "b" / "3.png").write_bytes((tmp_path / "photos" / "b" / "3.png").read_bytes()[:60])
+    source = open_data(str(tmp_path / "photos"))[0]
+    source.report_bad = lambda bad: source.known_bad.update(bad)  # one of twelve is more than may be bad
+    kept = held(source, source, 32, "cpu", 1)
+    assert len(kept.images) == 11 and kept.images.labels.tolist() == [0] * 6 + [1] * 5
+    assert kept.pixels is None or len(kept.pixels) == len(kept.pixels.labels) == 11
+    vectors = shown(kept, 32)
+    assert len(vectors) == 11 and len(torch.unique(vectors, dim=0)) == 11
+
+
 def test_more_than_memory_holds_is_left_where_it_is(tmp_path, monkeypatch):
     source = photos(tmp_path / "photos", (200, 150))
     monkeypatch.setattr(module, "available_memory", lambda: 8 * 12 * 32 * 32 * 3 - 1)
