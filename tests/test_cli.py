@@ -48,6 +48,20 @@ def test_an_unknown_command_is_one_sentence_with_the_nearest(wrong, hint, capsys
     assert (code, out, err.count("\n")) == (2, "", 1) and wrong in err and hint in err
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--methd", "stec"], "unknown argument --methd (did you mean --method?)"),
+        (["--epochs", "ten"], "--epochs: invalid int value: 'ten'"),
+        (["--method"], "--method: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(flags, words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    code, out, err = call("train", *flags, capsys=capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("saccade train: ") and words in err
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_has_its_name_and_an_example(name, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)

@@ -69,18 +69,16 @@ def advise(s: Speeds, part: str) -> list[str]:
     fits = s.decoded_set is not None and s.executor != "resident" and s.decoded_set < 0.5 * s.free_memory
     if part in ("disk", "decode") and fits:
         advice.append(
-            f"the decoded set is {s.decoded_set:.1f} GiB and fits into memory: python -m tools.convert DATA raw.beton "
+            f"the decoded set is {s.decoded_set:.1f} GiB and fits into memory: saccade convert DATA raw.beton "
             f"--store raw, then --data raw.beton: no decoding, {gain(_without(s.loader, s.decode))}"
         )
     if part == "disk":
-        advice.append(
-            "copy the data to a local disk, or python -m tools.convert DATA DIR --to wds: large files read in order"
-        )
+        advice.append("copy the data to a local disk, or saccade convert DATA DIR --to wds: large files read in order")
     if s.executor == "reference":
         advice.append(f"--pipeline threads: one decode an image, and compiled views, {gain(8 * s.loader)}")
     if part == "decode" and s.is_jpeg:
         advice.append(
-            f"store smaller images: python -m tools.convert DATA DST --max-side 256 decodes a quarter of the pixels, "
+            "smaller images: saccade convert DATA DIR --to folder --max-side 256 decodes a quarter of the pixels, "
             f"{gain(_without(s.loader, s.decode, 0.7))}"
         )
         if s.executor in ("threads", "ffcv"):

@@ -36,6 +36,9 @@ class Contender:
     used: list[tuple[float, float]] = field(default_factory=list)  # CPU seconds per second, MiB, of each round
 
 
+_FIRST = 0.3  # seconds of a turn that is not counted unless it is the only one: longer than what was made ahead
+
+
 def measure(
     contenders: list[Contender],
     device: torch.device,
@@ -62,7 +65,7 @@ def measure(
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
                 try:
-                    rate, cpu, memory = _turn(contender, device, seconds if i else 0.0)
+                    rate, cpu, memory = _turn(contender, device, seconds if i else min(seconds, _FIRST))
                 except Exception as error:
                     if not tolerant:
                         raise
