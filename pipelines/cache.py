@@ -1,9 +1,10 @@
 """`--cache`: what was decoded once is kept as raw pixels at full size, in memory or on a disk, and read from there in
 later epochs and runs. The pixels are those that were decoded, to the bit.
 
-On a disk: one file of pixels, made as long as its limit without taking the room, and one of where each image lies, 24
-bytes an image, both mapped and shared by the processes of the machine. A row has a checksum of its pixels, which a
-process compares before it first takes them: what a kill or a crash left half written is decoded again.
+On a disk: one file of pixels, made as long as its limit without taking the room, and one of where each image lies, 32
+bytes an image, both mapped and shared by the processes of the machine. A row has the size and time of the file that the
+image came from and a checksum of its pixels, which a process compares before it first takes them: what has changed
+since, or a kill or a crash left half written, is decoded again.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import shutil
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -37,8 +39,10 @@ from saccade.pipelines.sources import BadImage, Source
 from saccade.pipelines.sources.fingerprint import spread
 
 _HEAD = np.dtype([("format", "<i8"), ("images", "<i8"), ("taken", "<i8")])
-_ROW = np.dtype([("place", "<i8"), ("height", "<i4"), ("width", "<i4"), ("sum", "<u8")])  # place: from 1; 0 is none
-_FORMAT, _EXTENT = 1, 64 << 20  # _EXTENT: bytes of the file that a process takes at once for what it will write
+_ROW = np.dtype(  # place: from 1; 0 is none
+    [("place", "<i8"), ("height", "<i4"), ("width", "<i4"), ("sum", "<u8"), ("stamp", "<u8")]
+)
+_FORMAT, _EXTENT = 2, 64 << 20  # _EXTENT: bytes of the file that a process takes at once for what it will write
 _MOST_SIDE = 1 << 24
 
 
@@ -57,7 +61,7 @@ class Cache:
 
     def pixels(self, number: int) -> np.ndarray | None:
         """(H, W, 3) uint8, not to be written to; None where the image is not here."""
-        place, height, width, expected = self._rows[number].tolist()
+        place, height, width, expected, stamp = self._rows[number].tolist()
         if not place:
             return None
         end = place - 1 + 3 * height * width
@@ -65,7 +69,7 @@ class Cache:
             return None
         found = self._buffer[place - 1 : end]
         if not self._known[number]:
-            if zlib.crc32(found.data) != expected:
+            if stamp != self._stamp(number) or zlib.crc32(found.data) != expected:
                 return None
             self._known[number] = True
         return found.reshape(height, width, 3)
@@ -91,7 +95,7 @@ class Cache:
         except OSError as error:
             return self._say_full(f"cannot be written ({error.strerror})")
         row = self._rows[number : number + 1]
-        row["height"], row["width"], row["sum"] = *pixels.shape[:2], self._sum(flat)
+        row["height"], row["width"], row["sum"], row["stamp"] = *pixels.shape[:2], self._sum(flat), self._stamp(number)
         row["place"] = place + 1
         self._known[number] = True
 
@@ -107,6 +111,9 @@ class Cache:
 
     def _sum(self, flat: np.ndarray) -> int:
         return 0  # what this process wrote into its memory is known
+
+    def _stamp(self, number: int) -> int:
+        return 0
 
     def _reserve(self, size: int) -> int | None:
         with self._lock:
@@ -136,10 +143,14 @@ def _memory(size: int) -> mmap.mmap:
 
 
 class DiskCache(Cache):
-    """The same in files that outlive the process, named after the data's fingerprint."""
+    """The same in files that outlive the process, named after the data's fingerprint. stamp: of the file that an image
+    lies in, another one when that has changed."""
 
-    def __init__(self, folder: Path, key: str, count: int, limit: int) -> None:
+    def __init__(
+        self, folder: Path, key: str, count: int, limit: int, stamp: Callable[[int], int] = lambda number: 0
+    ) -> None:
         super().__init__(count, 0, str(folder))
+        self._stamp_of = stamp
         data, table = folder / f"saccade-{key}.pixels", folder / f"saccade-{key}.rows"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -162,6 +173,9 @@ class DiskCache(Cache):
 
     def _sum(self, flat: np.ndarray) -> int:
         return zlib.crc32(flat.data)
+
+    def _stamp(self, number: int) -> int:
+        return self._stamp_of(number)
 
     def _write(self, place: int, flat: np.ndarray) -> None:
         left = flat.data
@@ -216,8 +230,18 @@ def open_cache(asked: str, gigabytes: float | None, source: Source, images: dict
         cache = Cache(len(source), int(limit), "in memory")
         cache.fills = float(min(whole, limit))
         return cache, f"cached in memory: {told}"
-    cache = DiskCache(folder, _key(source, images), len(source), int(limit))
+    cache = DiskCache(folder, _key(source, images), len(source), int(limit), partial(_stamp, source))
     return cache, f"cached in {folder}, where {len(cache):,} are: {told}"
+
+
+def _stamp(source: Source, number: int) -> int:
+    """Of the size and time of the file that an image lies in; 0 where it lies in none."""
+    place = source.reader.lies_in(source.index, number)
+    try:
+        stat = os.stat(place) if place is not None else None
+    except OSError:
+        return 0
+    return 0 if stat is None else zlib.crc32(f"{stat.st_size} {stat.st_mtime_ns}".encode())
 
 
 def _key(source: Source, images: dict[str, Any]) -> str:

@@ -73,6 +73,9 @@ class BetonReader(Reader):
             self._file = mapped(self.path)
         return self._file
 
+    def lies_in(self, index: Index, i: int) -> Path:
+        return self.path
+
     def piece(self, index: Index, i: int) -> np.ndarray:
         """(bytes,) uint8: image i as it lies in the file, a JPEG or raw pixels."""
         start = index.columns["offset"][i]

@@ -37,16 +37,19 @@ class FileReader(Reader):
         self.folder = folder
 
     def encoded(self, index: Index, i: int) -> bytes:
-        name = f"{self.folder}{os.sep}{index.names[i]}"
+        name = self.lies_in(index, i)
         try:
             with open(name, "rb", buffering=0) as file:  # no buffer to copy through
                 return file.readall()
         except OSError as error:
             raise bad_image(error, name) from error
 
+    def lies_in(self, index: Index, i: int) -> str:
+        return f"{self.folder}{os.sep}{index.names[i]}"
+
     def file_size(self, index: Index, i: int) -> int:
         try:
-            return os.stat(self.folder / index.names[i]).st_size
+            return os.stat(self.lies_in(index, i)).st_size
         except OSError:
             return -1
 

@@ -77,6 +77,10 @@ class MixedReader(Reader):
         part, row = self._at(index, i)
         return part.size(row)
 
+    def lies_in(self, index: Index, i: int) -> str | Path | None:
+        part, row = self._at(index, i)
+        return part.reader.lies_in(part.index, row)
+
     def name(self, index: Index, i: int) -> str:
         part, row = self._at(index, i)
         return f"{part.name}: {part.name_of(row)}"

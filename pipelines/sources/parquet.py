@@ -62,6 +62,9 @@ class TableReader(Reader):
         self.__dict__.update(state)
         self._restart()
 
+    def lies_in(self, index: Index, i: int) -> Path:
+        return self.files[int(self._groups[int(index.columns["container"][i])][0])]
+
     def encoded(self, index: Index, i: int) -> bytes:
         group, row = int(index.columns["container"][i]), int(index.columns["place"][i])
         value = self._column(group)[row].as_py()

@@ -66,6 +66,9 @@ class ShardReader(Reader):
             raise BadImage(_CUT)
         return data
 
+    def lies_in(self, index: Index, i: int) -> Path:
+        return self.files[int(index.columns["container"][i])]
+
     def size(self, index: Index, i: int) -> tuple[int, int]:
         header = jpeg_header(self.encoded(index, i))
         return (header.height, header.width) if header else super().size(index, i)

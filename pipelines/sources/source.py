@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -81,6 +82,10 @@ class Reader:
     def file_size(self, index: Index, i: int) -> int:
         """Bytes of the file that image i is; -1 where it is none of its own."""
         return -1
+
+    def lies_in(self, index: Index, i: int) -> str | Path | None:
+        """The file that image i is, or lies in; None where there is none."""
+        return None
 
     def array(self, index: Index) -> np.ndarray | None:
         """The whole set as (N, H, W, 3) uint8, if it lies in memory like that."""

@@ -1,6 +1,8 @@
 """--cache: the views of a run without one, to the bit; nothing decoded twice; damage, limits and other processes."""
 
+import os
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -101,9 +103,31 @@ def test_what_is_damaged_is_decoded_again(photos, tmp_path, damage):
         if damage == "cut short":
             file.truncate(30_000)
         else:
-            file.seek(20_000 if damage == "half written" else 24 + 24 * 7)
-            file.write(bytes(range(1, 251)) * 40 if damage == "half written" else b"\xff" * 24)
+            file.seek(20_000 if damage == "half written" else 24 + 32 * 7)
+            file.write(bytes(range(1, 251)) * 40 if damage == "half written" else b"\xff" * 32)
     assert_equal(expected, epochs(FolderSource(photos), cache=asked))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "jpg.beton"])
+def test_photos_that_were_changed_in_place_are_decoded_again(photos, tmp_path, kind):
+    """One of them, of the same size, which no sample of the names, sizes and bytes of a large set would meet."""
+    data = photos if kind == "folder" else tmp_path / kind
+    if kind != "folder":
+        assert convert([str(photos), str(data), *(["--to", "wds"] if kind == "tar" else [])]) == 0
+    asked = f"disk:{tmp_path / 'kept'}"
+    before = epochs(open_data(str(data))[0], cache=asked)
+    file = next(data.rglob("*.tar")) if kind == "tar" else photos / "09.jpg" if kind == "folder" else data
+    old, then, whole = (photos / "09.jpg").read_bytes(), file.stat(), file.read_bytes()
+    other = stored(picture(99, side=64).resize((49, 52)), "JPEG", quality=30).ljust(len(old), b"\0")
+    assert len(other) == len(old) and whole.count(old) == 1
+    file.write_bytes(whole.replace(old, other))
+    os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns + 10**9))
+    after = epochs(open_data(str(data))[0])
+    with pytest.raises(AssertionError):
+        assert_equal(before, after)
+    key = next((tmp_path / "kept").glob("*.rows")).stem.removeprefix("saccade-")
+    with mock.patch.object(caches, "_key", return_value=key):
+        assert_equal(after, epochs(open_data(str(data))[0], cache=asked))
 
 
 def test_a_full_cache_says_so_once_and_the_rest_is_decoded(photos, tmp_path, monkeypatch, capsys):
