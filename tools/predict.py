@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from saccade.pipelines.sources.options import add_flags
 from saccade.runs.ranks import Ranks
 from saccade.tools.tuning import Fitted, logits
 
+SHOWN = 5  # images whose answers are printed too
 EXAMPLES = {
     "NEW_PHOTOS --from outputs/FINETUNED --out predictions.csv": "name,label,confidence of each image",
     "PHOTOS --split val --from outputs/FINETUNED": "of one split; where it has labels, how often that is right",
@@ -77,6 +80,7 @@ def predict(flags: argparse.Namespace, ranks: Ranks) -> None:
     fitted = Fitted(subject.backbone, classifier.layer())
     several = len(data.splits) > 1
     lines = [["name", *(["split"] if several else []), "label", "confidence"]]
+    seen = bool(subject.folder and trained_on(subject.folder, flags.data))
     for split, source in data.splits.items():
         if ranks.main:
             source.account.show()
@@ -87,13 +91,26 @@ def predict(flags: argparse.Namespace, ranks: Ranks) -> None:
             if source.name_of(i) not in source.known_bad:
                 row = [f"{classifier.classes[int(which[i])]}", f"{float(sure[i]):.4f}"]
                 lines.append([printable(source.key_of(i)), *([split] if several else []), *row])
-        print(printable(f"{split}: {told(source, which, sure, classifier)}"))
+        print(printable(f"{split}: {told(source, which, sure, classifier, seen)}"))
     ranks.on_main("writing the table", lambda: write_csv(Path(flags.out), lines))
+    if ranks.main and len(lines) - 1 <= SHOWN:
+        for name, *_, label, confidence in lines[1:]:
+            print(printable(f"  {name}: {label}, {100 * float(confidence):.1f} % sure"))
     print(printable(f"{flags.out}: {len(lines) - 1:,} images"))
 
 
-def told(source: Source, which: torch.Tensor, sure: torch.Tensor, classifier: Classifier) -> str:
-    """A line on what was found, and on how often it is right where the images have labels of these classes."""
+def trained_on(folder: Path, data: str) -> bool:
+    """Whether the classifier's record says that it was made of these very images."""
+    try:
+        recorded = json.loads((folder / "finetuned.json").read_text(encoding="utf-8"))["data"]
+        return os.path.realpath(recorded) == os.path.realpath(data)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def told(source: Source, which: torch.Tensor, sure: torch.Tensor, classifier: Classifier, seen: bool = False) -> str:
+    """A line on what was found, and on how often it is right where the images have labels of these classes. seen: some
+    of them it was trained on."""
     line = f"{len(source):,} images, {100 * float(sure.mean()):.1f} % sure on average"
     if source.known_bad:
         line += f"; {len(source.known_bad)} unreadable ones left out, such as {next(iter(source.known_bad))}"
@@ -103,11 +120,14 @@ def told(source: Source, which: torch.Tensor, sure: torch.Tensor, classifier: Cl
     names = source.classes or tuple(map(str, range(int(source.labels.max()) + 1)))
     number = np.array([*(place.get(name, -1) for name in names), -1])[source.labels]
     known = number >= 0
+    if source.known_bad:
+        known &= np.array([source.name_of(i) not in source.known_bad for i in range(len(source))])
     if not known.any():
         return f"{line}; its labels are of other classes"
     right = int((which.numpy()[known] == number[known]).sum())
     value, low, high = wilson(right, int(known.sum()))
-    return f"{line}; {value:.1f} % right (95 %: {low:.1f} to {high:.1f}) of {int(known.sum()):,} with a label"
+    line += f"; {value:.1f} % right (95 %: {low:.1f} to {high:.1f}) of {int(known.sum()):,} with a label"
+    return line + ("; it was trained on some of these, which it knows better than others" if seen else "")
 
 
 if __name__ == "__main__":

@@ -186,6 +186,24 @@ def test_predictions_are_the_networks_softmax(place, tmp_path, capsys):
     assert f"{right:.1f} % right" in capsys.readouterr().out
 
 
+def test_few_predictions_are_printed_and_those_on_what_it_learned_from_are_told(place, tmp_path, capsys):
+    tuned(place, tmp_path / "out", "--head-only", "--epochs", 3)
+    record = tmp_path / "out" / "finetuned.json"
+    learned = json.loads(record.read_text())["data"]
+    capsys.readouterr()
+    for data, seen in ((learned, True), (str(place / "test.npz"), False)):
+        table = tmp_path / f"{seen}.csv"
+        assert predict.main([data, "--from", str(tmp_path / "out"), "--out", str(table)]) == 0
+        assert ("it was trained on some of these" in capsys.readouterr().out) == seen
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    table = tmp_path / "one.csv"
+    assert predict.main([str(tmp_path / "one.png"), "--from", str(tmp_path / "out"), "--out", str(table)]) == 0
+    with table.open() as file:
+        [row] = csv.DictReader(file)
+    assert f"one.png: {row['label']}, {100 * float(row['confidence']):.1f} % sure" in capsys.readouterr().out
+
+
 def sure_logits():
     """Logits of 300 images, right six times of ten and surer than that, with their labels."""
     generator = torch.Generator().manual_seed(0)
