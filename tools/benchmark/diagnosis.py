@@ -69,8 +69,9 @@ def advise(s: Speeds, part: str) -> list[str]:
     fits = s.decoded_set is not None and s.executor != "resident" and s.decoded_set < 0.5 * s.free_memory
     if part in ("disk", "decode") and fits:
         advice.append(
-            f"the decoded set is {s.decoded_set:.1f} GiB and fits into memory: saccade convert DATA raw.beton "
-            f"--store raw, then --data raw.beton: no decoding, {gain(_without(s.loader, s.decode))}"
+            f"the decoded set is {s.decoded_set:.1f} GiB and fits into memory: --cache ram (threads, ffcv) decodes in "
+            "the first epoch only; or saccade convert DATA raw.beton --store raw, then --data raw.beton: no decoding, "
+            f"{gain(_without(s.loader, s.decode))}"
         )
     if part == "disk":
         advice.append("copy the data to a local disk, or saccade convert DATA DIR --to wds: large files read in order")
