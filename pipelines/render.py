@@ -203,8 +203,9 @@ def _paint(
             image = _triton().finish(image, look, mean, std, dtype if last else torch.float32)
         else:
             sources = render_cpu.Sources.of_batch(image)
-            out = render_cpu.render_family(sources, view, [look], params, (mean, std), resized=False)[0]
-            image = _finish(out, dtype if last else torch.float32)
+            some, out = render_cpu.prepare_family(sources, view, [look], params, (mean, std), resized=False)
+            render_cpu.in_threads(some, len(params), torch.get_num_threads())
+            image = _finish(out[0], dtype if last else torch.float32)
         if last:
             return image
     image = normalise(image, *normalisation)

@@ -67,25 +67,6 @@ class Sources:
         return Sources(buffer.contiguous(), offset.contiguous(), 3 * size[:, 1], 3, 1, size, scale)
 
 
-def render_family(
-    sources: Sources,
-    view: View,
-    looks: Sequence[Look],
-    params: ViewParams,
-    normalisation: Normalisation,
-    resized: bool = True,
-    threads: int | None = None,
-) -> Tensor:
-    """(F, N, S, S, 3) float32, normalised: F looks of the one crop and flip that `view` and `params` give.
-
-    resized: False where the sources are S x S views already, which get colour and blur only.
-    threads: None for as many as torch uses.
-    """
-    some, out = prepare_family(sources, view, looks, params, normalisation, resized)
-    in_threads(some, len(params), threads or torch.get_num_threads())
-    return out
-
-
 def prepare_family(
     sources: Sources,
     view: View,
@@ -94,8 +75,11 @@ def prepare_family(
     normalisation: Normalisation,
     resized: bool = True,
 ) -> tuple[Callable[[int, int], None], Tensor]:
-    """The same before the pixels are there: what renders samples start..stop, from where `sources` says at that moment
-    that they lie, and the (F, N, S, S, 3) that it writes to."""
+    """What renders samples start..stop, from where `sources` says at that moment that they lie; and what it writes to,
+    (F, N, S, S, 3) float32, normalised: F looks of the one crop and flip that `view` and `params` give.
+
+    resized: False where the sources are S x S views already, which get colour and blur only.
+    """
     arguments, out = _arguments(sources, view, looks, params, normalisation, resized)
     return lambda start, stop: _kernel(arguments)(start, stop, *arguments), out
 

@@ -228,7 +228,7 @@ def parser(
         "--decode",
         default="exact",
         help="exact, or scaled: JPEGs much larger than the views are decoded at 1/2, 1/4 or 1/8 where all crops allow "
-        "it, which is faster; views differ by less than 1 of 255 on average (default: exact)",
+        "it, which is faster; views of photos differ by less than 1 of 255 on average (default: exact)",
     )
     machine.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     machine.add_argument(
